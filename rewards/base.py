@@ -1,0 +1,59 @@
+"""What a reward takes and gives back. Everything here is plain data, importable without torch."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RewardInput:
+    """One response and the problem it answers."""
+
+    text: str  # the response decoded, special tokens left out
+    num_tokens: int  # tokens of the response, end-of-turn token included
+    max_tokens: int  # the limit the response was sampled under, in tokens
+    finish: str  # a value of sapo_vl.types.Finish ("stop", "length"); a plain str, so that workers need no torch
+    token_ids: tuple[int, ...] = ()  # [R] ids of the response
+    id: str = ""  # id of the problem
+    task: str = ""  # task of the problem
+    answer: str = ""  # the reference answer ("gold")
+    meta: Mapping[str, Any] = field(default_factory=dict)  # whatever else the problem carries for its reward
+    images: tuple[Image.Image, ...] = ()  # RGB; empty unless the reward sets `needs_images = True`
+
+
+@dataclass(frozen=True, slots=True)
+class RewardOutput:
+    """A score and the numbers it was made of (logged under their names)."""
+
+    score: float
+    parts: Mapping[str, float] = field(default_factory=dict)
+
+
+class Unscorable(Exception):
+    """The reward cannot judge this response, for example because the reference answer makes no sense.
+
+    Such a response is left out of the update and counted. It is not the same as a wrong answer, which scores 0.
+    """
+
+
+RewardFn = Callable[..., RewardOutput]  # fn(x: RewardInput, **params) -> RewardOutput
+
+
+def needs_images(reward: RewardFn) -> bool:
+    """Whether the reward looks at the images (it carries the attribute `needs_images = True`)."""
+    return bool(getattr(reward, "needs_images", False))
+
+
+def signature_problem(reward: RewardFn, params: Mapping[str, Any]) -> str:
+    """Why `reward(x, **params)` cannot be called, or "" if it can."""
+    try:
+        inspect.signature(reward).bind(object(), **params)
+    except TypeError as error:
+        return str(error)
+    return ""

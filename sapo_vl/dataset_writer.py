@@ -1,0 +1,112 @@
+"""Writing a data set folder: all splits and their manifest appear at once or not at all."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import json
+import os
+import platform
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import PIL
+import pyarrow as pa
+
+import sapo_vl
+from sapo_vl.data import FEATURES, row_from_problem
+from sapo_vl.types import Problem
+
+ROWS_PER_BATCH = 1000
+
+
+def write_splits(
+    splits: Mapping[str, Iterable[Problem]],
+    out: Path,
+    *,
+    recipe: str,
+    arguments: Mapping[str, Any],
+    notes: Mapping[str, Any] | None = None,
+) -> dict[str, Any]:
+    """Saves `splits` as the data set folder `out` (a `datasets.DatasetDict`) and returns its manifest.
+
+    The problems are consumed one batch at a time, split after split. manifest.json holds the recipe's name
+    and arguments (its seed among them), rows per split and task, the versions that wrote it, and `notes`,
+    which is read when the last split is written, so that a generator may still fill it.
+
+    Everything is written to a folder beside `out` and renamed at the end. Raises FileExistsError if `out` is
+    there already, ValueError for an id that occurs twice in a split.
+    """
+    if out.exists():
+        raise FileExistsError(f"{out} exists already; choose another folder or delete this one")
+    work = out.parent / f".{out.name}.{os.getpid()}.tmp"
+    work.mkdir(parents=True)
+    try:
+        parts = work / "parts"
+        parts.mkdir()
+        counts: dict[str, dict[str, int]] = {}
+        saved = datasets.DatasetDict()
+        for name, problems in splits.items():
+            file = parts / f"{name}.arrow"
+            counts[name] = _write_arrow(name, problems, file)
+            saved[name] = datasets.Dataset.from_file(str(file))
+        manifest = {
+            "recipe": recipe,
+            "arguments": dict(arguments),
+            "rows": counts,
+            "notes": dict(notes or {}),
+            "versions": _versions(),
+        }
+        folder = work / "folder"
+        with _no_progress_bars():
+            saved.save_to_disk(str(folder))
+        text = json.dumps(manifest, indent=2, ensure_ascii=False)
+        (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        folder.rename(out)
+    finally:
+        shutil.rmtree(work)
+    return manifest
+
+
+def _write_arrow(split: str, problems: Iterable[Problem], file: Path) -> dict[str, int]:
+    """Streams the rows of one split into `file`; the number of rows per task."""
+    tasks: collections.Counter[str] = collections.Counter()
+    ids: set[str] = set()
+    schema = FEATURES.arrow_schema
+    stream = iter(problems)
+    with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
+        while batch := list(islice(stream, ROWS_PER_BATCH)):
+            for problem in batch:
+                if problem.id in ids:
+                    raise ValueError(f"id {problem.id!r} occurs twice in split {split!r}; ids must be unique")
+                ids.add(problem.id)
+                tasks[problem.task] += 1
+            writer.write_table(pa.Table.from_pylist([row_from_problem(p) for p in batch], schema=schema))
+    return dict(sorted(tasks.items()))
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "sapo_vl": sapo_vl.__version__,
+        "python": platform.python_version(),
+        "datasets": datasets.__version__,
+        "pillow": PIL.__version__,
+        "numpy": np.__version__,
+    }
+
+
+@contextlib.contextmanager
+def _no_progress_bars() -> Iterator[None]:
+    """One bar a split for a save that takes a second would bury the recipe's own output."""
+    shown = not datasets.are_progress_bars_disabled()
+    datasets.disable_progress_bars()
+    try:
+        yield
+    finally:
+        if shown:
+            datasets.enable_progress_bars()

@@ -1,0 +1,188 @@
+"""Log-probabilities of given tokens under the sampling law, without the [N, V] logits in memory.
+
+The law is softmax(hidden @ weight.T / temperature) with banned ids at probability 0: exactly what the rollout
+engine draws from, so that the ratio of policies is a ratio of the same kind of law.
+
+N tokens, H hidden size, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Up to this many logits (16 MB in float32) they are kept: three matrix products instead of four, so faster.
+PLAIN_MAX_LOGITS = 4_000_000
+
+
+def token_logprobs(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    *,
+    temperature: float,
+    banned_ids: Tensor | None = None,
+    chunk_size: int = 128,
+    chunked: bool | None = None,
+) -> tuple[Tensor, Tensor]:
+    """(log-prob of each target [N], entropy of each position in nats [N]), both float32; the entropy has no
+    gradient.
+
+    hidden [N, H] and weight [V, H] (the output head, which may be tied to the embedding) in any floating
+    dtype; logits are float32. targets [N] and banned_ids [n] are int64. hidden[i] must be the state that
+    predicts targets[i].
+
+    chunked: None chooses by size. The chunked way holds [chunk_size, V] at a time and recomputes logits in
+    backward; for its gradient it keeps `weight` itself and no copy, so the storage may be released and
+    refilled in between (ZeRO-3).
+
+    Raises ValueError for a shape that does not fit, a temperature <= 0, a chunk_size < 1, and for a target
+    that is outside [0, V) or banned, naming its position.
+    """
+    _check(hidden, weight, targets, temperature, banned_ids, chunk_size)
+    if chunked is None:
+        # A half-precision head would be copied to float32 by the plain way; chunks can use it as it is.
+        chunked = targets.numel() * weight.shape[0] > PLAIN_MAX_LOGITS or weight.dtype != torch.float32
+    # Autocast would round the logits to half precision.
+    with torch.autocast(device_type=hidden.device.type, enabled=False):
+        if chunked:
+            return _ChunkedLogprobs.apply(hidden, weight, targets, temperature, banned_ids, chunk_size)
+        return _plain(hidden, weight, targets, temperature, banned_ids)
+
+
+def _plain(
+    hidden: Tensor, weight: Tensor, targets: Tensor, temperature: float, banned_ids: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """The same by log_softmax over all N rows at once, differentiated automatically."""
+    logits = F.linear(hidden.float(), weight.float()) / temperature  # [N, V]
+    if banned_ids is not None:
+        logits = logits.index_fill(1, banned_ids, float("-inf"))
+    log_law = logits.log_softmax(dim=-1)
+    with torch.no_grad():
+        law = log_law.exp()
+        entropy = -torch.where(law > 0, law * log_law, 0.0).sum(dim=-1)  # 0 * -inf would be NaN
+    return log_law.gather(1, targets[:, None])[:, 0], entropy
+
+
+class _ChunkedLogprobs(torch.autograd.Function):
+    """d logp_i / d logits_i = onehot(target_i) - law_i, from logits recomputed chunk by chunk in backward."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        temperature: float,
+        banned_ids: Tensor | None,
+        chunk_size: int,
+    ) -> tuple[Tensor, Tensor]:
+        size = targets.numel()
+        logprobs = torch.empty(size, dtype=torch.float32, device=hidden.device)
+        entropy = torch.empty_like(logprobs)
+        log_norm = torch.empty_like(logprobs)  # [N] log of the sum over the vocabulary
+        for start in range(0, size, chunk_size):
+            part = slice(start, start + chunk_size)
+            logits = _logits(hidden[part], weight, temperature, banned_ids)
+            log_norm[part] = logits.logsumexp(dim=-1)
+            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - log_norm[part]
+            law = torch.exp(logits - log_norm[part, None])
+            if banned_ids is not None:
+                logits.index_fill_(1, banned_ids, 0.0)  # their law is 0, and 0 * -inf would be NaN
+            entropy[part] = log_norm[part] - logits.mul_(law).sum(dim=-1)
+        ctx.save_for_backward(hidden, weight, targets, banned_ids, log_norm)
+        ctx.temperature, ctx.chunk_size = temperature, chunk_size
+        ctx.mark_non_differentiable(entropy)
+        return logprobs, entropy
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, _grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, banned_ids, log_norm = ctx.saved_tensors
+        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.empty_like(hidden) if wants_hidden else None
+        # float32 whatever the dtype of the weight: a sum over thousands of tokens loses its small terms in
+        # bfloat16.
+        grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
+        for start in range(0, targets.numel(), ctx.chunk_size):
+            part = slice(start, start + ctx.chunk_size)
+            slope = _logits(hidden[part], weight, ctx.temperature, banned_ids)
+            slope.sub_(log_norm[part, None]).exp_().neg_()  # -law
+            slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))  # onehot - law
+            slope.mul_((grad[part] / ctx.temperature)[:, None])  # [C, V] d loss / d (hidden @ weight.T)
+            if grad_hidden is not None:
+                grad_hidden[part] = _matmul(slope, weight, like=(hidden, weight)).to(hidden.dtype)
+            if grad_weight is not None:
+                grad_weight += _matmul(slope.t(), hidden[part], like=(hidden, weight))
+        if grad_weight is not None:
+            grad_weight = grad_weight.to(weight.dtype)
+        return grad_hidden, grad_weight, None, None, None, None
+
+
+def _logits(hidden: Tensor, weight: Tensor, temperature: float, banned_ids: Tensor | None) -> Tensor:
+    """[C, V] float32 logits of the law, banned ids at -inf. A tensor of its own, free to be written to."""
+    logits = _matmul(hidden, weight.t(), like=(hidden, weight)).div_(temperature)
+    if banned_ids is not None:
+        logits.index_fill_(1, banned_ids, float("-inf"))
+    return logits
+
+
+def _matmul(a: Tensor, b: Tensor, *, like: tuple[Tensor, Tensor]) -> Tensor:
+    """a @ b in float32. On CUDA, if both tensors in `like` are of one half-precision dtype, with operands of
+    that dtype:
+    the tensor cores then sum in float32 and the head is not copied."""
+    first, second = like
+    if a.is_cuda and first.dtype == second.dtype and first.dtype in (torch.bfloat16, torch.float16):
+        return torch.mm(a.to(first.dtype), b.to(first.dtype), out_dtype=torch.float32)
+    return torch.mm(a.float(), b.float())
+
+
+def _check(
+    hidden: Tensor,
+    weight: Tensor,
+    targets: Tensor,
+    temperature: float,
+    banned_ids: Tensor | None,
+    chunk_size: int,
+) -> None:
+    if hidden.dim() != 2 or weight.dim() != 2 or hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden must be [N, H] and weight [V, H], got {tuple(hidden.shape)} and {tuple(weight.shape)}"
+        )
+    if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
+        raise ValueError(
+            f"targets must be [{hidden.shape[0]}] int64 to fit hidden, "
+            f"got {tuple(targets.shape)} {targets.dtype}"
+        )
+    if not 0 < temperature < float("inf"):
+        raise ValueError(
+            f"temperature is {temperature}; it must be the positive one that the responses were sampled at"
+        )
+    if chunk_size < 1:
+        raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
+    if banned_ids is not None and (banned_ids.dim() != 1 or banned_ids.dtype != torch.int64):
+        raise ValueError(
+            f"banned_ids must be one-dimensional int64, got {tuple(banned_ids.shape)} {banned_ids.dtype}"
+        )
+    _check_targets(targets, weight.shape[0], banned_ids)
+
+
+def _check_targets(targets: Tensor, vocab_size: int, banned_ids: Tensor | None) -> None:
+    """One device sync; without it an id out of range is a device assert and a banned one a silent -inf."""
+    wrong = (targets < 0) | (targets >= vocab_size)
+    if banned_ids is not None:
+        wrong |= torch.isin(targets, banned_ids)
+    if not bool(wrong.any()):
+        return
+    position = int(wrong.nonzero()[0, 0])
+    target = int(targets[position])
+    if not 0 <= target < vocab_size:
+        raise ValueError(f"targets[{position}] is {target}, outside the vocabulary [0, {vocab_size})")
+    raise ValueError(
+        f"targets[{position}] is the banned id {target}, which has probability 0; "
+        "the sampler must ban the same ids as the trainer"
+    )

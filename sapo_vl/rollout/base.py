@@ -1,0 +1,100 @@
+"""The protocol every rollout engine follows, and the sampling law they share."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+import numpy as np
+import torch
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from sapo_vl.strict import Strict
+from sapo_vl.types import Prompt, RolloutGroup
+
+
+class RolloutConfig(Strict):
+    """How responses are sampled during training."""
+
+    engine: Literal["transformers"] = "transformers"  # in process, on the trainer's own weights
+    prompts_per_step: int = Field(32, ge=1)  # over all ranks
+    group_size: int = Field(8, ge=1)  # responses per prompt (G)
+    max_new_tokens: int = Field(2048, ge=1)
+    temperature: float = Field(1.0, gt=0)
+    top_p: float = Field(1.0, gt=0, le=1)
+    top_k: int = Field(0, ge=0)  # 0 = off
+    prompts_per_batch: int = Field(64, ge=1)  # prompts sampled together on a rank: bounds the memory of the KV cache
+    # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
+    old_logprobs: Literal["rollout", "trainer"] = "rollout"
+
+    @model_validator(mode="after")
+    def _recorded_law_must_be_the_trained_one(self) -> RolloutConfig:
+        if self.old_logprobs == "rollout" and (self.top_p < 1 or self.top_k > 0):
+            raise ValueError(
+                f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.old_logprobs=rollout: the recorded "
+                "law is cut to the likeliest tokens and the trained one is not, so ratios would not start at 1; set "
+                "rollout.old_logprobs=trainer, or top_p=1 and top_k=0"
+            )
+        return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SamplingParams:
+    """One request to an engine. temperature 0 = greedy. `seed` fixes every response, whatever the batching."""
+
+    n: int
+    max_new_tokens: int
+    temperature: float
+    top_p: float = 1.0
+    top_k: int = 0
+    seed: int = 0
+
+
+class RolloutEngine(Protocol):
+    """Samples responses. `generate` is called by all ranks together, with equally many prompts on each."""
+
+    weight_version: int  # of the weights it samples from
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+        """One group of `params.n` responses per prompt, in order. Responses of a group are independent draws."""
+        ...
+
+    def sync(self, version: int) -> None:
+        """Take over the trainer's weights, which are now version `version`."""
+        ...
+
+
+def uniforms(prompt_id: str, sample: int, seed: int, length: int) -> np.ndarray:
+    """[length] float64 in [0, 1): the randomness of one response, a function of its names alone.
+
+    Independent of rank, batch and order, so a run on one rank and a run on two sample the same responses.
+    """
+    key = hashlib.blake2b(f"{seed}\0{prompt_id}\0{sample}".encode(), digest_size=16).digest()
+    return np.random.Generator(np.random.Philox(key=int.from_bytes(key, "little"))).random(length)
+
+
+def sample_tokens(logits: Tensor, u: Tensor, params: SamplingParams) -> tuple[Tensor, Tensor]:
+    """Draws one token per row by inverting the cumulative distribution at `u`.
+
+    logits [B, V] fp32, banned ids at -inf; u [B] float64 in [0, 1). Returns (ids [B] int64, log-probs [B] fp32
+    under the law drawn from: after bans, temperature, top-k and top-p, renormalised). Greedy has log-prob 0.
+    """
+    if params.temperature == 0:
+        ids = logits.argmax(-1)
+        return ids, torch.zeros(len(ids), dtype=torch.float32, device=logits.device)
+    logits = logits / params.temperature
+    if params.top_k > 0:
+        kth = logits.topk(min(params.top_k, logits.shape[-1]), dim=-1).values[:, -1:]
+        logits = logits.masked_fill(logits < kth, float("-inf"))
+    if params.top_p < 1:
+        ordered, order = logits.sort(dim=-1, descending=True)
+        before = ordered.softmax(-1).cumsum(-1) - ordered.softmax(-1)  # mass of the likelier tokens
+        cut = torch.zeros_like(logits, dtype=torch.bool).scatter(1, order, before >= params.top_p)
+        logits = logits.masked_fill(cut, float("-inf"))
+    logprobs = logits.log_softmax(-1)
+    cdf = logprobs.double().exp().cumsum(-1)
+    ids = torch.searchsorted(cdf, (u[:, None] * cdf[:, -1:]).contiguous(), right=True)[:, 0]
+    return ids, logprobs.gather(1, ids[:, None])[:, 0]

@@ -1,0 +1,128 @@
+#!/usr/bin/env bash
+# Makes the Python environment that every other script runs in. Safe to call any number of times.
+#
+#   bash scripts/setup.sh          the pinned CPU set (requirements/cpu.txt)
+#   bash scripts/setup.sh --gpu    for NVIDIA GPUs, with vLLM (requirements/gpu.txt)
+#
+# A call without a flag keeps the kind the environment already has. The environment is .venv in the repository
+# root, or the folder named by SAPO_VL_VENV. When nothing changed since the last call it returns at once; an
+# environment left half-made (a killed install, a removed interpreter) is repaired.
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+venv=${SAPO_VL_VENV:-$root/.venv}
+stamp=$venv/.sapo-vl-setup # two lines: the kind, and the fingerprint of what was installed
+log=$venv/setup.log
+python=$venv/bin/python
+
+say() { printf 'setup: %s\n' "$*" >&2; }
+die() {
+    say "error: $*"
+    exit 1
+}
+
+kind=
+case ${1-} in
+    '') ;;
+    --cpu | --gpu) kind=${1#--} ;;
+    *) die "unknown argument '$1'; use --cpu, --gpu or nothing" ;;
+esac
+
+# Everything the environment depends on, as one hash. Fails when the interpreter is missing or broken.
+# -I: PYTHONPATH and the user's own site-packages have no say.
+fingerprint() {
+    "$python" -I -S - "$root" "$kind" <<'PY'
+import hashlib
+import pathlib
+import sys
+
+root, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
+digest = hashlib.sha256(f"{root} {kind} {sys.version}".encode())
+for name in (f"requirements/{kind}.txt", "pyproject.toml", "scripts/setup.sh"):
+    digest.update((root / name).read_bytes())
+print(digest.hexdigest())
+PY
+}
+
+find_python() {
+    local name
+    for name in python3.13 python3.12 python3.11 python3; do
+        # Running it is the test: version managers put names on the PATH that only print an error.
+        if "$name" -I -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+            command -v "$name"
+            return
+        fi
+    done
+    die "no usable Python: need 3.11 or newer with venv and ensurepip, looked for python3.13, python3.12," \
+        "python3.11 and python3 on the PATH. On Debian and Ubuntu: apt-get install python3 python3-venv"
+}
+
+make_venv() {
+    # A Python that runs and has pip is kept, whatever is or is not installed in it.
+    if "$python" -I -m pip --version >/dev/null 2>&1; then
+        # pip would take a package whose install was cut off for a complete one. The file INSTALLER is among the
+        # last that it writes; without its metadata folder a package is installed over.
+        local meta
+        for meta in "$venv"/lib/python3*/site-packages/*.dist-info; do
+            if [[ -d $meta && ! -f $meta/INSTALLER ]]; then
+                say "removing the traces of a cut-off install: $(basename "$meta")"
+                rm -rf "$meta"
+            fi
+        done
+        return
+    fi
+    if [[ -e $venv && ! -f $venv/pyvenv.cfg && -n $(ls -A "$venv") ]]; then
+        die "$venv exists and is no Python environment; move it away or name another folder in SAPO_VL_VENV"
+    fi
+    local base
+    base=$(find_python)
+    say "making $venv with $base"
+    "$base" -I -m venv --clear "$venv"
+}
+
+# pip_install MESSAGE ARGUMENTS...: `pip install`, a few times over if need be, for the network's sake.
+# --no-compile: bytecode is written at first import instead, for the modules that are really used.
+pip_install() {
+    local message=$1 try start=$SECONDS
+    shift
+    say "$message"
+    for try in 1 2 3; do
+        if "$python" -I -m pip install --quiet --no-input --no-compile --disable-pip-version-check "$@" \
+            >>"$log" 2>&1; then
+            say "$message: done in $((SECONDS - start)) s"
+            return
+        fi
+        say "pip failed (try $try of 3); the end of $log:"
+        tail -n 8 "$log" >&2
+        sleep $((try * 2))
+    done
+    die "pip failed three times. Look above; then call this script again, it goes on where it stopped"
+}
+
+# One call at a time for this repository: the others wait here and then find the work done.
+exec 9<"${BASH_SOURCE[0]}"
+if command -v flock >/dev/null && ! flock --nonblock 9; then
+    say "another setup is running; waiting for it"
+    flock 9
+fi
+
+old_kind=
+old_fingerprint=
+if [[ -f $stamp ]]; then
+    { read -r old_kind && read -r old_fingerprint; } <"$stamp" || true
+fi
+kind=${kind:-${old_kind:-cpu}}
+if [[ $old_kind == "$kind" && -n $old_fingerprint && $(fingerprint 2>/dev/null) == "$old_fingerprint" ]]; then
+    exit 0
+fi
+
+rm -f "$stamp" # from here until the end the environment counts as half-made
+make_venv
+: >"$log"
+pip_install "installing requirements/$kind.txt (several GB the first time)" -r "$root/requirements/$kind.txt"
+pip_install "installing the package in place" --no-deps --no-build-isolation -e "$root"
+"$python" -I -c 'import sapo_vl, torch, torchvision' || die "the environment does not import; see $log"
+
+printf '%s\n%s\n' "$kind" "$(fingerprint)" >"$stamp.part"
+mv "$stamp.part" "$stamp"
+say "ready after $SECONDS s: $venv"

@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Everything that must hold before a commit: lint, format, types, and all tests, the slow ones too.
+# Sets the environment up first if need be. No GPU and no network (after the setup) are used.
+#
+#   bash scripts/test.sh                        all of it
+#   bash scripts/test.sh -k losses -m 'not slow'    arguments go to pytest
+set -euo pipefail
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+cd "$root"
+bash scripts/setup.sh
+source scripts/env.sh
+
+# The model hub is never asked: what tests need, they make. Results must not depend on a GPU being there.
+export HF_HUB_OFFLINE=1 CUDA_VISIBLE_DEVICES=
+# More threads than cores slow tiny tensors down, and tests start rank processes of their own.
+export OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
+
+failed=()
+check() {
+    local name=$1
+    shift
+    printf '== %s\n' "$name"
+    "$@" || failed+=("$name")
+}
+
+check 'ruff check' ruff check --quiet .
+check 'ruff format' ruff format --check --quiet .
+check 'pyright' pyright --pythonpath "$(command -v python)"
+check 'pytest' python -m pytest --durations=15 --durations-min=1 "$@"
+
+# Silence on success keeps pytest's closing line the last one.
+if ((${#failed[@]})); then
+    printf 'FAILED: %s\n' "${failed[@]}" >&2
+    exit 1
+fi

@@ -1,0 +1,76 @@
+"""Settings every test runs under: no model hub, no network, one thread, and a seed that can be repeated."""
+
+import os
+import random
+import sys
+from collections.abc import Generator
+from typing import Any
+
+# Before the imports of torch and transformers below, which read some of these only once.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["HF_DATASETS_OFFLINE"] = "1"
+os.environ["TOKENIZERS_PARALLELISM"] = "false"
+os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import settings
+
+torch.set_num_threads(1)
+
+# derandomize=False: where the variable CI is set, hypothesis would run the same examples each time; fresh ones
+# find more. deadline=None: the first call of many functions compiles or loads something, and machines are shared.
+settings.register_profile("sapo_vl", deadline=None, derandomize=False, print_blob=True)
+settings.load_profile("sapo_vl")
+
+LOCAL_HOSTS = ("localhost", "127.", "::1")
+
+
+def refuse_remote(event: str, args: tuple[Any, ...]) -> None:
+    """Audit hook: a connection from Python code to another machine is an error. Local servers are fine."""
+    if event != "socket.connect":
+        return
+    address = args[1]  # (host, port, ...) for IP, a path for Unix sockets
+    if isinstance(address, tuple) and not str(address[0]).startswith(LOCAL_HOSTS):
+        raise RuntimeError(f"a test tried to connect to {address[0]}:{address[1]}; tests use no network")
+
+
+sys.addaudithook(refuse_remote)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--seed", type=int, default=None, help="seed of the `seed` fixture (default: a fresh one)"
+    )
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.seed is None:
+        config.option.seed = random.SystemRandom().randrange(2**31)
+
+
+def pytest_report_header(config: pytest.Config) -> str:
+    return f"seed: {config.option.seed}"
+
+
+@pytest.fixture
+def seed(request: pytest.FixtureRequest) -> int:
+    """This run's seed, with torch, numpy and random seeded by it. The same in every test of a run."""
+    value = int(request.config.option.seed)
+    torch.manual_seed(value)
+    np.random.seed(value)
+    random.seed(value)
+    return value
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    report = yield
+    if report.failed and "seed" in getattr(item, "fixturenames", ()):
+        report.sections.append(
+            ("seed", f"repeat with: pytest --seed {item.config.option.seed} '{item.nodeid}'")
+        )
+    return report
