@@ -1,7 +1,7 @@
 """Rewards: what a response is worth. Each is a function `fn(x: RewardInput, **params) -> RewardOutput`.
 
-To add one: write a file beside this one, add a line to REWARDS. docs/rewards.md walks through it, also for a reward
-that lives outside this repository.
+To add one: write a file beside this one, add a line to REWARDS. docs/rewards.md walks through it, also for a
+reward that lives outside this repository.
 """
 
 from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
@@ -23,9 +23,9 @@ REWARDS: dict[str, RewardFn] = {
     "word": word,
 }
 
-# Rewards that run in the trainer's own process. To be listed here a reward must end in time proportional to the
-# length of the response whatever the response is: string search, expressions without nested repetition, arithmetic
-# on bounded numbers. Everything else runs in worker processes that can be killed.
+# Rewards that run in the trainer's own process. To be listed here a reward must end in time proportional to
+# the length of the response whatever the response is: string search, expressions without nested repetition,
+# arithmetic on bounded numbers. Everything else runs in worker processes that can be killed.
 IN_PROCESS = frozenset({"box_iou", "choice", "format", "length", "number", "repetition", "word"})
 
 __all__ = ["IN_PROCESS", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

@@ -18,7 +18,7 @@ class RewardInput:
     text: str  # the response decoded, special tokens left out
     num_tokens: int  # tokens of the response, end-of-turn token included
     max_tokens: int  # the limit the response was sampled under, in tokens
-    finish: str  # a value of sapo_vl.types.Finish ("stop", "length"); a plain str, so that workers need no torch
+    finish: str  # value of sapo_vl.types.Finish; a plain str, so that workers need no torch
     token_ids: tuple[int, ...] = ()  # [R] ids of the response
     id: str = ""  # id of the problem
     task: str = ""  # task of the problem
@@ -38,7 +38,8 @@ class RewardOutput:
 class Unscorable(Exception):
     """The reward cannot judge this response, for example because the reference answer makes no sense.
 
-    Such a response is left out of the update and counted. It is not the same as a wrong answer, which scores 0.
+    Such a response is left out of the update and counted. It is not the same as a wrong answer, which scores
+    0.
     """
 
 
@@ -56,4 +57,6 @@ def signature_problem(reward: RewardFn, params: Mapping[str, Any]) -> str:
         inspect.signature(reward).bind(object(), **params)
     except TypeError as error:
         return str(error)
+    except ValueError:  # a callable that does not tell its signature, such as one written in C
+        return ""
     return ""

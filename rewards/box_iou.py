@@ -17,11 +17,11 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2 with x1 < x2 and y1 < 
 def box_iou(x: RewardInput) -> RewardOutput:
     """1 if the IoU of the answer box and the gold box reaches meta["threshold"] (default 0.5), else 0.
 
-    A box is four numbers x1, y1, x2, y2 in the unit of the gold (pixels, lattice cells, 0-1000: nothing is rescaled),
-    with or without brackets. It covers x1 <= x < x2 and y1 <= y < y2, so a box of one pixel is [5, 5, 6, 6]. With
-    meta["inclusive"] = true, x2 and y2 name the last column and row inside the box, and one cell is [5, 5, 5, 5].
-    A box without area, with swapped corners, or any other count of numbers (two boxes!) scores 0.
-    parts["iou"] is the raw IoU in [0, 1].
+    A box is four numbers x1, y1, x2, y2 in the unit of the gold (pixels, lattice cells, 0-1000: nothing is
+    rescaled), with or without brackets. It covers x1 <= x < x2 and y1 <= y < y2, so a box of one pixel is [5,
+    5, 6, 6]. With meta["inclusive"] = true, x2 and y2 name the last column and row inside the box, and one
+    cell is [5, 5, 5, 5]. A box without area, with swapped corners, or any other count of numbers (two boxes!)
+    scores 0. parts["iou"] is the raw IoU in [0, 1].
 
     Raises:
         Unscorable: the gold is no such box, or the threshold is not in (0, 1].

@@ -13,10 +13,10 @@ _LETTER = re.compile(r"\(([A-Za-z])\)(?: (.+))?|([A-Za-z])(?:[.):](?: (.+))?)?")
 def choice(x: RewardInput) -> RewardOutput:
     """1 if the last `<answer>` names the gold option, by its letter or by its text, else 0.
 
-    The whole answer must name it: "B", "(B)", "B. red" and "red" do (if option B reads "red"); "B or C", "B. blue"
-    and a sentence with a B in it do not. meta["choices"] lists the texts of options A, B, ...; where it is absent,
-    gold and answer are letters. An answer that is literally the text of an option means that option, also where
-    it looks like a letter.
+    The whole answer must name it: "B", "(B)", "B. red" and "red" do (if option B reads "red"); "B or C", "B.
+    blue" and a sentence with a B in it do not. meta["choices"] lists the texts of options A, B, ...; where it
+    is absent, gold and answer are letters. An answer that is literally the text of an option means that
+    option, also where it looks like a letter.
 
     Raises:
         Unscorable: the gold names no option, or two options read the same.
@@ -24,7 +24,7 @@ def choice(x: RewardInput) -> RewardOutput:
     options = _options(x.meta.get("choices"))
     gold = _option(plain(x.answer), options)
     if gold is None:
-        raise Unscorable(f"the reference answer {x.answer[:40]!r} names none of the options {options or 'A-Z'}")
+        raise Unscorable(f"reference answer {x.answer[:40]!r} names none of the options {options or 'A-Z'}")
     answer = last_answer(x.text)
     return RewardOutput(float(answer is not None and _option(plain(answer), options) == gold))
 
@@ -32,7 +32,8 @@ def choice(x: RewardInput) -> RewardOutput:
 def _options(choices: Any) -> list[str]:
     if choices is None:
         return []
-    if not isinstance(choices, list | tuple) or not all(isinstance(c, str) for c in choices) or len(choices) > 26:
+    texts = isinstance(choices, list | tuple) and all(isinstance(c, str) for c in choices)
+    if not texts or len(choices) > 26:
         raise Unscorable(f"meta['choices'] must be a list of at most 26 texts, got {str(choices)[:60]!r}")
     options = [plain(c).casefold() for c in choices]
     if not options or "" in options or len(set(options)) < len(options):

@@ -1,19 +1,19 @@
 """Find the final answer in a response. One strict reading, shared by every reward that compares answers.
 
-All functions are single passes over the text with plain string search, so their time grows linearly with its length
-whatever a model writes.
+All functions are single passes over the text with plain string search, so their time grows linearly with its
+length whatever a model writes.
 """
 
 import re
 
 _ANSWER_TAG = re.compile(r"</?answer>")
-# Full-width ASCII (common after Chinese text) and the Unicode minus have one plain equivalent each. Look-alikes
-# from other alphabets are left alone: a Cyrillic letter is not the Latin option letter.
+# Full-width ASCII (common after Chinese text) and the Unicode minus have one plain equivalent each.
+# Look-alikes from other alphabets are left alone: a Cyrillic letter is not the Latin option letter.
 _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0x2212: "-"}
 
 
 def plain(text: str) -> str:
-    """Full-width characters and the Unicode minus as ASCII, runs of white space as one blank, ends trimmed."""
+    """Full-width characters and the Unicode minus as ASCII, white space as single blanks, ends trimmed."""
     return " ".join(text.translate(_PLAIN).split())
 
 
@@ -44,7 +44,7 @@ def last_answer(text: str) -> str | None:
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Content of the last `\boxed{...}` of the reply, braces matched, or None if it is absent or unclosed."""
+    r"""Content of the last `\boxed{...}` of the reply, braces matched; None if absent or unclosed."""
     _, found, rest = reply(text).rpartition("\\boxed{")
     if not found:
         return None

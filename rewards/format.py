@@ -8,9 +8,9 @@ _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 def format_tags(x: RewardInput, think_in_prompt: bool = False) -> RewardOutput:
     """1 if the response is `<think>...</think> <answer>...</answer>` and nothing else, else 0.
 
-    Each tag occurs exactly once, in this order; both parts hold something other than white space; only white space
-    stands around and between them. With think_in_prompt the chat template has already written `<think>`, and the
-    response starts inside the thinking.
+    Each tag occurs exactly once, in this order; both parts hold something other than white space; only white
+    space stands around and between them. With think_in_prompt the chat template has already written
+    `<think>`, and the response starts inside the thinking.
     """
     text = "<think>" + x.text if think_in_prompt else x.text
     text = text.strip()
@@ -20,5 +20,6 @@ def format_tags(x: RewardInput, think_in_prompt: bool = False) -> RewardOutput:
     think, closed, rest = rest.partition("</think>")
     between, opened, rest = rest.partition("<answer>")
     answer, ended, after = rest.partition("</answer>")
-    in_order = bool(closed and opened and ended)
-    return RewardOutput(float(in_order and not (before or between.strip() or after) and bool(think.strip() and answer.strip())))
+    in_order = closed and opened and ended
+    alone = not (before or between.strip() or after)
+    return RewardOutput(float(bool(in_order and alone and think.strip() and answer.strip())))

@@ -20,4 +20,4 @@ def length(x: RewardInput, limit: int | None = None, buffer: int | None = None) 
     if not 1 <= buffer <= limit:
         raise ValueError(f"length needs 1 <= buffer <= limit, got buffer={buffer} and limit={limit} tokens")
     over = x.num_tokens - (limit - buffer)
-    return RewardOutput(-min(max(over / buffer, 0.0), 1.0))
+    return RewardOutput(min(max(-over / buffer, -1.0), 0.0))

@@ -7,14 +7,14 @@ from typing import Any
 from rewards.base import RewardInput, RewardOutput, Unscorable
 from rewards.extract import last_answer_or_boxed, plain
 
-DEFAULT_TOLERANCE = 1e-9
+DEFAULT_TOLERANCE = Fraction(1, 10**9)
 _MAX_CHARS = 40
 # ASCII digits only; an exponent of at most two digits keeps the exact arithmetic small.
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?")
 
 
 def parse_number(text: str) -> Fraction | None:
-    """The one number `text` consists of, exactly; None for anything else (words, units, two numbers, NaN, inf)."""
+    """The one number `text` consists of, exactly; None for words, units, two numbers, NaN, inf."""
     text = plain(text)
     if len(text) > 1 and text.startswith("$") and text.endswith("$"):
         text = text[1:-1].strip()
@@ -29,7 +29,7 @@ def parse_number(text: str) -> Fraction | None:
 def number(x: RewardInput) -> RewardOutput:
     r"""1 if the last `<answer>` (or, without answer tags, the last `\boxed{}`) is the gold number, else 0.
 
-    "Is" means |answer - gold| <= meta["tolerance"], an absolute tolerance in the unit of the gold (1e-9 if not given).
+    "Is" means |answer - gold| <= meta["tolerance"], absolute, in the unit of the gold (1e-9 if not given).
 
     Raises:
         Unscorable: the gold is not a number, or the tolerance is not a finite number >= 0.
@@ -37,7 +37,7 @@ def number(x: RewardInput) -> RewardOutput:
     gold = parse_number(x.answer)
     if gold is None:
         raise Unscorable(f"the reference answer {x.answer[:40]!r} is not a number")
-    tolerance = _tolerance(x.meta.get("tolerance", DEFAULT_TOLERANCE))
+    tolerance = _tolerance(x.meta["tolerance"]) if "tolerance" in x.meta else DEFAULT_TOLERANCE
     answer = last_answer_or_boxed(x.text)
     value = None if answer is None else parse_number(answer)
     return RewardOutput(float(value is not None and abs(value - gold) <= tolerance))

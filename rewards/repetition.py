@@ -6,8 +6,8 @@ from rewards.base import RewardInput, RewardOutput
 def repetition(x: RewardInput, n: int = 6) -> RewardOutput:
     """Minus the share of n-grams of token ids that occurred before in the response, in (-1, 0].
 
-    Counting token ids rather than words makes it work for languages without blanks and for small vocabularies.
-    A response shorter than n tokens scores 0.
+    Counting token ids rather than words makes it work for languages without blanks and for small
+    vocabularies. A response shorter than n tokens scores 0.
 
     Raises:
         ValueError: n < 1.

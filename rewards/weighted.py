@@ -14,8 +14,8 @@ def weighted(
 ) -> RewardOutput:
     """Sum of weights[name] * score of rewards[name]; `rewards` maps "accuracy" to the problem's own reward.
 
-    Every term appears in the parts under its name, before weighting, and its own parts as "name/part". A weight of 0
-    logs a reward without training on it.
+    Every term appears in the parts under its name, before weighting, and its own parts as "name/part". A
+    weight of 0 logs a reward without training on it.
     """
     score, parts = 0.0, {}
     for name, weight in weights.items():

@@ -29,7 +29,7 @@ class AdvantageConfig(Strict):
     std_floor: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """A group is dead if its std is at most this times max(1, largest |reward|): rounding, no difference."""
     keep_dead_groups: bool = False
-    """Give the scored responses of a dead group advantage 0 (they dilute the step) and do not drop them."""
+    """Give the scored responses of a dead group advantage 0, so that they still count in the means."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

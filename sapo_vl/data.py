@@ -7,7 +7,7 @@ import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import datasets
 import pyarrow as pa
@@ -169,24 +169,28 @@ def _messages_from_json(text: str) -> tuple[Mapping[str, Any], ...]:
 class ProblemSet:
     """A split of a data set folder: the rows stay on disk (memory-mapped) until `get` decodes one.
 
-    tasks: the task of every row, in row order.
+    tasks: the task of every row, in row order. rewards: the different (task, reward) pairs of the rows.
     """
 
     def __init__(self, path: str | Path, split: str) -> None:
-        """Opens `split` of the folder `path`. Raises DataError if folder, split or columns are not as needed."""
+        """Opens `split` of folder `path`. Raises DataError if folder, split or columns are not as needed."""
         self.path, self.split = Path(path), split
         rows = _open_split(path, split)
         _check_columns(rows, self._where)
-        if len(rows) == 0:
-            raise DataError(f"{self._where} has no rows; build the set with more than 0 for this split")
         self._rows = rows.with_format("arrow")
-        self.tasks: list[str] = rows.select_columns(["task"]).with_format("arrow")[:]["task"].to_pylist()
+        self.tasks: list[str] = rows.data.column("task").to_pylist()
+        self.rewards: list[tuple[str, str]] = self._pairs(rows)
         nameless = [row for row, task in enumerate(self.tasks) if not task]
         if nameless:
             raise DataError(
                 f"{self._where}: {len(nameless)} rows have no task (first: row {nameless[0]}); "
                 "give every row one, quotas and results are counted by it"
             )
+
+    def _pairs(self, rows: datasets.Dataset) -> list[tuple[str, str]]:
+        """The different (task, reward) pairs of the rows, sorted."""
+        rewards = rows.select_columns(["reward"]).with_format("arrow")[:]["reward"].to_pylist()
+        return sorted({(task, reward or "") for task, reward in zip(self.tasks, rewards, strict=True)})
 
     @property
     def _where(self) -> str:
@@ -199,11 +203,16 @@ class ProblemSet:
         """Row `index`, decoded. Raises BadRow if it cannot be, IndexError if there is no such row."""
         if not 0 <= index < len(self):
             raise IndexError(f"row {index} of {self._where}, which has {len(self)} rows")
-        row = self._rows[index : index + 1].to_pylist()[0]
+        row = raw_row(self._rows, index)
         try:
             return problem_from_row(row)
         except ValueError as error:
             raise BadRow(index, str(row.get("id") or ""), str(error)) from error
+
+
+def raw_row(rows: datasets.Dataset, index: int) -> dict[str, Any]:
+    """Row `index` of a data set in format "arrow" as stored: images are {"bytes", "path"}, not decoded."""
+    return cast(pa.Table, rows[index : index + 1]).to_pylist()[0]
 
 
 def _open_split(path: str | Path, split: str) -> datasets.Dataset:
@@ -221,6 +230,8 @@ def _open_split(path: str | Path, split: str) -> datasets.Dataset:
         raise DataError(
             f"{path} has no split {split!r}, only {splits}; name one of these in the data section"
         )
+    if not any((path / split).glob("*.arrow")):  # `datasets` fails on this with an index error
+        raise DataError(f"split {split!r} of {path} has no rows; {hint}")
     return datasets.Dataset.load_from_disk(str(path / split))
 
 
@@ -253,14 +264,18 @@ def _is_images(kind: pa.DataType) -> bool:
 
 
 class BadRows:
-    """Counts the rows that were met and those that were bad, and stops a run that would train on the rest.
+    """Counts the rows that were met and those that were bad, and stops a run that would go on with the rest.
 
-    The rule: at least MIN_BAD_ROWS (3) bad ones and bad > max_share * seen. The minimum keeps one unlucky row
-    early in a run from ending it; with max_share 0 the first bad row does. A row counts each time it is met.
+    The rule where rows are drawn without end (training): stop at MIN_BAD_ROWS (3) or more bad ones with bad >
+    max_share * seen. The minimum keeps one unlucky row early in a run from ending it; with max_share 0 the
+    first bad row does. A row counts each time it is met.
+
+    The rule for one pass over `total` rows (a build): stop as soon as bad > max_share * total.
     """
 
-    def __init__(self, max_share: float) -> None:
+    def __init__(self, max_share: float, total: int | None = None) -> None:
         self.max_share = max_share
+        self.total = total
         self.seen = 0
         self.bad = 0
         self.first: list[str] = []  # the first few, in words
@@ -273,18 +288,14 @@ class BadRows:
         self.bad += 1
         if len(self.first) < FIRST_BAD_ROWS_SHOWN:
             self.first.append(str(bad))
-        if (self.bad >= MIN_BAD_ROWS or self.max_share == 0) and self.bad > self.max_share * self.seen:
-            raise TooManyBadRows(self._message())
-
-    def finish(self) -> None:
-        """For a pass that is complete: raises TooManyBadRows if bad > max_share * seen, without a minimum."""
-        if self.bad > self.max_share * self.seen:
+        enough = self.total is not None or self.max_share == 0 or self.bad >= MIN_BAD_ROWS
+        if enough and self.bad > self.max_share * (self.total or self.seen):
             raise TooManyBadRows(self._message())
 
     def _message(self) -> str:
         listed = "\n  ".join(self.first)
         return (
-            f"{self.bad} of {self.seen} rows are bad, over the limit max_bad_share={self.max_share}; "
+            f"{self.bad} of {self.total or self.seen} rows are bad, over max_bad_share={self.max_share}; "
             f"repair the data or raise the limit. The first ones:\n  {listed}"
         )
 

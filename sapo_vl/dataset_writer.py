@@ -40,7 +40,7 @@ def write_splits(
     which is read when the last split is written, so that a generator may still fill it.
 
     Everything is written to a folder beside `out` and renamed at the end. Raises FileExistsError if `out` is
-    there already, ValueError for an id that occurs twice in a split.
+    there already, ValueError for a split without rows or an id that occurs twice in one.
     """
     if out.exists():
         raise FileExistsError(f"{out} exists already; choose another folder or delete this one")
@@ -87,6 +87,8 @@ def _write_arrow(split: str, problems: Iterable[Problem], file: Path) -> dict[st
                 ids.add(problem.id)
                 tasks[problem.task] += 1
             writer.write_table(pa.Table.from_pylist([row_from_problem(p) for p in batch], schema=schema))
+    if not tasks:
+        raise ValueError(f"split {split!r} has no rows; leave it out or ask the recipe for more")
     return dict(sorted(tasks.items()))
 
 

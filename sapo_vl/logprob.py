@@ -29,8 +29,8 @@ def token_logprobs(
     chunk_size: int = 128,
     chunked: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """(log-prob of each target [N], entropy of each position in nats [N]), both float32; the entropy has no
-    gradient.
+    """Log-prob of each target [N] and entropy of each position [N] in nats, float32; no gradient of the
+    entropy.
 
     hidden [N, H] and weight [V, H] (the output head, which may be tied to the embedding) in any floating
     dtype; logits are float32. targets [N] and banned_ids [n] are int64. hidden[i] must be the state that
@@ -89,11 +89,12 @@ class _ChunkedLogprobs(torch.autograd.Function):
             part = slice(start, start + chunk_size)
             logits = _logits(hidden[part], weight, temperature, banned_ids)
             log_norm[part] = logits.logsumexp(dim=-1)
-            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - log_norm[part]
-            law = torch.exp(logits - log_norm[part, None])
+            log_law = logits.sub_(log_norm[part, None])
+            logprobs[part] = log_law.gather(1, targets[part, None])[:, 0]
+            law = log_law.exp()
             if banned_ids is not None:
-                logits.index_fill_(1, banned_ids, 0.0)  # their law is 0, and 0 * -inf would be NaN
-            entropy[part] = log_norm[part] - logits.mul_(law).sum(dim=-1)
+                log_law.index_fill_(1, banned_ids, 0.0)  # their law is 0, and 0 * -inf would be NaN
+            entropy[part] = -log_law.mul_(law).sum(dim=-1)
         ctx.save_for_backward(hidden, weight, targets, banned_ids, log_norm)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         ctx.mark_non_differentiable(entropy)
@@ -105,8 +106,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         hidden, weight, targets, banned_ids, log_norm = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
-        # float32 whatever the dtype of the weight: a sum over thousands of tokens loses its small terms in
-        # bfloat16.
+        # float32 whatever the dtype of the weight: a long sum loses its small terms in bfloat16.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         for start in range(0, targets.numel(), ctx.chunk_size):
             part = slice(start, start + ctx.chunk_size)
@@ -132,9 +132,10 @@ def _logits(hidden: Tensor, weight: Tensor, temperature: float, banned_ids: Tens
 
 
 def _matmul(a: Tensor, b: Tensor, *, like: tuple[Tensor, Tensor]) -> Tensor:
-    """a @ b in float32. On CUDA, if both tensors in `like` are of one half-precision dtype, with operands of
-    that dtype:
-    the tensor cores then sum in float32 and the head is not copied."""
+    """a @ b in float32.
+
+    On CUDA, if both tensors in `like` are of one half-precision dtype, the operands are of that dtype: the
+    tensor cores still sum in float32, and the head is not copied."""
     first, second = like
     if a.is_cuda and first.dtype == second.dtype and first.dtype in (torch.bfloat16, torch.float16):
         return torch.mm(a.to(first.dtype), b.to(first.dtype), out_dtype=torch.float32)

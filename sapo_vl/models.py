@@ -56,6 +56,8 @@ class ModelError(ValueError):
 def read_config(path: str, revision: str | None = None) -> PreTrainedConfig:
     """The folder's config; ModelError if it is missing or of a model family that is not supported."""
     folder = Path(path)
+    if not folder.exists() and (folder.is_absolute() or path.startswith(".") or len(folder.parts) > 2):
+        raise ModelError(f"model.path={path!r}: there is no such folder")
     if folder.exists() and not (folder / "config.json").exists():
         raise ModelError(f"model.path={path!r} has no config.json; give a Hugging Face model folder")
     try:

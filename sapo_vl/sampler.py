@@ -24,7 +24,8 @@ def quota_counts(quotas: Mapping[str, float], batch_size: int) -> dict[str, int]
     the decimal numbers they are written as (0.1 is one tenth).
 
     Raises QuotaError for a quota that is negative or not finite, quotas that are all 0, a batch size below 1,
-    or a positive quota that would get no prompt."""
+    or a positive quota that would get no prompt.
+    """
     if batch_size < 1:
         raise QuotaError(f"batch size is {batch_size}; it must be at least 1")
     weights = _integer_weights(quotas)
@@ -33,7 +34,8 @@ def quota_counts(quotas: Mapping[str, float], batch_size: int) -> dict[str, int]
     if starved:
         raise QuotaError(
             f"a batch of {batch_size} prompts has no room for {starved} under the quotas {dict(quotas)}; "
-            f"use a batch of {_smallest_batch(weights)} or more, raise these quotas, or set them to 0"
+            f"the smallest batch with room for all is {_smallest_batch(weights)}; take that, "
+            "raise these quotas, or set them to 0"
         )
     return counts
 
@@ -54,7 +56,8 @@ class QuotaSampler:
         task.
 
         Raises QuotaError if quotas and data do not name the same tasks, for what `quota_counts` rejects, and
-        for a task with fewer rows than a batch asks of it."""
+        for a task with fewer rows than a batch asks of it.
+        """
         self._rows = {task: np.flatnonzero(np.asarray(tasks) == task) for task in sorted(set(tasks))}
         quotas = dict(quotas) or dict.fromkeys(self._rows, 1.0)
         _check_tasks(self._rows, quotas)
@@ -91,7 +94,8 @@ class QuotaSampler:
         A pure function of (seed, step, bad, attempt): it does not move the walk, so ranks that each look at
         their own part of a batch stay in step. attempt: 0 for the first try, 1 if that row was bad as well,
         and so on. exclude: rows that must not be chosen, usually the batch. Raises QuotaError if no row is
-        left."""
+        left.
+        """
         task = self._task_of[bad]
         rows = [int(row) for row in self._rows[task] if row != bad and row not in exclude]
         if attempt >= len(rows):
@@ -194,7 +198,8 @@ def _smallest_batch(weights: Mapping[str, int]) -> int:
     """The smallest batch in which every task of positive weight gets a prompt.
 
     Found by trying: with the largest-remainder method a larger batch can give a task less (Alabama paradox).
-    A seat is never won with a share below 1 / number of tasks, and a share of 1 is always enough."""
+    A seat is never won with a share below 1 / number of tasks, and a share of 1 is always enough.
+    """
     positive = [weight for weight in weights.values() if weight]
     total, least = sum(positive), min(positive)
     size = max(len(positive), -(-total // (least * len(positive))))

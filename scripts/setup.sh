@@ -58,8 +58,9 @@ find_python() {
 }
 
 make_venv() {
-    # A Python that runs and has pip is kept, whatever is or is not installed in it.
-    if "$python" -I -m pip --version >/dev/null 2>&1; then
+    # A finished one is kept, whatever is or is not installed in it: pip works, and the activate script, which
+    # `venv` writes last, is there.
+    if [[ -f $venv/bin/activate ]] && "$python" -I -m pip --version >/dev/null 2>&1; then
         # pip would take a package whose install was cut off for a complete one. The file INSTALLER is among the
         # last that it writes; without its metadata folder a package is installed over.
         local meta
@@ -76,7 +77,7 @@ make_venv() {
     fi
     local base
     base=$(find_python)
-    say "making $venv with $base"
+    say "making $venv with $base (several GB; takes some minutes)"
     "$base" -I -m venv --clear "$venv"
 }
 
@@ -119,7 +120,7 @@ fi
 rm -f "$stamp" # from here until the end the environment counts as half-made
 make_venv
 : >"$log"
-pip_install "installing requirements/$kind.txt (several GB the first time)" -r "$root/requirements/$kind.txt"
+pip_install "installing requirements/$kind.txt" -r "$root/requirements/$kind.txt"
 pip_install "installing the package in place" --no-deps --no-build-isolation -e "$root"
 "$python" -I -c 'import sapo_vl, torch, torchvision' || die "the environment does not import; see $log"
 

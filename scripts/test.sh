@@ -24,8 +24,8 @@ check() {
     "$@" || failed+=("$name")
 }
 
-check 'ruff check' ruff check --quiet .
-check 'ruff format' ruff format --check --quiet .
+check 'ruff check' ruff check --quiet --output-format concise .
+check 'ruff format' ruff format --check --quiet --output-format concise .
 check 'pyright' pyright --pythonpath "$(command -v python)"
 check 'pytest' python -m pytest --durations=15 --durations-min=1 "$@"
 

@@ -21,8 +21,8 @@ from hypothesis import settings
 
 torch.set_num_threads(1)
 
-# derandomize=False: where the variable CI is set, hypothesis would run the same examples each time; fresh ones
-# find more. deadline=None: the first call of many functions compiles or loads something, and machines are shared.
+# derandomize=False: where CI is set, hypothesis would run the same examples each time; fresh ones find more.
+# deadline=None: first calls compile and load things, and machines are shared.
 settings.register_profile("sapo_vl", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("sapo_vl")
 

@@ -1,0 +1,38 @@
+"""Arguments of a recipe from the command line."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+from typing import Any, get_type_hints
+
+import yaml
+
+
+class UsageError(ValueError):
+    """The command line cannot be used; the message says what to write instead."""
+
+
+def recipe_arguments(build: Callable[..., Any], pairs: Sequence[str], name: str) -> dict[str, Any]:
+    """`key=value` texts as keyword arguments of a recipe, checked against its signature."""
+    known = {
+        k: p
+        for k, p in inspect.signature(build).parameters.items()
+        if p.kind is inspect.Parameter.KEYWORD_ONLY
+    }
+    hints = get_type_hints(build)
+    out: dict[str, Any] = {}
+    for text in pairs:
+        key, sep, value = text.partition("=")
+        if not sep or key not in known:
+            raise UsageError(
+                f"recipe {name}: {text!r}; its arguments are {', '.join(known)}, written key=value"
+            )
+        parsed = value if hints.get(key) is str else yaml.safe_load(value)
+        wanted = hints.get(key)
+        if wanted in (int, float, bool, str) and not isinstance(
+            parsed, (int, float) if wanted is float else wanted
+        ):
+            raise UsageError(f"recipe {name}: {key}={value!r} is not of type {wanted.__name__}")
+        out[key] = parsed
+    return out

@@ -1,0 +1,143 @@
+"""The `sapo-vl` command. Every sub-command is a thin call into the package."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from data_recipes.arguments import UsageError, recipe_arguments
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command; 0 if it succeeded, 2 for bad input (one message, no traceback)."""
+    parser = _parser()
+    args, rest = parser.parse_known_args(argv)
+    # key=value words may stand anywhere, which argparse's own "*" positionals do not allow.
+    if wrong := [text for text in rest if text.startswith("-") or "=" not in text or not args.takes_pairs]:
+        parser.error(f"unexpected {' '.join(wrong)}")
+    args.pairs = rest
+    try:
+        args.run(args)
+    except _bad_input() as error:
+        print(f"sapo-vl {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sapo-vl", description=__doc__)
+    sub = parser.add_subparsers(dest="command", required=True)
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], None], text: str, pairs: bool = False
+    ) -> argparse.ArgumentParser:
+        usage = f"sapo-vl {name} [options] [key=value ...]" if pairs else None
+        p = sub.add_parser(name, help=text, description=text, usage=usage)
+        p.set_defaults(run=run, takes_pairs=pairs)
+        return p
+
+    recipe = add("recipe", _recipe, "Build a data set folder.", pairs=True)
+    recipe.add_argument("name")
+    recipe.add_argument("--out", type=Path, required=True)
+
+    tiny = add("init-tiny", _init_tiny, "Build a tiny Qwen3-VL model with tokenizer and processor.")
+    tiny.add_argument("--kind", choices=["dense", "moe"], default="moe")
+    tiny.add_argument("--data", type=Path, required=True, help="data set folder whose texts train the tokenizer")
+    tiny.add_argument("--out", type=Path, required=True)
+    tiny.add_argument("--seed", type=int, default=0)
+
+    for name, text in (
+        ("sft", "Cold start: fine-tune model.path on the solutions of data.path."),
+        ("train", "Reinforcement learning of model.path on data.path."),
+        ("eval", "Measure model.path on the held-out split of data.path."),
+        ("run", "All stages: data, tiny model (if configured), cold start, training, report."),
+    ):
+        p = add(name, _run if name == "run" else _stage, text, pairs=True)
+        p.add_argument("--config", type=Path)
+        p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR"), help="run folder (or OUT_DIR)")
+        p.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+
+    report = add("report", _report, "Print the table of a run folder and draw its curves.")
+    report.add_argument("run_dir", type=Path)
+    return parser
+
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    """Errors that are the input's, not ours: shown as one message."""
+    from sapo_vl.chat import PromptError
+    from sapo_vl.checkpoint import CheckpointError
+    from sapo_vl.config import ConfigError
+    from sapo_vl.data import DataError, TooManyBadRows
+    from sapo_vl.models import ModelError
+    from sapo_vl.sampler import QuotaError
+    from sapo_vl.scoring import ScoringError, ScoringStopped
+    from sapo_vl.stages import StageFailed
+    from sapo_vl.train import NonFiniteUpdate
+
+    return (
+        UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
+        ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
+    )  # fmt: skip
+
+
+def _recipe(args: argparse.Namespace) -> None:
+    from data_recipes import RECIPES
+
+    if args.name not in RECIPES:
+        raise UsageError(f"no recipe {args.name!r}; there are {', '.join(sorted(RECIPES))}")
+    build = RECIPES[args.name]
+    build(args.out, **recipe_arguments(build, args.pairs, args.name))
+    print(f"wrote {args.out}")
+
+
+def _init_tiny(args: argparse.Namespace) -> None:
+    from sapo_vl.pipeline import build_tiny_model
+
+    build_tiny_model(args.kind, args.data, args.out, args.seed)
+    print(f"wrote {args.out}")
+
+
+def _config(args: argparse.Namespace) -> Any:
+    from sapo_vl.config import load_config
+
+    config = load_config(args.config, args.pairs)
+    if args.print_config:
+        print(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False), end="")
+        raise SystemExit(0)
+    if args.out is None:
+        raise UsageError("no run folder: pass --out DIR or set OUT_DIR")
+    return config
+
+
+def _stage(args: argparse.Namespace) -> None:
+    """One stage: in this process if a launcher started it, else through torchrun with the configured ranks."""
+    from sapo_vl import stages
+
+    config = _config(args)
+    if "RANK" in os.environ:
+        stages.run_stage(args.command, config, Path(args.out))
+        return
+    stages.preflight(config, args.command)
+    stages.launch(args.command, config, Path(args.out))
+
+
+def _run(args: argparse.Namespace) -> None:
+    from sapo_vl.pipeline import run
+
+    print(run(_config(args), Path(args.out)))
+
+
+def _report(args: argparse.Namespace) -> None:
+    from sapo_vl.report import write_report
+
+    print(write_report(args.run_dir))
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,215 @@
+"""The configuration of a run: typed sections, one YAML file, `key=value` overrides.
+
+Each section's class stands beside what it configures; this file only puts them together, reads them, and
+refuses settings that contradict each other before anything is loaded.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin
+
+import yaml
+from pydantic import BaseModel, Field, ValidationError, model_validator
+
+from sapo_vl.advantage import AdvantageConfig
+from sapo_vl.batching import BatchConfig
+from sapo_vl.checkpoint import CheckpointConfig
+from sapo_vl.data import DataConfig
+from sapo_vl.evaluate import EvalConfig
+from sapo_vl.losses import LossConfig
+from sapo_vl.models import ModelConfig
+from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.rollout import RolloutConfig
+from sapo_vl.run_log import LogConfig
+from sapo_vl.scoring import ScoringConfig
+from sapo_vl.sft import ColdStartConfig
+from sapo_vl.strict import Strict
+
+
+class ConfigError(ValueError):
+    """A config that cannot be used. The message names the file, the key, and the fix."""
+
+
+class RecipeConfig(Strict):
+    """A data recipe that `sapo-vl run` builds first when data.path is empty."""
+
+    name: str = ""  # a key of data_recipes.RECIPES; "" = none
+    args: dict[str, Any] = Field(default_factory=dict)  # its keyword arguments
+
+
+class RunConfig(Strict):
+    """Everything about a run. `sapo-vl train --print-config` prints it with all defaults."""
+
+    seed: int = Field(0, ge=0)
+    steps: int = Field(1000, ge=1)  # rollout batches
+    processes: int = Field(0, ge=0)  # ranks on this machine; 0 = one per GPU, or 2 on a CPU
+    resume: str = "auto"  # "auto" = newest complete checkpoint of the run folder, "no", or a checkpoint folder
+    model: ModelConfig = ModelConfig()
+    recipe: RecipeConfig = RecipeConfig()
+    data: DataConfig = DataConfig()
+    cold_start: ColdStartConfig | None = None  # None = no cold start: `sapo-vl run` goes straight to training
+    rollout: RolloutConfig = RolloutConfig()
+    scoring: ScoringConfig = ScoringConfig()
+    advantage: AdvantageConfig = AdvantageConfig()
+    loss: LossConfig = LossConfig()
+    batch: BatchConfig = BatchConfig()
+    optim: OptimConfig = OptimConfig()
+    zero: ZeroConfig = ZeroConfig()
+    eval: EvalConfig = EvalConfig()
+    checkpoint: CheckpointConfig = CheckpointConfig()
+    log: LogConfig = LogConfig()
+
+    @model_validator(mode="after")
+    def _no_contradictions(self) -> RunConfig:
+        faults = [text for wrong, text in _contradictions(self) if wrong]
+        if faults:
+            raise ValueError("; ".join(faults))
+        return self
+
+
+def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
+    """(whether it holds, what to say) for every pair of settings that cannot both be meant."""
+    per_step, minis = c.rollout.prompts_per_step, c.batch.mini_batches
+    lone = c.rollout.group_size == 1
+    return [
+        (
+            bool(c.model.path and c.model.tiny),
+            f"model.path={c.model.path!r} and model.tiny={c.model.tiny!r}: one of them says which model; clear the other",
+        ),
+        (
+            c.model.min_pixels > c.model.max_pixels,
+            f"model.min_pixels={c.model.min_pixels} is above model.max_pixels={c.model.max_pixels}",
+        ),
+        (
+            per_step % minis != 0,
+            f"rollout.prompts_per_step={per_step} cannot be dealt into batch.mini_batches={minis} of equal size",
+        ),
+        (
+            lone and not c.advantage.keep_dead_groups,
+            "rollout.group_size=1 has no group to compare with: every advantage would be dropped; use 2 or more",
+        ),
+        (
+            bool(c.processes) and per_step % max(1, c.processes) != 0,
+            f"rollout.prompts_per_step={per_step} cannot be shared equally by processes={c.processes}",
+        ),
+        (
+            c.optim.name == "muon" and c.zero.stage > 0,
+            f"optim.name=muon with zero.stage={c.zero.stage}: DeepSpeed would clip Muon's orthogonalised update instead "
+            "of the gradient; use zero.stage=0 or optim.name=adamw",
+        ),
+        (
+            c.cold_start is not None and c.model.lora is not None,
+            "cold_start trains all weights and model.lora only adapters; run them as two configs",
+        ),
+        (
+            bool(c.recipe.args) and not c.recipe.name,
+            "recipe.args is set without recipe.name",
+        ),
+        (
+            bool(c.recipe.name and c.data.path),
+            f"recipe.name={c.recipe.name!r} would be built, but data.path={c.data.path!r} is given; clear one (recipe.name=)",
+        ),
+        (
+            "accuracy" not in c.scoring.combine,
+            "scoring.combine has no term 'accuracy', so nothing asks whether an answer is right; give it a weight "
+            "(0 logs it only)",
+        ),
+    ]
+
+
+def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
+    """Reads `path` (YAML; None = defaults) and applies `key=value` overrides, later ones winning.
+
+    Values of overrides are YAML. Raises ConfigError naming file, key and nearest known key.
+    """
+    raw: Any = {}
+    where = "defaults"
+    if path is not None:
+        where = str(path)
+        try:
+            raw = yaml.safe_load(Path(path).read_text()) or {}
+        except FileNotFoundError:
+            raise ConfigError(f"{path}: no such config file; the shipped ones are in configs/") from None
+        except (OSError, yaml.YAMLError) as e:
+            raise ConfigError(f"{path}: {e}") from None
+        if not isinstance(raw, dict):
+            raise ConfigError(f"{path}: a config is a mapping of sections, this is a {type(raw).__name__}")
+    _check_keys(raw, RunConfig, where)
+    for text in overrides:
+        key, sep, value = text.partition("=")
+        if not sep or not key:
+            raise ConfigError(f"override {text!r}: write key=value, as in optim.lr=1e-6")
+        try:
+            parsed = yaml.safe_load(value) if value else ""
+        except yaml.YAMLError as e:
+            raise ConfigError(f"override {text!r}: {e}") from None
+        _set(raw, key.split("."), _number(parsed), text)
+    _check_keys(raw, RunConfig, f"{where} and overrides")
+    try:
+        return RunConfig.model_validate(raw)
+    except ValidationError as e:
+        lines = [f"  {'.'.join(map(str, x['loc'])) or 'settings'}: {x['msg']} (got {str(x['input'])[:120]})" for x in e.errors()]
+        raise ConfigError(f"{where}: this config cannot be used\n" + "\n".join(lines)) from None
+
+
+def save_config(config: RunConfig, path: Path) -> None:
+    """Writes the resolved config, every default included, so that it can be read back with `load_config`."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 1e-6 as text for want of a dot; people mean the number."""
+    if isinstance(value, str):
+        try:
+            return float(value) if "e" in value.lower() else value
+        except ValueError:
+            return value
+    return value
+
+
+def _set(raw: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
+    for key in keys[:-1]:
+        below = raw.get(key)
+        if below is None:
+            below = raw[key] = {}
+        if not isinstance(below, dict):
+            raise ConfigError(f"override {text!r}: {key} holds {below!r} and has no keys")
+        raw = below
+    raw[keys[-1]] = value
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section class of a field, if it is one (perhaps optional)."""
+    for candidate in (annotation, *get_args(annotation)):
+        if isinstance(candidate, type) and issubclass(candidate, BaseModel) and get_origin(candidate) is None:
+            return candidate
+    return None
+
+
+def _check_keys(raw: dict[str, Any], section: type[BaseModel], where: str, prefix: str = "") -> None:
+    for key, value in raw.items():
+        if key not in section.model_fields:
+            known = [prefix + k for k in section.model_fields] + list(_all_keys(RunConfig))
+            near = difflib.get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.5)
+            hint = f"; nearest: {near[0]}" if near else f"; known here: {', '.join(section.model_fields)}"
+            raise ConfigError(f"{where}: unknown key {prefix}{key}{hint}")
+        below = _section(section.model_fields[key].annotation)
+        if below is not None and isinstance(value, dict):
+            _check_keys(value, below, where, f"{prefix}{key}.")
+
+
+def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
+    keys: list[str] = []
+    for name, f in section.model_fields.items():
+        keys.append(prefix + name)
+        below = _section(f.annotation)
+        if below is not None:
+            keys += _all_keys(below, f"{prefix}{name}.")
+    return keys
+
+
+Stage = Literal["sft", "train", "eval"]

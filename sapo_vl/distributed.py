@@ -1,0 +1,94 @@
+"""Ranks and the few collectives the loop needs. One process without a launcher is a world of one."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+import torch.distributed as dist
+
+T = TypeVar("T")
+COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # a rank may wait this long for the slowest rollout of another
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class World:
+    """This process among the others."""
+
+    rank: int
+    size: int
+    device: torch.device
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+    def _reduce(self, values: np.ndarray, op: Any) -> np.ndarray:
+        if self.size == 1:
+            return values
+        tensor = torch.from_numpy(values.copy()).to(self.device)
+        dist.all_reduce(tensor, op=op)
+        return tensor.cpu().numpy()
+
+    def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Elementwise sum over ranks, float64, the same on every rank."""
+        return self._reduce(np.asarray(values, np.float64), dist.ReduceOp.SUM)
+
+    def max(self, value: float) -> float:
+        return float(self._reduce(np.asarray([value], np.float64), dist.ReduceOp.MAX)[0])
+
+    def any(self, flag: bool) -> bool:
+        return self.max(float(flag)) > 0
+
+    def gather(self, item: T) -> list[T]:
+        """The items of all ranks, in rank order, on every rank."""
+        if self.size == 1:
+            return [item]
+        out: list[Any] = [None] * self.size
+        dist.all_gather_object(out, item)
+        return out
+
+    def barrier(self) -> None:
+        if self.size > 1:
+            dist.barrier()
+
+
+def _free_port() -> int:
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        return s.getsockname()[1]
+
+
+def init_world() -> World:
+    """Joins the process group that torchrun or the deepspeed launcher describes; nccl on GPUs, gloo on CPUs.
+
+    Without a launcher the five variables are set for a world of one: DeepSpeed would try MPI otherwise.
+    """
+    import deepspeed
+
+    if "RANK" not in os.environ:
+        os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1")
+        os.environ["MASTER_PORT"] = str(_free_port())
+    local_rank = int(os.environ.get("LOCAL_RANK", "0"))
+    gpu = torch.cuda.is_available()
+    if gpu:
+        torch.cuda.set_device(local_rank)
+    else:
+        # DeepSpeed would compile a C++ all-reduce on first use: minutes, and a compiler that may not be there.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(
+        dist_backend="nccl" if gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False
+    )
+    device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
+    return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+def shutdown_world() -> None:
+    if dist.is_initialized():
+        dist.destroy_process_group()

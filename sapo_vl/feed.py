@@ -1,0 +1,65 @@
+"""Problems become prompts in the training loop: exact task quotas, bad rows replaced and counted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sapo_vl.chat import Chat, PromptError
+from sapo_vl.data import BadRow, BadRows, ProblemSet
+from sapo_vl.distributed import World
+from sapo_vl.sampler import QuotaSampler
+from sapo_vl.types import Prompt
+
+
+class ProblemFeed:
+    """Batches of prompts. All ranks walk the same sampler; each takes its own contiguous share of a batch."""
+
+    def __init__(
+        self, problems: ProblemSet, sampler: QuotaSampler, chat: Chat, max_bad_share: float, world: World
+    ) -> None:
+        if sampler.batch_size % world.size:
+            raise ValueError(
+                f"a batch of {sampler.batch_size} prompts cannot be shared equally by {world.size} ranks; "
+                "make it a multiple of the number of ranks"
+            )
+        self.problems, self.sampler, self.chat, self.world = problems, sampler, chat, world
+        self.bad_rows = BadRows(max_bad_share)
+
+    def next(self) -> list[Prompt]:
+        """This rank's prompts of the next batch.
+
+        A row that cannot be read or tokenised is counted and another row of its task stands in, so quotas hold.
+        Raises TooManyBadRows past the configured share.
+        """
+        batch = next(self.sampler)
+        share = len(batch) // self.world.size
+        mine = batch[self.world.rank * share : (self.world.rank + 1) * share]
+        return [self._prompt(row, batch) for row in mine]
+
+    def _prompt(self, row: int, batch: list[int]) -> Prompt:
+        candidate, attempt = row, 0
+        while True:
+            prompt, bad = read_prompt(self.problems, candidate, self.chat)
+            self.bad_rows.record(bad)
+            if prompt is not None:
+                return prompt
+            candidate = self.sampler.spare(row, attempt, exclude=batch)
+            attempt += 1
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampler": self.sampler.state_dict(), "bad_rows": self.bad_rows.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state["sampler"])
+        self.bad_rows.load_state_dict(state["bad_rows"])
+
+
+def read_prompt(problems: ProblemSet, row: int, chat: Chat) -> tuple[Prompt | None, BadRow | None]:
+    """The prompt of a row, or why there is none."""
+    try:
+        problem = problems.get(row)
+        return chat.prompt(problem), None
+    except BadRow as bad:
+        return None, bad
+    except PromptError as error:
+        return None, BadRow(row, problems.get(row).id, str(error))

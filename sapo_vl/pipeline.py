@@ -1,0 +1,119 @@
+"""`sapo-vl run`: data, tiny model, cold start, training, report. A finished stage is not run again."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+
+from data_recipes import RECIPES
+from data_recipes.arguments import recipe_arguments
+from sapo_vl.config import ConfigError, RunConfig
+from sapo_vl.data import ProblemSet
+from sapo_vl.report import write_report
+from sapo_vl.run_log import write_json
+from sapo_vl.stages import COLD_START_MODEL, COLD_START_RESULT, launch, preflight
+from sapo_vl.tiny import init_tiny
+
+TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer
+# Settings that may change between two calls on one run folder.
+FREE_KEYS = ("steps", "resume", "log", "eval", "checkpoint", "processes")
+
+
+def build_tiny_model(kind: Literal["dense", "moe"], data: Path, out: Path, seed: int) -> Path:
+    """A tiny model whose tokenizer knows the texts of the data set."""
+    return init_tiny(kind, _texts(data), out, seed)
+
+
+def _texts(data: Path) -> Iterator[str]:
+    for split in json.loads((data / "dataset_dict.json").read_text())["splits"]:
+        problems = ProblemSet(data, split)
+        for row in range(min(TOKENIZER_ROWS, len(problems))):
+            problem = problems.get(row)
+            for turn in problem.messages:
+                parts = turn["content"] if isinstance(turn["content"], list) else [{"text": turn["content"]}]
+                yield from (part["text"] for part in parts if "text" in part)
+            if problem.solution:
+                yield problem.solution
+
+
+def run(config: RunConfig, out: Path) -> str:
+    """All stages in order; returns the report. Each stage's seconds go to summary.json under wall_s."""
+    out.mkdir(parents=True, exist_ok=True)
+    _same_settings(config, out)
+    seconds: dict[str, float] = {}
+    config = _timed(seconds, "data", lambda: _data(config, out))
+    config = _timed(seconds, "init", lambda: _model(config, out))
+    config = _timed(seconds, "cold_start", lambda: _cold_start(config, out))
+    preflight(config, "train")
+    _timed(seconds, "rl", lambda: launch("train", config, out))
+    summary = json.loads((out / "summary.json").read_text())
+    summary["wall_s"] |= seconds | {"total": sum(seconds.values())}
+    if (out / COLD_START_RESULT).exists():
+        summary["cold_start"] = json.loads((out / COLD_START_RESULT).read_text())
+    write_json(out / "summary.json", summary)
+    return write_report(out)
+
+
+def _timed(seconds: dict[str, float], name: str, stage: Any) -> Any:
+    print(f"== {name}", flush=True)
+    started = time.monotonic()
+    result = stage()
+    seconds[name] = time.monotonic() - started
+    return result
+
+
+def _data(config: RunConfig, out: Path) -> RunConfig:
+    if not config.recipe.name:
+        return config
+    if config.recipe.name not in RECIPES:
+        raise ConfigError(f"recipe.name={config.recipe.name!r}; there are {', '.join(sorted(RECIPES))}")
+    build = RECIPES[config.recipe.name]
+    folder = out / "data"
+    if not (folder / "dataset_dict.json").exists():
+        given = [f"{k}={v}" for k, v in config.recipe.args.items()]
+        arguments: dict[str, Any] = {"seed": config.seed} | recipe_arguments(build, given, config.recipe.name)
+        build(folder, **arguments)
+    data = config.data.model_copy(update={"path": str(folder)})
+    return config.model_copy(update={"data": data, "recipe": type(config.recipe)()})
+
+
+def _model(config: RunConfig, out: Path) -> RunConfig:
+    if not config.model.tiny:
+        return config
+    folder = out / "init"
+    if not folder.exists():
+        build_tiny_model(config.model.tiny, Path(config.data.path), folder, config.seed)
+    return _with_model(config, folder)
+
+
+def _cold_start(config: RunConfig, out: Path) -> RunConfig:
+    if config.cold_start is None:
+        return config
+    if not (out / COLD_START_RESULT).exists():
+        preflight(config, "sft")
+        launch("sft", config, out)
+    return _with_model(config, out / COLD_START_MODEL)
+
+
+def _with_model(config: RunConfig, folder: Path) -> RunConfig:
+    return config.model_copy(update={"model": config.model.model_copy(update={"path": str(folder), "tiny": ""})})
+
+
+def _same_settings(config: RunConfig, out: Path) -> None:
+    """A run folder belongs to one configuration: mixing two would pass one's stages off as the other's."""
+    path = out / "run.yaml"
+    asked = config.model_dump(mode="json")
+    if path.exists():
+        made = yaml.safe_load(path.read_text())
+        differ = [k for k in asked if k not in FREE_KEYS and asked[k] != made.get(k)]
+        if differ:
+            raise ConfigError(
+                f"{out} was started with other settings ({', '.join(differ)}); give another run folder (OUT_DIR), or "
+                "delete this one"
+            )
+    path.write_text(yaml.safe_dump(asked, sort_keys=False))

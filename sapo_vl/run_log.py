@@ -1,0 +1,235 @@
+"""The run's numbers: metrics.jsonl, which is always written, and the trackers that show it elsewhere."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import math
+import numbers
+import os
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+from accelerate.state import PartialState
+from accelerate.tracking import TensorBoardTracker, TrackioTracker, WandBTracker
+from accelerate.utils import patch_environment
+from pydantic import Field
+
+from sapo_vl.distributed import World
+from sapo_vl.strict import Strict
+
+Phase = Literal["train", "eval", "sft"]
+TrackerName = Literal["tensorboard", "wandb", "trackio"]
+Tracker = TensorBoardTracker | WandBTracker | TrackioTracker
+METRICS_FILE = "metrics.jsonl"
+OWN_KEYS = ("step", "phase", "time", "nonfinite")
+
+
+class LogConfig(Strict):
+    """What a run writes down besides metrics.jsonl."""
+
+    trackers: tuple[TrackerName, ...] = ("tensorboard",)
+    """Where metrics go too: tensorboard to <run folder>/tensorboard; the others need their package."""
+    project: str = "sapo_vl"
+    """Project name for wandb and trackio; the run is named after its folder."""
+    save_rollouts_every: int = Field(default=1, ge=0)
+    """Write the rollouts of every n-th step; 0 = never."""
+    save_images: bool = True
+    """Save the images of written rollouts too, each once."""
+
+
+class RunLog:
+    """Writes metrics on the main rank and does nothing on the others. Usable as a context manager.
+
+    metrics.jsonl is the record of a run. Trackers keep whatever they were sent: after a resume they show the
+    repeated steps twice (wandb and trackio: as a second run of the same name).
+
+    Raises ModuleNotFoundError, on every rank, for a tracker whose package is not installed.
+    """
+
+    def __init__(self, out_dir: Path, config: LogConfig, run_config: Mapping[str, Any], world: World) -> None:
+        check_trackers(config)
+        self._is_main = world.is_main
+        self._path = Path(out_dir) / METRICS_FILE
+        self._trackers: list[Tracker] = []
+        if not self._is_main:
+            return
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._continue(read_metrics(self._path) if self._path.exists() else [])
+        self._trackers = [_start_tracker(name, Path(out_dir), config, run_config) for name in config.trackers]
+
+    def metrics(self, step: int, phase: Phase, values: Mapping[str, Any]) -> None:
+        """Appends one line: step, phase, time (seconds since the start of the run), then `values`.
+
+        Values are numbers or lists of numbers. NaN and infinities are written as null and their names
+        collected under "nonfinite", so that every line is plain JSON. Trackers get the finite scalars as
+        "{phase}/{name}".
+
+        Raises TypeError for a value that is no number, ValueError for a reserved name or unknown phase.
+        """
+        if not self._is_main:
+            return
+        if phase not in get_args(Phase):
+            raise ValueError(f"phase {phase!r} is none of {get_args(Phase)}")
+        if taken := [name for name in OWN_KEYS if name in values]:
+            raise ValueError(f"metric names {taken} are taken by the line itself; rename them")
+        plain = {name: _plain_numbers(name, value) for name, value in values.items()}
+        row = {"step": int(step), "phase": phase, "time": round(time.monotonic() - self._start, 3)}
+        row |= {name: _finite(value) for name, value in plain.items()}
+        if broken := [name for name, value in plain.items() if _finite(value) != value]:
+            row["nonfinite"] = broken
+        self._file.write(_json(row) + "\n")
+        self._file.flush()
+        scalars = {
+            f"{phase}/{name}": v for name, v in plain.items() if not isinstance(v, list) and math.isfinite(v)
+        }
+        for tracker in self._trackers:
+            if isinstance(
+                tracker, WandBTracker
+            ):  # its own step may only grow, ours starts over with each phase
+                tracker.log({f"{phase}/step": step, **scalars})
+            else:
+                tracker.log(scalars, step=step)
+
+    def truncate_from(self, step: int) -> None:
+        """Drops the train and eval lines of `step` and later; the file is replaced as a whole.
+
+        For a run that goes on from a checkpoint and will write step `step` next. Lines of the cold start
+        stay, and time goes on from the last line kept.
+        """
+        if not self._is_main:
+            return
+        self._file.close()
+        rows = read_metrics(self._path)
+        self._continue([row for row in rows if row["phase"] == "sft" or row["step"] < step])
+
+    def close(self) -> None:
+        """Closes the file and ends the trackers' runs."""
+        if not self._is_main:
+            return
+        self._file.close()
+        for tracker in self._trackers:
+            tracker.finish()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _continue(self, rows: list[dict[str, Any]]) -> None:
+        """Makes `rows` the content of the file and opens it for more."""
+        _replace(self._path, "".join(_json(row) + "\n" for row in rows))
+        self._start = time.monotonic() - max((row["time"] for row in rows), default=0.0)
+        self._file = self._path.open("a", encoding="utf-8")
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics.jsonl. A last line that was cut off by a crash is left out.
+
+    Raises ValueError naming file and line for another line that is not a JSON object with step, phase, time.
+    """
+    *lines, _cut_off = Path(path).read_bytes().split(b"\n")
+    return list(_parse_rows(path, lines))
+
+
+def _parse_rows(path: Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number} is not JSON ({error}); repair or delete this line") from error
+        if not isinstance(row, dict) or not {"step", "phase", "time"} <= row.keys():
+            raise ValueError(f"{path}:{number} is not an object with step, phase and time")
+        yield row
+
+
+def write_json(path: Path, obj: Any) -> None:
+    """Writes `obj` as JSON: the old content or the new one is there at any moment, never a part.
+
+    NaN and infinities become null, numpy scalars numbers, paths text. Raises TypeError for other objects.
+    """
+    _replace(Path(path), _json(_finite(obj), indent=2) + "\n")
+
+
+def check_trackers(config: LogConfig) -> None:
+    """Raises ModuleNotFoundError with the command that helps if a tracker's package is not installed."""
+    for name in config.trackers:
+        # Not find_spec: a folder named wandb, which wandb itself leaves behind, would pass for the package.
+        if not any(importlib.metadata.distributions(name=name)):
+            package = "tensorboard" if name == "tensorboard" else f"sapo-vl[{name}]"
+            raise ModuleNotFoundError(
+                f"log.trackers asks for {name}, which is not installed: pip install '{package}'", name=name
+            )
+
+
+def _start_tracker(
+    name: TrackerName, out_dir: Path, config: LogConfig, run_config: Mapping[str, Any]
+) -> Tracker:
+    # accelerate's trackers insist on its process state. Only the main rank has trackers, so accelerate is
+    # told that it is alone: otherwise it would look at, or start, a process group.
+    with patch_environment(local_rank=-1):
+        PartialState()
+    settings = json.loads(_json(_finite(dict(run_config))))
+    out_dir = out_dir.resolve()
+    if name == "tensorboard":
+        tracker = TensorBoardTracker("tensorboard", logging_dir=out_dir)
+        tracker.start()
+        tracker.log({"config": "    " + _json(settings, indent=2).replace("\n", "\n    ")}, step=0)
+    elif name == "wandb":
+        tracker = WandBTracker(config.project, name=out_dir.name, dir=str(out_dir), config=settings)
+        tracker.start()
+        for phase in get_args(Phase):
+            tracker.tracker.define_metric(f"{phase}/*", step_metric=f"{phase}/step")
+    else:
+        tracker = TrackioTracker(config.project, name=out_dir.name, config=settings)
+        tracker.start()
+    return tracker
+
+
+def _plain_numbers(name: str, value: Any) -> int | float | list[int | float]:
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_plain_number(name, v) for v in value]
+    return _plain_number(name, value)
+
+
+def _plain_number(name: str, value: Any) -> int | float:
+    if not isinstance(value, numbers.Real):
+        raise TypeError(f"metric {name!r} is {value!r} of type {type(value).__name__}; give a number")
+    return int(value) if isinstance(value, numbers.Integral) else float(value)
+
+
+def _finite(obj: Any) -> Any:
+    """`obj` with None in place of every NaN and infinity."""
+    if isinstance(obj, Mapping):
+        return {key: _finite(value) for key, value in obj.items()}
+    if isinstance(obj, list | tuple):
+        return [_finite(value) for value in obj]
+    if isinstance(obj, float | np.floating):
+        return float(obj) if math.isfinite(obj) else None
+    return obj
+
+
+def _json(obj: Any, indent: int | None = None) -> str:
+    return json.dumps(obj, allow_nan=False, indent=indent, default=_plain)
+
+
+def _plain(obj: Any) -> Any:
+    if isinstance(obj, np.generic):
+        return obj.item()
+    if isinstance(obj, Path):
+        return str(obj)
+    raise TypeError(f"{obj!r} of type {type(obj).__name__} cannot be written as JSON")
+
+
+def _replace(path: Path, text: str) -> None:
+    """Puts `text` on the disk beside `path` and renames it over `path`."""
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)

@@ -1,0 +1,113 @@
+"""What the cold start, the training and the evaluation have in common: model, processor, engine, rollouts."""
+
+from __future__ import annotations
+
+import json
+import logging
+import platform
+import random
+import resource
+import warnings
+from dataclasses import dataclass
+from importlib import metadata
+from typing import Any
+
+import numpy as np
+import torch
+from transformers.integrations import HfDeepSpeedConfig
+
+from sapo_vl.chat import Chat
+from sapo_vl.distributed import World
+from sapo_vl.engine import PolicyEngine
+from sapo_vl.models import ModelConfig, ModelError, load_model
+from sapo_vl.optim import OptimConfig, ZeroConfig, deepspeed_config
+from sapo_vl.policy import PolicyModule
+from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
+
+PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "peft", "qwen-vl-utils", "pillow")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session:
+    """A loaded policy on all ranks, with the engine that trains it and the one that samples from it."""
+
+    world: World
+    chat: Chat
+    engine: PolicyEngine
+    rollouts: RolloutEngine
+
+
+def open_session(
+    model_config: ModelConfig,
+    optim: OptimConfig,
+    zero: ZeroConfig,
+    rollout: RolloutConfig,
+    world: World,
+    *,
+    total_updates: int,
+    seed: int,
+) -> Session:
+    """Loads the model once on every rank (sharded while reading with ZeRO-3) and wraps it for training."""
+    if not model_config.path:
+        raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
+    seed_everything(seed, world.rank)
+    # transformers shards weights while it reads them only as long as this object lives.
+    sharding = HfDeepSpeedConfig(deepspeed_config(optim, zero, model_config.dtype)) if zero.stage == 3 else None
+    model = load_model(model_config)
+    chat = Chat.load(model, model_config)
+    policy = PolicyModule(model, chat.banned_ids).to(world.device)
+    engine = PolicyEngine(policy, optim, zero, model_config.dtype, world, total_updates)
+    del sharding
+    rollouts = TransformersEngine(
+        engine.module,
+        chat,
+        rollout.prompts_per_batch,
+        device=world.device,
+        any_rank=world.any if zero.stage == 3 else bool,
+    )
+    return Session(world=world, chat=chat, engine=engine, rollouts=rollouts)
+
+
+def seed_everything(seed: int, rank: int) -> None:
+    """Each rank its own stream. Rollouts do not depend on it: their randomness is named by problem and step."""
+    random.seed(seed * 1009 + rank)
+    np.random.seed((seed * 1009 + rank) % 2**32)
+    torch.manual_seed(seed * 1009 + rank)
+
+
+def setup_logging(world: World) -> None:
+    """Info from the main rank, warnings from all; library chatter off."""
+    logging.basicConfig(format=f"%(asctime)s rank {world.rank} %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    logging.getLogger("sapo_vl").setLevel(logging.INFO if world.is_main else logging.WARNING)
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
+    from transformers.utils import logging as hf_logging
+
+    hf_logging.set_verbosity_error()
+    hf_logging.disable_progress_bar()
+    # Collectives that torch renamed; DeepSpeed still calls them by the old names, once per parameter and step.
+    warnings.filterwarnings("ignore", category=FutureWarning, module="torch.distributed")
+
+
+def versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "sapo_vl": _version("sapo-vl")}
+    return found | {name: _version(name) for name in PACKAGES}
+
+
+def _version(package: str) -> str:
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def peak_memory(world: World) -> dict[str, float]:
+    """GiB: the largest resident size of each rank so far, summed over ranks and of the largest rank."""
+    mine = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    peaks = {"rss_sum_gib": float(world.sum([mine])[0]), "rss_max_gib": world.max(mine)}
+    if world.device.type == "cuda":
+        peaks["device_max_gib"] = world.max(torch.cuda.max_memory_allocated() / 2**30)
+    return peaks
+
+
+def as_json(value: Any) -> str:
+    return json.dumps(value, sort_keys=True)

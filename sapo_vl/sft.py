@@ -1,0 +1,128 @@
+"""The cold start: supervised fine-tuning on a recipe's solutions, with the model, engine and data code of RL.
+
+A group of one response (the solution) per problem goes through the same packing and the same log-prob head;
+only the objective differs. It can stop at a measured pass rate, since RL needs room to improve.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from sapo_vl.batching import MicroBatch, pack, pad, split_by_budget
+from sapo_vl.chat import Chat
+from sapo_vl.data import DataError, ProblemSet
+from sapo_vl.engine import full_state_dict
+from sapo_vl.evaluate import EvalConfig, evaluate
+from sapo_vl.export import save_hf_folder
+from sapo_vl.feed import ProblemFeed
+from sapo_vl.losses.reduce import Reduction
+from sapo_vl.objectives import global_denominators, imitation_objective
+from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.sampler import QuotaSampler
+from sapo_vl.session import Session
+from sapo_vl.strict import Strict
+from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
+
+log = logging.getLogger(__name__)
+
+
+class ColdStartConfig(Strict):
+    """Supervised fine-tuning before RL."""
+
+    split: str = "cold_start"  # rows with solutions
+    steps: int = Field(1000, ge=1)  # at most
+    batch_size: int = Field(32, ge=1)  # problems a step, over all ranks
+    reduction: Reduction = "token_mean"
+    optim: OptimConfig = OptimConfig(lr=1e-5)
+    zero: ZeroConfig = ZeroConfig()
+    target_pass_rate: float = Field(0.0, ge=0, le=1)  # stop once a sampled response is right this often; 0 = never
+    measure_every: int = Field(25, ge=1)  # steps between measurements of the pass rate
+    measure_per_task: int = Field(64, ge=1)  # rows of the training split a measurement uses per task
+
+    @model_validator(mode="after")
+    def _muon_needs_whole_gradients(self) -> ColdStartConfig:
+        if self.optim.name == "muon" and self.zero.stage > 0:
+            raise ValueError(
+                f"cold_start.optim.name=muon with cold_start.zero.stage={self.zero.stage}: use stage 0 or adamw"
+            )
+        return self
+
+
+def demonstration(prompt: Prompt, chat: Chat) -> RolloutGroup:
+    """A group whose one response is the problem's solution. Raises DataError if it has none."""
+    problem = prompt.problem
+    if not problem.solution:
+        raise DataError(f"problem {problem.id!r} has no solution to imitate; build the split with solutions")
+    ids = chat.response_ids(problem.solution)
+    response = Rollout(
+        response_ids=ids,
+        logprobs=np.zeros(len(ids), np.float32),
+        finish=Finish.STOP,
+        weight_version=0,
+        text=problem.solution,
+        advantage=1.0,
+    )
+    return RolloutGroup(prompt=prompt, rollouts=(response,))
+
+
+def make_micro_batches(
+    groups: list[RolloutGroup], chat: Chat, budget: int, shared_prefix: bool = True
+) -> list[MicroBatch]:
+    """Groups in order, packed up to the token budget."""
+    blank = chat.blank_pixels()
+    batches = split_by_budget(groups, budget)
+    return [pack(b, blank) if shared_prefix else pad(b, blank, chat.pad_id) for b in batches]
+
+
+def cold_start(config: Any, session: Session, scorer: Any, run_log: Any, out: Path) -> dict[str, Any]:
+    """Trains until `steps` or the target pass rate; writes the model to `out`. `config` is a RunConfig.
+
+    Returns {"steps", "pass_rate", "seconds", "loss"}.
+    """
+    sft: ColdStartConfig = config.cold_start
+    world, chat, engine = session.world, session.chat, session.engine
+    problems = ProblemSet(config.data.path, sft.split)
+    sampler = QuotaSampler(problems.tasks, config.data.quotas, sft.batch_size, config.seed)
+    feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world)
+    measure = ProblemSet(config.data.path, config.data.train_split) if sft.target_pass_rate else None
+    measure_config = EvalConfig(max_per_task=sft.measure_per_task)
+    started, pass_rate, loss, step = time.monotonic(), None, float("nan"), 0
+    for step in range(1, sft.steps + 1):
+        batch = make_micro_batches(
+            [demonstration(p, chat) for p in feed.next()], chat, config.batch.tokens_per_micro_batch
+        )
+        objective = imitation_objective(sft.reduction, global_denominators(batch, world))
+        result = engine.update(batch, batch[0], objective)
+        loss = result.loss
+        values: dict[str, Any] = {"loss": loss, "grad_norm": result.grad_norm, "lr": result.lr}
+        if measure is not None and step % sft.measure_every == 0:
+            session.rollouts.sync(step)
+            measured = evaluate(
+                session.rollouts,
+                chat,
+                measure,
+                scorer,
+                measure_config,
+                world,
+                mode="sampled",
+                max_new_tokens=config.rollout.max_new_tokens,
+                seed=config.seed + step,
+            )
+            pass_rate = values["pass_rate"] = measured["mean"]
+        run_log.metrics(step, "sft", values)
+        if step % sft.measure_every == 0:
+            log.info("cold start step %d: loss %.3f, pass rate %s", step, loss, pass_rate)
+        if pass_rate is not None and pass_rate >= sft.target_pass_rate:
+            break
+    seconds = time.monotonic() - started
+    state = full_state_dict(engine)
+    if world.is_main:
+        save_hf_folder(engine.module.hf, chat.processor, out, state)  # type: ignore[arg-type]
+    world.barrier()
+    return {"steps": step, "pass_rate": pass_rate, "seconds": seconds, "loss": loss}

@@ -1,0 +1,147 @@
+"""The stages that run on all ranks (sft, train, eval), their launch, and what is checked before it."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed import run as torchrun
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+
+from sapo_vl.chat import load_processor
+from sapo_vl.config import RunConfig, save_config
+from sapo_vl.data import DataError, ProblemSet
+from sapo_vl.distributed import World, init_world, shutdown_world
+from sapo_vl.evaluate import evaluate_all
+from sapo_vl.models import ModelError, read_config
+from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.run_log import RunLog, write_json
+from sapo_vl.sampler import QuotaSampler
+from sapo_vl.scoring import Scorer
+from sapo_vl.session import open_session, peak_memory, setup_logging, versions
+from sapo_vl.sft import cold_start
+from sapo_vl.train import train
+
+COLD_START_MODEL = "cold_start"  # folder of the model inside a run folder
+COLD_START_RESULT = "cold_start.json"
+
+
+def num_processes(config: RunConfig) -> int:
+    """Ranks on this machine: as configured, or one per GPU, or 2 on a CPU."""
+    return config.processes or torch.cuda.device_count() or min(2, os.cpu_count() or 1)
+
+
+def preflight(config: RunConfig, stage: str) -> None:
+    """Everything about a stage that can be known without loading weights. Raises the error of what is wrong."""
+    if not config.model.path:
+        raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
+    read_config(config.model.path, config.model.revision)
+    load_processor(config.model.path, config.model.revision)
+    ranks = num_processes(config)
+    if stage == "sft":
+        if config.cold_start is None:
+            raise ModelError("this config has no cold_start section; add one (cold_start.steps=...)")
+        rows = ProblemSet(config.data.path, config.cold_start.split)
+        QuotaSampler(rows.tasks, config.data.quotas, config.cold_start.batch_size, config.seed)
+        if config.cold_start.batch_size % ranks:
+            raise DataError(
+                f"cold_start.batch_size={config.cold_start.batch_size} must be a multiple of the {ranks} ranks"
+            )
+    if stage == "train":
+        rows = ProblemSet(config.data.path, config.data.train_split)
+        QuotaSampler(rows.tasks, config.data.quotas, config.rollout.prompts_per_step, config.seed)
+        if config.rollout.prompts_per_step % (ranks * config.batch.mini_batches):
+            raise DataError(
+                f"rollout.prompts_per_step={config.rollout.prompts_per_step} must be a multiple of ranks x mini-batches = "
+                f"{ranks} x {config.batch.mini_batches}"
+            )
+    if stage in ("train", "eval"):
+        held_out = ProblemSet(config.data.path, config.data.eval_split)
+        with Scorer(config.scoring) as scorer:
+            scorer.check(held_out.rewards, dataset=config.data.path)
+            if stage == "train":
+                scorer.check(rows.rewards, dataset=config.data.path)
+
+
+class StageFailed(RuntimeError):
+    """A rank of a stage ended with an error, which it has printed itself."""
+
+
+def launch(stage: str, config: RunConfig, out: Path) -> None:
+    """Runs a stage under torchrun on this machine and waits for it. Raises StageFailed if a rank fails.
+
+    For several machines, start the same command on each with torchrun yourself: inside a launcher a stage runs at
+    once on its rank.
+    """
+    ranks = num_processes(config)
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / f".launch.{stage}.yaml"
+    save_config(config, path)
+    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // ranks))
+    command = ["-m", "sapo_vl.cli", stage, "--config", str(path), "--out", str(out)]
+    try:
+        torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(ranks), *command]))
+    except ChildFailedError as error:
+        rank, failure = error.get_first_failure()
+        raise StageFailed(f"stage {stage}: rank {rank} ended with status {failure.exitcode}") from None
+    finally:
+        path.unlink()
+
+
+def run_stage(stage: str, config: RunConfig, out: Path) -> None:
+    """A stage on this rank. Results go into the run folder."""
+    world = init_world()
+    setup_logging(world)
+    if world.is_main:
+        out.mkdir(parents=True, exist_ok=True)
+        save_config(config, out / ("config.yaml" if stage == "train" else f"config.{stage}.yaml"))
+    world.barrier()
+    with Scorer(config.scoring) as scorer:
+        {"sft": _sft, "train": _train, "eval": _eval}[stage](config, out, world, scorer)
+    world.barrier()
+    shutdown_world()
+
+
+def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
+    assert config.cold_start is not None  # preflight
+    sft = config.cold_start
+    session = open_session(
+        config.model, sft.optim, sft.zero, config.rollout, world, total_updates=sft.steps, seed=config.seed
+    )
+    run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
+    result = cold_start(config, session, scorer, run_log, out / COLD_START_MODEL)
+    run_log.close()
+    if world.is_main:
+        write_json(out / COLD_START_RESULT, result)
+
+
+def _train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
+    result = train(config, out, world, scorer)
+    memory = peak_memory(world)
+    if world.is_main:
+        about: dict[str, Any] = {"seed": config.seed, "loss": config.loss.name, "ranks": world.size}
+        write_json(out / "summary.json", about | result | {"peak_memory": memory, "versions": versions()})
+
+
+def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
+    started = time.monotonic()
+    session = open_session(
+        config.model, OptimConfig(), ZeroConfig(stage=config.zero.stage), config.rollout, world,
+        total_updates=1, seed=config.seed,
+    )  # fmt: skip
+    result = evaluate_all(
+        session.rollouts,
+        session.chat,
+        config.data.path,
+        config.data.eval_split,
+        scorer,
+        config.eval,
+        world,
+        max_new_tokens=config.rollout.max_new_tokens,
+        seed=config.seed,
+    )
+    if world.is_main:
+        write_json(out / "eval.json", result | {"seconds": time.monotonic() - started, "versions": versions()})

@@ -1,0 +1,280 @@
+"""Reinforcement learning, as one sentence: take problems, sample a group of responses each, score them, turn
+rewards into advantages, pack groups into micro-batches, update on the loss, give the rollout engine the new
+weights."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sapo_vl.advantage import assign_advantages
+from sapo_vl.batching import MicroBatch, split_mini_batches, trainable
+from sapo_vl.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from sapo_vl.config import RunConfig
+from sapo_vl.data import ProblemSet
+from sapo_vl.diagnostics import UpdateStats, rollout_stats
+from sapo_vl.distributed import World
+from sapo_vl.engine import UpdateResult, full_state_dict
+from sapo_vl.evaluate import evaluate_all
+from sapo_vl.export import save_hf_folder
+from sapo_vl.feed import ProblemFeed
+from sapo_vl.lora import merged_state
+from sapo_vl.objectives import ReferenceFn, global_denominators, policy_objective
+from sapo_vl.progress import PhaseTimer, Progress
+from sapo_vl.reference import load_reference
+from sapo_vl.rollout import SamplingParams
+from sapo_vl.rollout_log import RolloutLog
+from sapo_vl.run_log import RunLog
+from sapo_vl.sampler import QuotaSampler
+from sapo_vl.scoring import Scorer
+from sapo_vl.session import Session, open_session
+from sapo_vl.sft import make_micro_batches
+from sapo_vl.types import RolloutGroup
+
+log = logging.getLogger(__name__)
+
+
+class NonFiniteUpdate(RuntimeError):
+    """Too many updates in a row had a loss or gradient that is not finite. The samples are in nonfinite/."""
+
+
+def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[str, Any]:
+    """Runs all steps and returns {"accuracy": {"cold_start", "final"}, "wall_s", ...} for summary.json.
+
+    Data, quotas and rewards are checked before the model is loaded.
+    """
+    problems = ProblemSet(config.data.path, config.data.train_split)
+    sampler = QuotaSampler(problems.tasks, config.data.quotas, config.rollout.prompts_per_step, config.seed)
+    scorer.check(problems.rewards, dataset=config.data.path)
+
+    started = time.monotonic()
+    session = open_session(
+        config.model,
+        config.optim,
+        config.zero,
+        config.rollout,
+        world,
+        total_updates=config.steps * config.batch.mini_batches,
+        seed=config.seed,
+    )
+    reference = load_reference(config, session) if config.loss.kl_coef > 0 else None
+    feed = ProblemFeed(problems, sampler, session.chat, config.data.max_bad_share, world)
+    run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
+    rollout_log = RolloutLog(out / "rollouts", config.log.save_images)
+
+    step, accuracy_before = _resume(config, out, session, feed, run_log)
+    progress = Progress(config.steps, enabled=world.is_main, start_step=step)
+    timer = PhaseTimer(on_phase=progress.phase)
+    session.rollouts.sync(step)
+    if accuracy_before is None and config.eval.before:
+        with timer("eval"):
+            accuracy_before = _evaluate(config, session, scorer, run_log, step)
+
+    while step < config.steps:
+        with timer("rollout"):
+            groups = session.rollouts.generate(feed.next(), _sampling(config, step))
+        with timer("reward"):
+            groups = scorer.score(groups, config.rollout.max_new_tokens)
+        groups, _ = assign_advantages(groups, config.advantage)
+        with timer("train"):
+            batches = pack_mini_batches(config, session, groups)
+            updates = [_update(config, session, batch, reference, out, step) for batch in batches]
+        step += 1
+        with timer("sync"):
+            session.rollouts.sync(step)
+
+        values = rollout_stats(groups, world) | _update_values(updates)
+        seconds = timer.take()
+        values |= _throughput(groups, world, seconds) | seconds
+        run_log.metrics(step, "train", values)
+        progress.step(step, values)
+        if config.log.save_rollouts_every and step % config.log.save_rollouts_every == 0:
+            rollout_log.write(step, groups, world.rank)
+        if config.eval.every and step % config.eval.every == 0 and step < config.steps:
+            with timer("eval"):
+                _evaluate(config, session, scorer, run_log, step)
+        if config.checkpoint.every and step % config.checkpoint.every == 0:
+            with timer("checkpoint"):
+                state = {"accuracy_before": accuracy_before, "per_rank": feed.state_dict()}
+                save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
+
+    with timer("eval"):
+        accuracy_after = _evaluate(config, session, scorer, run_log, step)
+    with timer("export"):
+        save_final(session, config, out / "final")
+    timer.take()
+    progress.close()
+    run_log.close()
+    return {
+        "accuracy": {"cold_start": accuracy_before, "final": accuracy_after},
+        "steps": step,
+        "bad_rows": int(world.sum([feed.bad_rows.bad])[0]),
+        "scoring": {str(k): v for k, v in scorer.counts.items()},
+        "wall_s": {**timer.totals, "train_stage": time.monotonic() - started},
+    }
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class MiniBatch:
+    """One update's worth of this rank's groups."""
+
+    micro_batches: list[MicroBatch]  # empty where every group of this rank is dead
+    filler: MicroBatch  # run with weight 0 where another rank has more micro-batches
+
+
+def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
+    """Deals the groups into mini-batches, drops what has no advantage, packs the rest.
+
+    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update.
+    """
+    chat, batch = session.chat, config.batch
+    filler_group = dataclasses.replace(groups[0], rollouts=groups[0].rollouts[:1])
+    filler = make_micro_batches([filler_group], chat, batch.tokens_per_micro_batch, batch.shared_prefix)[0]
+    out = []
+    for dealt in split_mini_batches(groups, batch.mini_batches):
+        kept = [g for g in map(trainable, dealt) if g is not None]
+        micro = make_micro_batches(kept, chat, batch.tokens_per_micro_batch, batch.shared_prefix) if kept else []
+        if config.rollout.old_logprobs == "trainer":
+            taken = session.engine.logprobs(micro, filler, config.rollout.temperature)
+            micro = [
+                dataclasses.replace(mb, old_logprobs=old.float().cpu())
+                for mb, (old, _) in zip(micro, taken, strict=True)
+            ]
+        out.append(MiniBatch(micro_batches=micro, filler=filler))
+    return out
+
+
+def _update(
+    config: RunConfig, session: Session, batch: MiniBatch, reference: ReferenceFn | None, out: Path, step: int
+) -> tuple[UpdateResult | None, dict[str, Any]]:
+    """One update on all ranks and its diagnostics; (None, {}) if no rank has a group to learn from."""
+    world, engine = session.world, session.engine
+    denominators = global_denominators(batch.micro_batches, world, config.loss.token_sum_constant)
+    if denominators.num_sequences == 0:
+        return None, {}
+    stats = UpdateStats()
+    objective = policy_objective(config.loss, denominators, stats, reference)
+    result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature)
+    if not result.applied:
+        _save_offenders(batch, result, out, step, world)
+        if engine.dropped_in_a_row > config.optim.max_dropped_updates:
+            raise NonFiniteUpdate(
+                f"step {step}: {engine.dropped_in_a_row} updates in a row had a non-finite loss or gradient and were "
+                f"dropped (optim.max_dropped_updates={config.optim.max_dropped_updates}); the samples are in "
+                f"{out / 'nonfinite'}. Lower optim.lr, or look at them"
+            )
+    return result, stats.reduce(world)
+
+
+def _save_offenders(batch: MiniBatch, result: UpdateResult, out: Path, step: int, world: World) -> None:
+    """Writes the responses with a non-finite loss or gradient (all of this rank's, if none can be singled out)."""
+    named = {i for i, _ in result.offenders}
+    rows: list[RolloutGroup] = []
+    for i, mb in enumerate(batch.micro_batches):
+        flat = [(g, r) for g in mb.groups for r in g.rollouts]
+        picked = [j for k, j in result.offenders if k == i] if named else range(len(flat))
+        rows += [dataclasses.replace(flat[j][0], rollouts=(flat[j][1],)) for j in picked]
+    RolloutLog(out / "nonfinite", save_images=True).write(step, rows, world.rank)
+    ids = sorted({g.prompt.problem.id for g in rows})
+    log.warning(
+        "step %d: the update was dropped on all ranks, loss %s, gradient norm %s; %s on this rank: %s (saved in %s)",
+        step, result.loss, result.grad_norm, "offending problems" if named else "none singled out, problems",
+        ids[:8], out / "nonfinite",
+    )  # fmt: skip
+
+
+def _sampling(config: RunConfig, step: int) -> SamplingParams:
+    r = config.rollout
+    return SamplingParams(
+        n=r.group_size,
+        max_new_tokens=r.max_new_tokens,
+        temperature=r.temperature,
+        top_p=r.top_p,
+        top_k=r.top_k,
+        seed=config.seed * 1_000_003 + step,
+    )
+
+
+def _evaluate(
+    config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, step: int
+) -> dict[str, Any]:
+    result = evaluate_all(
+        session.rollouts,
+        session.chat,
+        config.data.path,
+        config.data.eval_split,
+        scorer,
+        config.eval,
+        session.world,
+        max_new_tokens=config.rollout.max_new_tokens,
+        seed=config.seed,
+    )
+    values: dict[str, float] = {}
+    for name in (*config.eval.modes, "blank_image"):
+        for task, r in [("all", result.get(name) or {}), *(result.get(name) or {}).get("by_task", {}).items()]:
+            if r.get("mean") is not None:
+                values[f"eval/{name}/{task}"] = r["mean"]
+    run_log.metrics(step, "eval", values)
+    return result
+
+
+def _resume(
+    config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
+) -> tuple[int, dict[str, Any] | None]:
+    """(first step to run, accuracy measured before the first step if that is known)."""
+    if config.resume == "no":
+        folder = None
+    elif config.resume == "auto":
+        folder = newest_checkpoint(out / "checkpoints")
+    else:
+        folder = Path(config.resume)
+    if folder is None:
+        run_log.truncate_from(0)
+        return 0, None
+    state = load_checkpoint(folder, session.engine)
+    feed.load_state_dict(state["per_rank"])
+    run_log.truncate_from(state["step"] + 1)
+    log.info("resuming from %s", folder)
+    return state["step"], state["accuracy_before"]
+
+
+def _update_values(updates: Sequence[tuple[UpdateResult | None, dict[str, Any]]]) -> dict[str, Any]:
+    """Numbers of a step from those of its updates: ratios and gates of the last one (the furthest from pi_old)."""
+    done = [(r, s) for r, s in updates if r is not None]
+    values: dict[str, Any] = {"updates/skipped": len(updates) - len(done)}
+    if not done:
+        return values
+    last, stats = done[-1]
+    values |= stats
+    values["updates/dropped"] = sum(not r.applied for r, _ in done)
+    values["loss"] = sum(r.loss for r, _ in done) / len(done)
+    values["grad_norm"] = sum(r.grad_norm for r, _ in done) / len(done)
+    values["grad_norm/max"] = max(r.grad_norm for r, _ in done)
+    values["lr"] = last.lr
+    return values
+
+
+def _throughput(groups: Sequence[RolloutGroup], world: World, seconds: dict[str, float]) -> dict[str, float]:
+    sampled = sum(len(r.response_ids) for g in groups for r in g.rollouts)
+    total = world.sum([sampled, sum(g.num_tokens for g in groups)])
+    step_seconds = max(seconds.get("seconds/step", 0.0), 1e-9)
+    return {"tokens_per_s/sampled": float(total[0]) / step_seconds, "tokens_per_s/all": float(total[1]) / step_seconds}
+
+
+@torch.no_grad()
+def save_final(session: Session, config: RunConfig, out: Path) -> None:
+    """The trained model as a Hugging Face folder, adapters merged."""
+    state = full_state_dict(session.engine)
+    if session.world.is_main:
+        model = session.engine.module.hf
+        if config.model.lora is not None:
+            state = merged_state(state, config.model.lora)
+            model = model.get_base_model()  # type: ignore[operator]
+        save_hf_folder(model, session.chat.processor, out, state)  # type: ignore[arg-type]
+    session.world.barrier()

@@ -1,0 +1,40 @@
+"""Responses and gold answers for the tests of the rewards."""
+
+from typing import Any
+
+from rewards import REWARDS, RewardInput
+
+
+def respond(
+    text: str, answer: str = "", tokens: tuple[int, ...] = (), limit: int = 100, **meta: Any
+) -> RewardInput:
+    return RewardInput(
+        text=text,
+        num_tokens=len(tokens),
+        max_tokens=limit,
+        finish="stop",
+        token_ids=tokens,
+        answer=answer,
+        meta=meta,
+    )
+
+
+def say(answer: str) -> str:
+    return f"<think> two of\nthem </think> <answer> {answer} </answer>"
+
+
+def score(name: str, text: str, answer: str, **meta: Any) -> float:
+    return REWARDS[name](respond(text, answer, **meta)).score
+
+
+COLOURS = ["red", "blue", "dark green"]
+GOLDS = [  # reward, gold, meta
+    ("number", "42", {}),
+    ("number", "-1.5", {"tolerance": 0.1}),
+    ("choice", "B", {"choices": COLOURS}),
+    ("choice", "dark green", {"choices": COLOURS}),
+    ("choice", "D", {}),
+    ("word", "Blue", {}),
+    ("box_iou", "1 2 5 6", {}),
+    ("box_iou", "[3, 3, 3, 3]", {"inclusive": True}),
+]

@@ -1,0 +1,273 @@
+"""The value of each reward by hand."""
+
+import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
+from reward_helpers import COLOURS, respond, say, score
+
+from rewards import REWARDS, RewardOutput
+from rewards.box_iou import iou, parse_box
+from rewards.number import parse_number
+from rewards.weighted import weighted
+
+# --- number
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("1,234", "1234"),
+        ("1,234,567.50", "1234567.5"),
+        ("\u22125", "-5"),  # Unicode minus
+        ("\uff14\uff12", "42"),  # full-width digits
+        ("$42$", "42"),
+        ("+42.", "42"),
+        ("4.2e1", "42"),
+        ("042", "42"),
+        ("0", "0.0"),
+        ("9007199254740993", "9007199254740993"),
+    ],
+)
+def test_number_spellings(answer, gold):
+    assert score("number", say(answer), gold) == 1
+
+
+@pytest.mark.parametrize(
+    ("answer", "gold"),
+    [
+        ("10", "1"),  # the gold is a part of the answer
+        ("1", "10"),
+        ("1 or 2", "1"),
+        ("1 2", "1"),
+        ("1, 2", "12"),
+        ("1,2", "12"),
+        ("12,34", "1234"),
+        ("1 234", "1234"),
+        ("nan", "0"),
+        ("inf", "1e99"),
+        ("9^9^9", "9"),
+        ("9**9**9", "9"),
+        ("1e999999999", "1"),
+        ("9" * 100_000, "9"),
+        ("5%", "5"),
+        ("5%", "0.05"),
+        ("three", "3"),
+        ("\u0663", "3"),  # an Arabic 3: look-alikes of other scripts are not converted
+        ("3\u00b2", "32"),  # superscript
+        ("-", "0"),
+        (".", "0"),
+        ("e5", "0"),
+        ("9007199254740992", "9007199254740993"),  # equal as floats
+        ("1.00000001", "1"),
+        ("1_000", "1000"),
+        ("0x10", "16"),
+    ],
+)
+def test_number_refuses(answer, gold):
+    assert score("number", say(answer), gold) == 0
+
+
+def test_number_tolerance_is_absolute_and_includes_its_bound():
+    assert score("number", say("2.8"), "2.5", tolerance=0.3) == 1
+    assert score("number", say("2.81"), "2.5", tolerance=0.3) == 0
+    assert score("number", say("1000.4"), "1000", tolerance=0.3) == 0
+    assert score("number", say("2.4"), "2.5") == 0
+    assert score("number", say("3.0000000009"), "3") == 1
+
+
+@given(st.integers(-(10**15), 10**15))
+def test_number_reads_what_python_prints(value):
+    assert parse_number(str(value)) == parse_number(f"{value:,}") == value
+
+
+# --- choice and word
+
+
+@pytest.mark.parametrize(
+    "answer", ["B", "b", "(B)", "B.", "B)", "B:", "blue", "BLUE", "B. blue", "(b) Blue", "\uff22"]
+)
+def test_choice_hits(answer):
+    for gold in ("B", "blue"):
+        assert score("choice", say(answer), gold, choices=COLOURS) == 1
+
+
+def test_choice_misses():
+    wrong = [
+        "A",
+        "D",
+        "Z",
+        "B or C",
+        "A B C",
+        "AB",
+        "B, C",
+        "B. red",
+        "B red",
+        "A blue",
+        "a big blue one",
+        "*",
+    ]
+    wrong += [
+        "blue red",
+        "red, blue, dark green",
+        "Be",
+        "not B",
+        "option B",
+        "blu",
+        "\\u0412",
+    ]  # a Cyrillic B
+    for answer in wrong:
+        assert score("choice", say(answer), "B", choices=COLOURS) == 0, answer
+        assert score("choice", say(answer), "blue", choices=COLOURS) == 0, answer
+
+
+def test_a_gold_with_letters_in_it_is_not_a_letter():
+    places = ["Downhill", "Uphill", "4 CD", "Eric"]
+    answers = ("A", "Downhill", "D", "Down")
+    assert [score("choice", say(a), "Downhill", choices=places) for a in answers] == [1, 1, 0, 0]
+    assert [score("choice", say(a), "4 CD", choices=places) for a in ("C", "D", "4 CD")] == [1, 0, 1]
+    assert score("word", say("D"), "Downhill") == 0
+    assert score("choice", say("a"), "B", choices=places) == 0
+
+
+def test_the_text_of_an_option_goes_before_its_letter():
+    options = ["B", "A"]  # which letter is painted first?
+    assert score("choice", say("A"), "A", choices=options) == 1
+    assert score("choice", say("B"), "A", choices=options) == 0
+
+
+def test_word():
+    assert score("word", say("dark\n GREEN"), "Dark green") == 1
+    for wrong in ("green", "dark greens", "dark green or red", "darkgreen", "None"):
+        assert score("word", say(wrong), "dark green") == 0
+    assert score("word", say("stra\u00dfe"), "STRASSE") == 1
+
+
+# --- box
+
+
+def test_box_values_by_hand():
+    # 4x4 against 4x4 moved by 2: overlap 8, union 24
+    out = REWARDS["box_iou"](respond(say("[2, 0, 6, 4]"), "0 0 4 4", threshold=1 / 3))
+    assert out.parts["iou"] == pytest.approx(8 / 24) and out.score == 1
+    assert score("box_iou", say("2 0 6 4"), "0 0 4 4", threshold=0.34) == 0
+    # a quarter of the area, and the whole 16x16 picture around it
+    assert REWARDS["box_iou"](respond(say("0 0 16 16"), "0 0 8 8")) == RewardOutput(0.0, {"iou": 0.25})
+    # exactly on the default threshold
+    assert score("box_iou", say("(0,0),(4,2)"), "0 0 4 4") == 1
+    # one pixel and itself, in both conventions
+    assert score("box_iou", say("5 5 6 6"), "5 5 6 6", threshold=1) == 1
+    assert score("box_iou", say("5 5 5 5"), "5 5 5 5", threshold=1, inclusive=True) == 1
+    # units are those of the gold: the same box in fractions of the picture does not hit
+    assert score("box_iou", say("0.1 0.1 0.5 0.5"), "1 1 5 5") == 0
+
+
+def test_what_is_no_box():
+    wrong = [
+        "5 5 5 9",
+        "5 9 9 5",
+        "9 9 1 1",
+        "1 1 9",
+        "1 1 9 9 9",
+        "1 1 9 9 1 1 9 9",
+        "[1,1,9,9],[1,1,9,9]",
+        "",
+    ]
+    wrong += [
+        "1 1 9 nan",
+        "1 1 9 inf",
+        "1 1 9 9e9",
+        "1 1 9 9 or so",
+        "x1 1 9 9",
+        "1-1 9 9",
+        "11999",
+        "1.2.3 4",
+    ]
+    for answer in [*wrong, "1 1 9 " + "9" * 999]:
+        assert REWARDS["box_iou"](respond(say(answer), "1 1 9 9")) == RewardOutput(0.0, {"iou": 0.0}), answer
+
+
+corners = st.tuples(*[st.integers(0, 12)] * 4)
+
+
+@given(corners, corners)
+@example((5, 5, 6, 6), (5, 5, 6, 6))
+def test_iou_counts_pixels(a, b):
+    def pixels(box):
+        return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
+
+    parsed = [parse_box(" ".join(map(str, box))) for box in (a, b)]
+    assert [p is not None for p in parsed] == [bool(pixels(a)), bool(pixels(b))]
+    if parsed[0] and parsed[1]:
+        both, either = pixels(a) & pixels(b), pixels(a) | pixels(b)
+        assert (
+            iou(parsed[0], parsed[1]) == iou(parsed[1], parsed[0]) == pytest.approx(len(both) / len(either))
+        )
+
+
+# --- format, length, repetition, weighted
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("<think>a</think><answer>b</answer>", 1),
+        (" <think>a\nb\n\nc</think>\n<answer>\nb</answer>\n", 1),
+        ("<think>a</think> so <answer>b</answer>", 0),
+        ("<think>a</think><answer>b</answer>.", 0),
+        ("x <think>a</think><answer>b</answer>", 0),
+        ("<think> </think><answer>b</answer>", 0),
+        ("<think>a</think><answer> </answer>", 0),
+        ("<answer>b</answer><think>a</think>", 0),
+        ("<think>a</think><answer>b</answer><answer>b</answer>", 0),
+        ("<think>a<think></think><answer>b</answer>", 0),
+        ("<think>a<answer>b</think></answer>", 0),
+        ("<think>a</think><answer>b", 0),
+        ("</think>a<think><answer>b</answer>", 0),
+        ("a</think><answer>b</answer>", 0),
+        ("", 0),
+    ],
+)
+def test_format(text, expected):
+    assert REWARDS["format"](respond(text)).score == expected
+
+
+def test_format_when_the_prompt_opens_the_thinking():
+    assert REWARDS["format"](respond("a</think><answer>b</answer>"), think_in_prompt=True).score == 1
+    assert REWARDS["format"](respond("<think>a</think><answer>b</answer>"), think_in_prompt=True).score == 0
+
+
+@pytest.mark.parametrize(
+    ("tokens", "expected"), [(0, 0), (60, 0), (70, -0.25), (80, -0.5), (100, -1), (130, -1)]
+)
+def test_length_slope(tokens, expected):
+    assert REWARDS["length"](respond("", tokens=(1,) * tokens), limit=100, buffer=40).score == pytest.approx(
+        expected
+    )
+
+
+def test_length_defaults_to_the_sampling_limit_and_a_fifth_of_it():
+    assert [REWARDS["length"](respond("", tokens=(1,) * n, limit=50)).score for n in (40, 45, 50)] == [
+        0,
+        -0.5,
+        -1,
+    ]
+    for buffer in (0, 51):
+        with pytest.raises(ValueError, match="buffer"):
+            REWARDS["length"](respond("", limit=50), buffer=buffer)
+
+
+def test_repetition_by_hand():
+    # bigrams of 1 2 1 2 1: 12 21 12 21, half of them seen before
+    assert REWARDS["repetition"](respond("", tokens=(1, 2, 1, 2, 1)), n=2).score == -0.5
+    assert REWARDS["repetition"](respond("", tokens=tuple(range(50)))).score == 0
+    assert REWARDS["repetition"](respond("", tokens=(7,) * 15)).score == -0.9  # ten 6-grams, one different
+    assert REWARDS["repetition"](respond("", tokens=(7,) * 5)).score == 0
+    with pytest.raises(ValueError, match="n >= 1"):
+        REWARDS["repetition"](respond(""), n=0)
+
+
+def test_weighted_sum_and_parts():
+    terms = {"accuracy": lambda x: RewardOutput(1.0, {"iou": 0.7}), "length": lambda x: RewardOutput(-0.5)}
+    out = weighted(respond(""), {"accuracy": 0.9, "length": 0.2}, terms)
+    assert out.score == pytest.approx(0.8)
+    assert out.parts == {"accuracy": 1.0, "accuracy/iou": 0.7, "length": -0.5}
