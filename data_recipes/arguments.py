@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, get_type_hints
 
 import yaml
@@ -15,24 +16,27 @@ class UsageError(ValueError):
 
 def recipe_arguments(build: Callable[..., Any], pairs: Sequence[str], name: str) -> dict[str, Any]:
     """`key=value` texts as keyword arguments of a recipe, checked against its signature."""
-    known = {
-        k: p
-        for k, p in inspect.signature(build).parameters.items()
-        if p.kind is inspect.Parameter.KEYWORD_ONLY
-    }
+    known = {k: p for k, p in inspect.signature(build).parameters.items() if p.kind is inspect.Parameter.KEYWORD_ONLY}
     hints = get_type_hints(build)
     out: dict[str, Any] = {}
     for text in pairs:
         key, sep, value = text.partition("=")
         if not sep or key not in known:
-            raise UsageError(
-                f"recipe {name}: {text!r}; its arguments are {', '.join(known)}, written key=value"
-            )
+            raise UsageError(f"recipe {name}: {text!r}; its arguments are {', '.join(known)}, written key=value")
         parsed = value if hints.get(key) is str else yaml.safe_load(value)
         wanted = hints.get(key)
-        if wanted in (int, float, bool, str) and not isinstance(
-            parsed, (int, float) if wanted is float else wanted
-        ):
+        accepted = (int, float) if wanted is float else wanted
+        # bool is a subclass of int, and "seed=true" is a mistake.
+        wrong = wanted in (int, float, bool, str) and not isinstance(parsed, accepted)  # type: ignore[arg-type]
+        if wrong or (wanted in (int, float) and isinstance(parsed, bool)):
             raise UsageError(f"recipe {name}: {key}={value!r} is not of type {wanted.__name__}")
         out[key] = parsed
     return out
+
+
+def build_recipe(build: Callable[..., Any], out: Path, arguments: Mapping[str, Any], name: str) -> None:
+    """Calls a recipe. Raises UsageError for arguments it refuses, and for files it cannot read or write."""
+    try:
+        build(out, **arguments)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"recipe {name}: {error}") from error

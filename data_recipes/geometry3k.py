@@ -113,9 +113,7 @@ def problem_from_source(row: dict[str, Any], id: str) -> Problem:
     cells = row["images"] or []
     texts = row["problem"].split(MARKER)
     if len(texts) - 1 != len(cells):
-        raise ValueError(
-            f"the problem has {len(texts) - 1} {MARKER} markers and the row has {len(cells)} images"
-        )
+        raise ValueError(f"the problem has {len(texts) - 1} {MARKER} markers and the row has {len(cells)} images")
     images = []
     for number, cell in enumerate(cells):
         if not cell or not cell.get("bytes"):

@@ -50,7 +50,7 @@ class RewardPool:
 
     def __init__(self, plan: Plan, workers: int):
         self._plan, self._workers = plan, workers
-        self._pool = self._new_pool()
+        self._pool = _new_pool(plan, workers)
 
     def __enter__(self) -> RewardPool:
         return self
@@ -62,30 +62,6 @@ class RewardPool:
         """Stop the workers, also busy ones, and wait until they are gone."""
         self._pool.stop()
         self._pool.join()
-
-    def inspect(self) -> bool:
-        """Load the plan's custom reward in a worker; whether it needs images.
-
-        Raises:
-            CustomRewardError: it cannot be loaded or called; the message names the file and the fix.
-        """
-        source = self._plan.custom
-        assert source is not None
-        self._repair()
-        future = self._pool.schedule(inspect_custom, args=(source, self._plan.params.get(source.name, {})))
-        try:
-            problem, images = future.result(timeout=START_LIMIT_S)
-        except (TimeoutError, ProcessExpired, BrokenProcessPool) as error:
-            slow = isinstance(error, TimeoutError)
-            what = f"takes more than {START_LIMIT_S:.0f} s" if slow else "kills the process"
-            raise CustomRewardError(
-                f"importing {source.path} in a worker process {what}. Its top level should only define "
-                "things. If a script of yours started the run, keep that script's work under "
-                "`if __name__ == '__main__':`, because workers import the script."
-            ) from error
-        if problem:
-            raise CustomRewardError(problem)
-        return images
 
     def run(self, jobs: Sequence[Job]) -> list[Result]:
         """Score `jobs`; results in their order, whatever the order of completion.
@@ -159,17 +135,44 @@ class RewardPool:
         )
         return []
 
-    def _new_pool(self) -> ProcessPool:
-        context: Any = multiprocessing.get_context("spawn")
-        return ProcessPool(
-            self._workers, initializer=start_worker, initargs=(self._plan.custom,), context=context
-        )
-
     def _repair(self) -> None:
         """Replace a broken pool, for example after an idle worker was killed by the system."""
         if not self._pool.active:
             self.close()
-            self._pool = self._new_pool()
+            self._pool = _new_pool(self._plan, self._workers)
+
+
+def inspect_in_worker(plan: Plan) -> bool:
+    """Load the plan's custom reward in a process of its own; whether it needs images.
+
+    Raises:
+        CustomRewardError: it cannot be loaded or called; the message names the file and the fix.
+    """
+    source = plan.custom
+    assert source is not None
+    pool = _new_pool(plan, 1)
+    try:
+        future = pool.schedule(inspect_custom, args=(source, plan.params.get(source.name, {})))
+        problem, images = future.result(timeout=START_LIMIT_S)
+    except (TimeoutError, ProcessExpired, BrokenProcessPool) as error:
+        slow = isinstance(error, TimeoutError)
+        what = f"takes more than {START_LIMIT_S:.0f} s" if slow else "kills the process"
+        raise CustomRewardError(
+            f"importing {source.path} in a worker process {what}. Its top level should only define things. "
+            "If a script of yours started the run, keep that script's work under "
+            "`if __name__ == '__main__':`, because workers import the script."
+        ) from error
+    finally:
+        pool.stop()
+        pool.join()
+    if problem:
+        raise CustomRewardError(problem)
+    return images
+
+
+def _new_pool(plan: Plan, workers: int) -> ProcessPool:
+    context: Any = multiprocessing.get_context("spawn")
+    return ProcessPool(workers, initializer=start_worker, initargs=(plan.custom,), context=context)
 
 
 def _exit_reason(code: int) -> str:

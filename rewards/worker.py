@@ -136,9 +136,7 @@ def _checked(reward: RewardFn, name: str, params: Mapping[str, Any], x: RewardIn
     output = reward(x, **params)
     if not isinstance(output, RewardOutput):
         raise TypeError(f"reward {name!r} must return a RewardOutput, got {type(output).__name__}")
-    parts = {
-        str(key): _finite(part, f"part {key!r} of reward {name!r}") for key, part in output.parts.items()
-    }
+    parts = {str(key): _finite(part, f"part {key!r} of reward {name!r}") for key, part in output.parts.items()}
     return RewardOutput(_finite(output.score, f"the score of reward {name!r}"), parts)
 
 

@@ -79,7 +79,7 @@ class Chat:
         """Tokenises one problem. Raises PromptError naming the problem and what to change."""
         messages = _with_images(problem, self.config.min_pixels, self.config.max_pixels)
         text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        images, _ = process_vision_info(messages, image_patch_size=self.patch_size)
+        images = process_vision_info(messages, image_patch_size=self.patch_size)[0]
         compact = self.tokenizer(text, add_special_tokens=False).input_ids
         placeholders = compact.count(self.image_token_id)
         if placeholders != len(problem.images):
@@ -156,7 +156,12 @@ def _with_images(problem: Problem, min_pixels: int, max_pixels: int) -> list[dic
                 if not images:
                     raise PromptError(f"problem {problem.id!r}: more image parts than images ({len(problem.images)})")
                 filled.append(
-                    {"type": "image", "image": images.pop(0), "min_pixels": min_pixels, "max_pixels": max_pixels}
+                    {
+                        "type": "image",
+                        "image": images.pop(0),
+                        "min_pixels": min_pixels,
+                        "max_pixels": max_pixels,
+                    }
                 )
             elif part.get("type") == "text" and isinstance(part.get("text"), str):
                 filled.append({"type": "text", "text": part["text"]})

@@ -24,7 +24,6 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from pydantic import Field
 
-from sapo_vl.distributed import World
 from sapo_vl.engine import PolicyEngine
 from sapo_vl.strict import Strict
 
@@ -37,8 +36,8 @@ SHARD_CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 class CheckpointConfig(Strict):
     """How often the state of the run is saved, and how many saves stay."""
 
-    every: int = Field(0, ge=0)  # steps between checkpoints; 0 = none
-    keep: int = Field(2, ge=1)  # the newest that stay on disk
+    every: int = Field(default=0, ge=0)  # steps between checkpoints; 0 = none
+    keep: int = Field(default=2, ge=1)  # the newest that stay on disk
 
 
 class CheckpointError(RuntimeError):

@@ -11,7 +11,7 @@ from typing import Any
 
 import yaml
 
-from data_recipes.arguments import UsageError, recipe_arguments
+from data_recipes.arguments import UsageError, build_recipe, recipe_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -60,7 +60,7 @@ def _parser() -> argparse.ArgumentParser:
     ):
         p = add(name, _run if name == "run" else _stage, text, pairs=True)
         p.add_argument("--config", type=Path)
-        p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR"), help="run folder (or OUT_DIR)")
+        p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR") or None, help="run folder (or OUT_DIR)")
         p.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
 
     report = add("report", _report, "Print the table of a run folder and draw its curves.")
@@ -92,13 +92,15 @@ def _recipe(args: argparse.Namespace) -> None:
     if args.name not in RECIPES:
         raise UsageError(f"no recipe {args.name!r}; there are {', '.join(sorted(RECIPES))}")
     build = RECIPES[args.name]
-    build(args.out, **recipe_arguments(build, args.pairs, args.name))
+    build_recipe(build, args.out, recipe_arguments(build, args.pairs, args.name), args.name)
     print(f"wrote {args.out}")
 
 
 def _init_tiny(args: argparse.Namespace) -> None:
     from sapo_vl.pipeline import build_tiny_model
 
+    if args.out.exists():
+        raise UsageError(f"--out {args.out} exists already; choose another folder or delete this one")
     build_tiny_model(args.kind, args.data, args.out, args.seed)
     print(f"wrote {args.out}")
 
@@ -136,7 +138,10 @@ def _run(args: argparse.Namespace) -> None:
 def _report(args: argparse.Namespace) -> None:
     from sapo_vl.report import write_report
 
-    print(write_report(args.run_dir))
+    try:
+        print(write_report(args.run_dir))
+    except (FileNotFoundError, ValueError) as error:
+        raise UsageError(str(error)) from error
 
 
 if __name__ == "__main__":

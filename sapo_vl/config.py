@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin
 
 import yaml
-from pydantic import BaseModel, Field, ValidationError, model_validator
+from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
 from sapo_vl.advantage import AdvantageConfig
 from sapo_vl.batching import BatchConfig
@@ -43,9 +43,9 @@ class RecipeConfig(Strict):
 class RunConfig(Strict):
     """Everything about a run. `sapo-vl train --print-config` prints it with all defaults."""
 
-    seed: int = Field(0, ge=0)
-    steps: int = Field(1000, ge=1)  # rollout batches
-    processes: int = Field(0, ge=0)  # ranks on this machine; 0 = one per GPU, or 2 on a CPU
+    seed: int = Field(default=0, ge=0)
+    steps: int = Field(default=1000, ge=1)  # rollout batches
+    processes: int = Field(default=0, ge=0)  # ranks on this machine; 0 = one per GPU, or 2 on a CPU
     resume: str = "auto"  # "auto" = newest complete checkpoint of the run folder, "no", or a checkpoint folder
     model: ModelConfig = ModelConfig()
     recipe: RecipeConfig = RecipeConfig()
@@ -62,6 +62,12 @@ class RunConfig(Strict):
     checkpoint: CheckpointConfig = CheckpointConfig()
     log: LogConfig = LogConfig()
 
+    @field_validator("resume", mode="before")
+    @classmethod
+    def _no_is_a_word(cls, value: Any) -> Any:
+        """YAML 1.1 reads a bare `no` as false."""
+        return "no" if value is False else value
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunConfig:
         faults = [text for wrong, text in _contradictions(self) if wrong]
@@ -73,11 +79,10 @@ class RunConfig(Strict):
 def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
     """(whether it holds, what to say) for every pair of settings that cannot both be meant."""
     per_step, minis = c.rollout.prompts_per_step, c.batch.mini_batches
-    lone = c.rollout.group_size == 1
     return [
         (
             bool(c.model.path and c.model.tiny),
-            f"model.path={c.model.path!r} and model.tiny={c.model.tiny!r}: one of them says which model; clear the other",
+            f"model.path={c.model.path!r} and model.tiny={c.model.tiny!r}: clear one of them",
         ),
         (
             c.model.min_pixels > c.model.max_pixels,
@@ -88,8 +93,9 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
             f"rollout.prompts_per_step={per_step} cannot be dealt into batch.mini_batches={minis} of equal size",
         ),
         (
-            lone and not c.advantage.keep_dead_groups,
-            "rollout.group_size=1 has no group to compare with: every advantage would be dropped; use 2 or more",
+            c.rollout.group_size == 1,
+            "rollout.group_size=1: an advantage compares a response with its group, so nothing would be learned; use "
+            "2 or more",
         ),
         (
             bool(c.processes) and per_step % max(1, c.processes) != 0,
@@ -97,12 +103,26 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
         ),
         (
             c.optim.name == "muon" and c.zero.stage > 0,
-            f"optim.name=muon with zero.stage={c.zero.stage}: DeepSpeed would clip Muon's orthogonalised update instead "
-            "of the gradient; use zero.stage=0 or optim.name=adamw",
+            f"optim.name=muon with zero.stage={c.zero.stage}: DeepSpeed would clip Muon's orthogonalised update, "
+            "not the gradient; use zero.stage=0 or optim.name=adamw",
         ),
         (
             c.cold_start is not None and c.model.lora is not None,
             "cold_start trains all weights and model.lora only adapters; run them as two configs",
+        ),
+        (
+            {"vision", "merger", "language", "lm_head"} <= set(c.model.freeze) and c.model.lora is None,
+            f"model.freeze={list(c.model.freeze)} leaves nothing to learn; take a part out, or set model.lora",
+        ),
+        (
+            c.data.eval_split == c.data.train_split,
+            f"data.eval_split and data.train_split are both {c.data.train_split!r}: accuracy would be measured on what "
+            "was trained on",
+        ),
+        (
+            c.cold_start is not None and c.cold_start.split == c.data.eval_split,
+            f"cold_start.split and data.eval_split are both {c.data.eval_split!r}: accuracy would be measured on what "
+            "was trained on",
         ),
         (
             bool(c.recipe.args) and not c.recipe.name,
@@ -110,7 +130,7 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
         ),
         (
             bool(c.recipe.name and c.data.path),
-            f"recipe.name={c.recipe.name!r} would be built, but data.path={c.data.path!r} is given; clear one (recipe.name=)",
+            f"recipe.name={c.recipe.name!r} would be built, but data.path={c.data.path!r} is given; clear one",
         ),
         (
             "accuracy" not in c.scoring.combine,
@@ -130,11 +150,11 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     if path is not None:
         where = str(path)
         try:
-            raw = yaml.safe_load(Path(path).read_text()) or {}
+            raw = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys) or {}
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such config file; the shipped ones are in configs/") from None
-        except (OSError, yaml.YAMLError) as e:
-            raise ConfigError(f"{path}: {e}") from None
+        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
+            raise ConfigError(f"{path} cannot be read as YAML: {e}") from None
         if not isinstance(raw, dict):
             raise ConfigError(f"{path}: a config is a mapping of sections, this is a {type(raw).__name__}")
     _check_keys(raw, RunConfig, where)
@@ -145,14 +165,36 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
         try:
             parsed = yaml.safe_load(value) if value else ""
         except yaml.YAMLError as e:
-            raise ConfigError(f"override {text!r}: {e}") from None
+            raise ConfigError(f"override {text!r}: the value is not YAML ({' '.join(str(e).split())})") from None
         _set(raw, key.split("."), _number(parsed), text)
-    _check_keys(raw, RunConfig, f"{where} and overrides")
+    where = f"{where} with {' '.join(overrides)}" if overrides else where
+    _check_keys(raw, RunConfig, where)
     try:
         return RunConfig.model_validate(raw)
     except ValidationError as e:
-        lines = [f"  {'.'.join(map(str, x['loc'])) or 'settings'}: {x['msg']} (got {str(x['input'])[:120]})" for x in e.errors()]
+        lines = [f"  {_fault(x['loc'], x['msg'], x['input'])}" for x in e.errors()]
         raise ConfigError(f"{where}: this config cannot be used\n" + "\n".join(lines)) from None
+
+
+def _fault(loc: tuple[int | str, ...], message: str, given: Any) -> str:
+    """One line about one fault: the key, what is wrong, and the value, unless the message itself names it."""
+    named = message.removeprefix("Value error, ")
+    if named != message:
+        return named if not loc or f"{loc[0]}." in named else f"{'.'.join(map(str, loc))}: {named}"
+    return f"{'.'.join(map(str, loc))}: {message} (got {str(given)[:120]})"
+
+
+class _UniqueKeys(yaml.SafeLoader):
+    """YAML lets a key come twice and the last one win, which would drop half of a section without a word."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[Any] = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if key in seen:
+                raise yaml.MarkedYAMLError(problem=f"the key {key} comes twice", problem_mark=key_node.start_mark)
+            seen.add(key)
+        return super().construct_mapping(node, deep)
 
 
 def save_config(config: RunConfig, path: Path) -> None:
@@ -193,8 +235,9 @@ def _section(annotation: Any) -> type[BaseModel] | None:
 def _check_keys(raw: dict[str, Any], section: type[BaseModel], where: str, prefix: str = "") -> None:
     for key, value in raw.items():
         if key not in section.model_fields:
-            known = [prefix + k for k in section.model_fields] + list(_all_keys(RunConfig))
-            near = difflib.get_close_matches(f"{prefix}{key}", known, n=1, cutoff=0.5)
+            # The right name in the wrong section first, the shallowest: "lr" is far from "optim.lr" by letters.
+            near = sorted((k for k in _all_keys(RunConfig) if k.split(".")[-1] == key), key=lambda k: k.count("."))
+            near += [prefix + k for k in difflib.get_close_matches(str(key), section.model_fields, n=1, cutoff=0.5)]
             hint = f"; nearest: {near[0]}" if near else f"; known here: {', '.join(section.model_fields)}"
             raise ConfigError(f"{where}: unknown key {prefix}{key}{hint}")
         below = _section(section.model_fields[key].annotation)

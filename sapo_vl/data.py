@@ -32,6 +32,7 @@ FEATURES = datasets.Features(
 ROLES = ("system", "user", "assistant", "tool")
 FIRST_BAD_ROWS_SHOWN = 5
 MIN_BAD_ROWS = 3
+BUILD_ONE = "`sapo-vl recipe NAME --out DIR` builds one"
 
 
 class DataConfig(Strict):
@@ -116,7 +117,7 @@ def problem_from_row(row: Mapping[str, Any]) -> Problem:
 
 
 def blank_twin(problem: Problem) -> Problem:
-    """The same item with mid-grey images of the same size: what can be had without looking."""
+    """The same item with uniform images of the same size: what can be had without looking."""
     images = tuple(blank_like(image) for image in problem.images)
     return dataclasses.replace(problem, id=f"{problem.id}#blank", images=images)
 
@@ -179,18 +180,15 @@ class ProblemSet:
         _check_columns(rows, self._where)
         self._rows = rows.with_format("arrow")
         self.tasks: list[str] = rows.data.column("task").to_pylist()
-        self.rewards: list[tuple[str, str]] = self._pairs(rows)
         nameless = [row for row, task in enumerate(self.tasks) if not task]
         if nameless:
             raise DataError(
                 f"{self._where}: {len(nameless)} rows have no task (first: row {nameless[0]}); "
                 "give every row one, quotas and results are counted by it"
             )
-
-    def _pairs(self, rows: datasets.Dataset) -> list[tuple[str, str]]:
-        """The different (task, reward) pairs of the rows, sorted."""
-        rewards = rows.select_columns(["reward"]).with_format("arrow")[:]["reward"].to_pylist()
-        return sorted({(task, reward or "") for task, reward in zip(self.tasks, rewards, strict=True)})
+        rewards = rows.data.column("reward").to_pylist()
+        named = {(task, reward or "") for task, reward in zip(self.tasks, rewards, strict=True)}
+        self.rewards: list[tuple[str, str]] = sorted(named)
 
     @property
     def _where(self) -> str:
@@ -216,23 +214,29 @@ def raw_row(rows: datasets.Dataset, index: int) -> dict[str, Any]:
 
 
 def _open_split(path: str | Path, split: str) -> datasets.Dataset:
-    hint = "`sapo-vl recipe NAME --out DIR` builds one"
+    splits = split_names(path)
+    path = Path(path)
+    if split not in splits:
+        raise DataError(f"{path} has no split {split!r}, only {splits}; name one of these in the data section")
+    if not any((path / split).glob("*.arrow")):  # `datasets` fails on this with an index error
+        raise DataError(f"split {split!r} of {path} has no rows; {BUILD_ONE}")
+    return datasets.Dataset.load_from_disk(str(path / split))
+
+
+def split_names(path: str | Path) -> list[str]:
+    """The splits of a data set folder. Raises DataError if it is none."""
     if not str(path):
-        raise DataError(f"data.path is empty; give the folder of a data set, {hint}")
+        raise DataError(f"data.path is empty; give the folder of a data set, {BUILD_ONE}")
     path = Path(path)
     if not path.is_dir():
-        raise DataError(f"data.path {path} is not a folder; give the folder of a data set, {hint}")
+        raise DataError(f"data.path {path} is not a folder; give the folder of a data set, {BUILD_ONE}")
     listing = path / "dataset_dict.json"
     if not listing.is_file():
-        raise DataError(f"{path} has no dataset_dict.json, so it is no saved data set with splits; {hint}")
-    splits = json.loads(listing.read_text())["splits"]
-    if split not in splits:
-        raise DataError(
-            f"{path} has no split {split!r}, only {splits}; name one of these in the data section"
-        )
-    if not any((path / split).glob("*.arrow")):  # `datasets` fails on this with an index error
-        raise DataError(f"split {split!r} of {path} has no rows; {hint}")
-    return datasets.Dataset.load_from_disk(str(path / split))
+        raise DataError(f"{path} has no dataset_dict.json, so it is no saved data set with splits; {BUILD_ONE}")
+    try:
+        return list(json.loads(listing.read_text(encoding="utf-8"))["splits"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{listing} is not what `datasets` writes ({error!r}); {BUILD_ONE}") from error
 
 
 def _check_columns(rows: datasets.Dataset, where: str) -> None:

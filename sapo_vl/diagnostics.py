@@ -75,15 +75,16 @@ class UpdateStats:
         total = world.sum(np.concatenate(vectors))
         nonfinite, whole, *by_sign = np.split(total, np.cumsum([len(v) for v in vectors])[:-1])
 
-        samples = [kept[0], *(parts[sign][0] for sign in SIGNS)]
+        largest = world.max(float(kept[0].max(initial=-np.inf)))
+        samples = [parts[sign][0] for sign in SIGNS]
         quantiles = global_quantiles(samples, [0.0, *QUANTILES.values(), 1.0], world)
         out: Stats = {"tokens": whole[0], "log_ratio/nonfinite": nonfinite[0]}
-        if quantiles[0] is not None:
+        if whole[0]:
             means = whole[1:] / whole[0]
             out |= zip(("gate/mean", "entropy/mean", "ratio/mean_abs_dev"), means[:3], strict=True)
             out |= {"kl/old_new_k1": means[3], "kl/old_new_k3": means[4]}
-            out["ratio/max"] = np.exp(min(quantiles[0][-1], MAX_LOG_RATIO))
-        for sign, sums, values in zip(SIGNS, by_sign, quantiles[1:], strict=True):
+            out["ratio/max"] = np.exp(min(largest, MAX_LOG_RATIO))
+        for sign, sums, values in zip(SIGNS, by_sign, quantiles, strict=True):
             out |= _sign_stats(sign, sums, values)
         return {name: v if isinstance(v, list) else float(v) for name, v in out.items()}
 

@@ -82,9 +82,7 @@ def init_world() -> World:
     else:
         # DeepSpeed would compile a C++ all-reduce on first use: minutes, and a compiler that may not be there.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(
-        dist_backend="nccl" if gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False
-    )
+    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
     device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
 

@@ -43,7 +43,13 @@ class PolicyEngine:
     """Owns the DeepSpeed engine. Updates are driven here: boundary, scaling, finiteness, learning rate."""
 
     def __init__(
-        self, policy: PolicyModule, optim: OptimConfig, zero: ZeroConfig, dtype: str, world: World, total_updates: int
+        self,
+        policy: PolicyModule,
+        optim: OptimConfig,
+        zero: ZeroConfig,
+        dtype: str,
+        world: World,
+        total_updates: int,
     ) -> None:
         if optim.name == "muon":
             tag_for_muon(policy)
@@ -56,17 +62,18 @@ class PolicyEngine:
         learning = [p for p in policy.parameters() if p.requires_grad]
         if not learning:
             raise ValueError("nothing to train: model.freeze leaves no parameter with a gradient")
-        self.ds, *_ = deepspeed.initialize(
+        # DeepSpeed's attributes depend on the stage and carry no useful types.
+        self.ds: Any = deepspeed.initialize(
             model=policy,
             model_parameters=learning,  # type: ignore[arg-type]
             config=deepspeed_config(optim, zero, dtype),
             dist_init_required=False,
-        )
+        )[0]
         self._peak_lrs = [group["lr"] for group in self.ds.optimizer.param_groups]
 
     @property
     def module(self) -> PolicyModule:
-        return self.ds.module  # type: ignore[return-value]
+        return self.ds.module
 
     def update(
         self,

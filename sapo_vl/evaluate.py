@@ -27,13 +27,13 @@ Mode = Literal["greedy", "sampled"]
 class EvalConfig(Strict):
     """What is measured, and how often."""
 
-    every: int = Field(0, ge=0)  # steps between evaluations during training; 0 = only before and after
+    every: int = Field(default=0, ge=0)  # steps between evaluations during training; 0 = only before and after
     before: bool = True  # measure before the first step
-    modes: tuple[Mode, ...] = ("sampled", "greedy")
-    max_per_task: int = Field(0, ge=0)  # 0 = all rows
+    modes: tuple[Mode, ...] = Field(default=("sampled", "greedy"), min_length=1)  # the first is the headline
+    max_per_task: int = Field(default=0, ge=0)  # 0 = all rows
     blank_split: str = "test_blank"  # the same problems with blank images; "" = no such control
-    temperature: float = Field(1.0, gt=0)  # of the sampled mode
-    batch: int = Field(128, ge=1)  # prompts at a time on a rank
+    temperature: float = Field(default=1.0, gt=0)  # of the sampled mode
+    batch: int = Field(default=128, ge=1)  # prompts at a time on a rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -70,7 +70,10 @@ def evaluate(
     mine = padded[world.rank * each : (world.rank + 1) * each]
     fallback = _first_readable(problems, chat)
     params = SamplingParams(
-        n=1, max_new_tokens=max_new_tokens, temperature=0.0 if mode == "greedy" else config.temperature, seed=seed
+        n=1,
+        max_new_tokens=max_new_tokens,
+        temperature=0.0 if mode == "greedy" else config.temperature,
+        seed=seed,
     )
     outcomes: list[Outcome] = []
     for i in range(0, each, config.batch):
@@ -149,7 +152,7 @@ def evaluate_all(
         else:
             mode = config.modes[0]
             result["blank_image"] = evaluate(engine, chat, blank, scorer, config, world, mode=mode, **common)
-    return {**{k: v for k, v in result[config.modes[0]].items()}, **result}
+    return {**result[config.modes[0]], **result}
 
 
 def _rows(tasks: Sequence[str], max_per_task: int) -> list[int]:

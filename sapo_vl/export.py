@@ -33,13 +33,14 @@ def check_expert_shapes(config: PreTrainedConfig) -> None:
 
 def hub_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The runtime state dict with expert weights transposed to the layout of hub folders."""
-    return {
-        name: t.transpose(1, 2).contiguous() if name.endswith(EXPERT_WEIGHTS) else t for name, t in state.items()
-    }
+    return {name: t.transpose(1, 2).contiguous() if name.endswith(EXPERT_WEIGHTS) else t for name, t in state.items()}
 
 
 def save_hf_folder(
-    model: PreTrainedModel, processor: ProcessorMixin | Any, out: Path, state: Mapping[str, Tensor] | None = None
+    model: PreTrainedModel,
+    processor: ProcessorMixin | Any,
+    out: Path,
+    state: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Writes weights (safetensors, hub layout), config, tokenizer and processor to `out`.
 

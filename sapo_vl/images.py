@@ -12,7 +12,6 @@ from PIL import Image, ImageOps
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of an animation the first frame is taken
 MAX_IMAGE_PIXELS = 50_000_000  # a decoded RGB image of this size takes 150 MB
-BLANK_COLOUR = (128, 128, 128)
 
 # What Pillow's decoders raise on data that is cut off or malformed.
 _DECODE_ERRORS = (
@@ -73,5 +72,11 @@ def encode_png(image: Image.Image) -> bytes:
 
 
 def blank_like(image: Image.Image) -> Image.Image:
-    """A uniform mid-grey image of the same size."""
-    return Image.new("RGB", image.size, BLANK_COLOUR)
+    """A uniform image of the same size in the most frequent colour, usually the background.
+
+    Any other colour would be unlike everything a model has seen: it would then fail for surprise, and the control
+    would not show what can be answered without looking.
+    """
+    colours = image.convert("RGB").getcolors(image.width * image.height)
+    assert colours is not None  # there cannot be more colours than pixels
+    return Image.new("RGB", image.size, max(colours)[1])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from pathlib import Path
 from typing import Any, Literal
@@ -27,10 +28,18 @@ Part = Literal["vision", "merger", "language", "router", "embeddings", "lm_head"
 class LoraConfig(Strict):
     """Low-rank adapters on the language model, through peft."""
 
-    rank: int = Field(16, ge=1)
-    alpha: int = Field(32, ge=1)
-    dropout: float = Field(0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+    rank: int = Field(default=16, ge=1)
+    alpha: int = Field(default=32, ge=1)
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    target_modules: tuple[str, ...] = (
+        "q_proj",
+        "k_proj",
+        "v_proj",
+        "o_proj",
+        "gate_proj",
+        "up_proj",
+        "down_proj",
+    )
 
 
 class ModelConfig(Strict):
@@ -44,9 +53,9 @@ class ModelConfig(Strict):
     lora: LoraConfig | None = None  # None = all parameters that are not frozen learn
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about 1/3 more time
     experts_implementation: Literal["eager", "grouped_mm"] = "eager"  # of the MoE layers; grouped_mm on GPUs
-    min_pixels: int = Field(4 * 32 * 32, ge=1)  # images are scaled up to at least this many pixels
-    max_pixels: int = Field(1024 * 32 * 32, ge=1)  # and down to at most this many
-    max_prompt_tokens: int = Field(4096, ge=1)  # a longer prompt is counted and skipped, never cut
+    min_pixels: int = Field(default=4 * 32 * 32, ge=1)  # images are scaled up to at least this many pixels
+    max_pixels: int = Field(default=1024 * 32 * 32, ge=1)  # and down to at most this many
+    max_prompt_tokens: int = Field(default=4096, ge=1)  # a longer prompt is counted and skipped, never cut
 
 
 class ModelError(ValueError):
@@ -67,6 +76,18 @@ def read_config(path: str, revision: str | None = None) -> PreTrainedConfig:
     if config.model_type not in MODEL_TYPES:
         raise ModelError(f"model.path={path!r} is a {config.model_type!r} model; supported: {', '.join(MODEL_TYPES)}")
     return config
+
+
+def check_weights(path: str) -> None:
+    """ModelError if a local folder lacks weights, or files that its index names: a download that was cut off."""
+    folder = Path(path)
+    if not folder.exists():
+        return  # a hub id
+    index = folder / "model.safetensors.index.json"
+    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
+    missing = sorted(name for name in named if not (folder / name).exists())
+    if missing:
+        raise ModelError(f"model.path={path!r} lacks {len(missing)} of its weight files: {', '.join(missing[:3])}")
 
 
 def is_moe(config: PreTrainedConfig) -> bool:

@@ -16,17 +16,19 @@ class OptimConfig(Strict):
     """AdamW, or Muon for the matrices of the layers with AdamW for everything else."""
 
     name: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(1e-6, gt=0)
+    lr: float = Field(default=1e-6, gt=0)
     betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(1e-8, gt=0)
-    weight_decay: float = Field(0.0, ge=0)
-    muon_lr: float = Field(0.02, gt=0)  # of the matrices, with name=muon
-    muon_momentum: float = Field(0.95, ge=0, lt=1)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    muon_lr: float = Field(default=0.02, gt=0)  # of the matrices, with name=muon
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    warmup_steps: int = Field(0, ge=0)  # updates of linear rise from 0
-    min_lr_ratio: float = Field(0.0, ge=0, le=1)  # where linear and cosine end, as a share of lr
-    clip: float = Field(1.0, gt=0)  # global gradient norm
-    max_dropped_updates: int = Field(3, ge=0)  # this many non-finite updates in a row are dropped; one more stops the run
+    warmup_steps: int = Field(default=0, ge=0)  # updates of linear rise from 0
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)  # where linear and cosine end, as a share of lr
+    clip: float = Field(default=1.0, gt=0)  # global gradient norm
+    max_dropped_updates: int = Field(default=
+        3, ge=0
+    )  # this many non-finite updates in a row are dropped; one more stops the run
 
 
 class ZeroConfig(Strict):
@@ -35,7 +37,7 @@ class ZeroConfig(Strict):
     stage: Literal[0, 1, 2, 3] = 1
     offload_optimizer: bool = False  # optimizer states in CPU memory
     offload_params: bool = False  # weights in CPU memory (stage 3)
-    bucket_elements: int = Field(50_000_000, ge=1)  # reduce and gather bucket
+    bucket_elements: int = Field(default=50_000_000, ge=1)  # reduce and gather bucket
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> ZeroConfig:
@@ -69,7 +71,12 @@ def tag_for_muon(module: nn.Module) -> None:
 
 def deepspeed_config(optim: OptimConfig, zero: ZeroConfig, dtype: str) -> dict[str, Any]:
     """The DeepSpeed configuration. Gradient accumulation is ours: the engine is told the boundary of each update."""
-    common = {"lr": optim.lr, "betas": list(optim.betas), "eps": optim.eps, "weight_decay": optim.weight_decay}
+    common = {
+        "lr": optim.lr,
+        "betas": list(optim.betas),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
     if optim.name == "muon":
         optimizer: dict[str, Any] = {
             "type": "Muon",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Iterator
@@ -11,13 +12,14 @@ from typing import Any, Literal
 import yaml
 
 from data_recipes import RECIPES
-from data_recipes.arguments import recipe_arguments
+from data_recipes.arguments import build_recipe, recipe_arguments
 from sapo_vl.config import ConfigError, RunConfig
-from sapo_vl.data import ProblemSet
+from sapo_vl.data import BadRow, ProblemSet, split_names
 from sapo_vl.report import write_report
 from sapo_vl.run_log import write_json
 from sapo_vl.stages import COLD_START_MODEL, COLD_START_RESULT, launch, preflight
 from sapo_vl.tiny import init_tiny
+from sapo_vl.types import Problem
 
 TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer
 # Settings that may change between two calls on one run folder.
@@ -30,26 +32,31 @@ def build_tiny_model(kind: Literal["dense", "moe"], data: Path, out: Path, seed:
 
 
 def _texts(data: Path) -> Iterator[str]:
-    for split in json.loads((data / "dataset_dict.json").read_text())["splits"]:
+    for split in split_names(data):
         problems = ProblemSet(data, split)
         for row in range(min(TOKENIZER_ROWS, len(problems))):
-            problem = problems.get(row)
-            for turn in problem.messages:
-                parts = turn["content"] if isinstance(turn["content"], list) else [{"text": turn["content"]}]
-                yield from (part["text"] for part in parts if "text" in part)
-            if problem.solution:
-                yield problem.solution
+            with contextlib.suppress(BadRow):  # training counts and names it
+                yield from _texts_of(problems.get(row))
+
+
+def _texts_of(problem: Problem) -> Iterator[str]:
+    for turn in problem.messages:
+        parts = turn["content"] if isinstance(turn["content"], list) else [{"text": turn["content"]}]
+        yield from (part["text"] for part in parts if "text" in part)
+    if problem.solution:
+        yield problem.solution
 
 
 def run(config: RunConfig, out: Path) -> str:
     """All stages in order; returns the report. Each stage's seconds go to summary.json under wall_s."""
+    _check_given(config)
     out.mkdir(parents=True, exist_ok=True)
     _same_settings(config, out)
     seconds: dict[str, float] = {}
     config = _timed(seconds, "data", lambda: _data(config, out))
     config = _timed(seconds, "init", lambda: _model(config, out))
+    preflight(config, "train")  # before the cold start, which would take its time first
     config = _timed(seconds, "cold_start", lambda: _cold_start(config, out))
-    preflight(config, "train")
     _timed(seconds, "rl", lambda: launch("train", config, out))
     summary = json.loads((out / "summary.json").read_text())
     summary["wall_s"] |= seconds | {"total": sum(seconds.values())}
@@ -57,6 +64,23 @@ def run(config: RunConfig, out: Path) -> str:
         summary["cold_start"] = json.loads((out / COLD_START_RESULT).read_text())
     write_json(out / "summary.json", summary)
     return write_report(out)
+
+
+def _check_given(config: RunConfig) -> None:
+    """What can be known before the first stage."""
+    if not config.recipe.name and not config.data.path:
+        raise ConfigError("neither data.path nor recipe.name says which problems to train on; set one")
+    if not config.model.path and not config.model.tiny:
+        raise ConfigError("neither model.path nor model.tiny says which model to train; set one")
+    if config.recipe.name and config.recipe.name not in RECIPES:
+        raise ConfigError(f"recipe.name={config.recipe.name!r}; there are {', '.join(sorted(RECIPES))}")
+    if config.recipe.name:
+        _recipe_arguments(config)
+
+
+def _recipe_arguments(config: RunConfig) -> dict[str, Any]:
+    name, given = config.recipe.name, [f"{k}={v}" for k, v in config.recipe.args.items()]
+    return {"seed": config.seed} | recipe_arguments(RECIPES[name], given, name)
 
 
 def _timed(seconds: dict[str, float], name: str, stage: Any) -> Any:
@@ -70,14 +94,10 @@ def _timed(seconds: dict[str, float], name: str, stage: Any) -> Any:
 def _data(config: RunConfig, out: Path) -> RunConfig:
     if not config.recipe.name:
         return config
-    if config.recipe.name not in RECIPES:
-        raise ConfigError(f"recipe.name={config.recipe.name!r}; there are {', '.join(sorted(RECIPES))}")
-    build = RECIPES[config.recipe.name]
     folder = out / "data"
     if not (folder / "dataset_dict.json").exists():
-        given = [f"{k}={v}" for k, v in config.recipe.args.items()]
-        arguments: dict[str, Any] = {"seed": config.seed} | recipe_arguments(build, given, config.recipe.name)
-        build(folder, **arguments)
+        name = config.recipe.name
+        build_recipe(RECIPES[name], folder, _recipe_arguments(config), name)
     data = config.data.model_copy(update={"path": str(folder)})
     return config.model_copy(update={"data": data, "recipe": type(config.recipe)()})
 
@@ -108,7 +128,8 @@ def _same_settings(config: RunConfig, out: Path) -> None:
     """A run folder belongs to one configuration: mixing two would pass one's stages off as the other's."""
     path = out / "run.yaml"
     asked = config.model_dump(mode="json")
-    if path.exists():
+    # A folder in which no stage has left anything yet is free: the first attempt was refused.
+    if path.exists() and any(p != path and not p.name.startswith(".") for p in out.iterdir()):
         made = yaml.safe_load(path.read_text())
         differ = [k for k in asked if k not in FREE_KEYS and asked[k] != made.get(k)]
         if differ:

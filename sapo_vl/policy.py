@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -44,9 +44,12 @@ class Decode:
 class LogprobHead(nn.Module):
     """The output projection as a module of its own: hidden states to log-probs of given tokens, or to logits."""
 
+    weight: Tensor  # [V, H]
+    banned_ids: Tensor  # [n] int64
+
     def __init__(self, lm_head: nn.Module, banned_ids: Sequence[int]) -> None:
         super().__init__()
-        self.weight = lm_head.weight  # the same Parameter, tied or not
+        self.weight = cast(nn.Parameter, lm_head.weight)  # the same Parameter, tied or not
         self.register_buffer("banned_ids", torch.tensor(list(banned_ids), dtype=torch.long), persistent=False)
 
     def forward(self, hidden: Tensor, targets: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
@@ -57,9 +60,7 @@ class LogprobHead(nn.Module):
         if targets is None:
             logits = torch.nn.functional.linear(hidden, self.weight).float()
             return logits.index_fill(1, self.banned_ids, float("-inf")), hidden.new_empty(0)
-        return token_logprobs(
-            hidden, self.weight, targets, temperature=temperature, banned_ids=self.banned_ids
-        )
+        return token_logprobs(hidden, self.weight, targets, temperature=temperature, banned_ids=self.banned_ids)
 
 
 class PolicyModule(nn.Module):
@@ -137,5 +138,7 @@ class PolicyModule(nn.Module):
         hidden = out.last_hidden_state
         if not job.has_images:
             vision = inner.model.get_image_features(job.pixel_values, job.image_grid_thw)
-            hidden = hidden + 0.0 * sum(f.sum() for fs in (vision.pooler_output, *vision.deepstack_features) for f in fs)
+            hidden = hidden + 0.0 * sum(
+                f.sum() for fs in (vision.pooler_output, *vision.deepstack_features) for f in fs
+            )
         return hidden

@@ -48,12 +48,12 @@ def describe_summary(summary: Mapping[str, Any]) -> list[str]:
     accuracy = summary.get("accuracy") or {}
     before, after = accuracy.get("cold_start") or {}, accuracy.get("final") or {}
     shown = [key for key in SECTIONS if before.get(key) or after.get(key)]
-    for key in shown:
-        blocks.append(_accuracy_table(SECTIONS[key], before.get(key) or {}, after.get(key) or {}))
-    if not {"sampled", "greedy"} & {*shown} and (before or after):
-        blocks.insert(len(facts) > 0, _accuracy_table("Accuracy", before, after))
     if not (before or after):
         blocks.append("summary.json holds no accuracy.")
+    elif not {"sampled", "greedy"} & {*shown}:
+        blocks.append(_accuracy_table("Accuracy", before, after))
+    for key in shown:
+        blocks.append(_accuracy_table(SECTIONS[key], before.get(key) or {}, after.get(key) or {}))
     if wall := summary.get("wall_s"):
         rows = [[phase, f"{seconds:.1f}"] for phase, seconds in wall.items()]
         blocks.append("Seconds by phase\n" + table(["phase", "seconds"], rows))
@@ -61,20 +61,18 @@ def describe_summary(summary: Mapping[str, Any]) -> list[str]:
 
 
 def _accuracy_table(title: str, before: Level, after: Level) -> str:
-    tasks = sorted({*(before.get("by_task") or {}), *(after.get("by_task") or {})})
+    old: Mapping[str, Level] = before.get("by_task") or {}
+    new: Mapping[str, Level] = after.get("by_task") or {}
     rows = [_accuracy_row("all", before, after)]
-    for task in tasks:
-        rows.append(
-            _accuracy_row(task, *((level.get("by_task") or {}).get(task) or {} for level in (before, after)))
-        )
+    rows += [_accuracy_row(t, old.get(t) or {}, new.get(t) or {}) for t in sorted(old.keys() | new.keys())]
     header = ["task", "n", "cold start", "final", "change"]
     return f"{title} (mean over n problems, 95% interval)\n" + table(header, rows)
 
 
 def _accuracy_row(name: str, before: Level, after: Level) -> list[str]:
     counts = list(dict.fromkeys(str(level["n"]) for level in (before, after) if level.get("n") is not None))
-    means = [level.get("mean") for level in (before, after)]
-    change = NOTHING if None in means else f"{means[1] - means[0]:+.3f}"
+    old, new = before.get("mean"), after.get("mean")
+    change = NOTHING if old is None or new is None else f"{new - old:+.3f}"
     return [name, "/".join(counts) or NOTHING, _mean_and_interval(before), _mean_and_interval(after), change]
 
 

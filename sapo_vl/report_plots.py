@@ -45,16 +45,13 @@ PLOTS = (
 def write_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[Path], list[str]]:
     """(files written, one sentence for each picture that no line has a metric for).
 
-    rows: lines of metrics.jsonl. Where a phase and step occur more than once, later lines complete and
-    override earlier ones.
+    rows: lines of metrics.jsonl.
     """
-    by_phase: dict[str, dict[int, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
-    for row in rows:
-        by_phase[row["phase"]][row["step"]].update(row)
+    by_phase = merge_lines(rows)
     written, left_out = [], []
     folder.mkdir(parents=True, exist_ok=True)
     for plot in PLOTS:
-        figure = draw(plot, by_phase[plot.phase])
+        figure = draw(plot, by_phase.get(plot.phase, {}))
         if figure is None:
             left_out.append(f"{plot.name}: no {plot.phase} line has {' or '.join(plot.patterns)}")
             continue
@@ -62,6 +59,14 @@ def write_plots(rows: Sequence[Mapping[str, Any]], folder: Path) -> tuple[list[P
         figure.savefig(path)
         written.append(path)
     return written, left_out
+
+
+def merge_lines(rows: Sequence[Mapping[str, Any]]) -> dict[str, dict[int, dict[str, Any]]]:
+    """phase -> step -> metrics. Where both occur again, later lines complete and override earlier ones."""
+    merged: dict[str, dict[int, dict[str, Any]]] = defaultdict(lambda: defaultdict(dict))
+    for row in rows:
+        merged[row["phase"]][row["step"]].update(row)
+    return {phase: dict(lines) for phase, lines in merged.items()}
 
 
 def draw(plot: Plot, lines: Mapping[int, Mapping[str, Any]]) -> Figure | None:

@@ -64,9 +64,9 @@ class RunLog:
     def metrics(self, step: int, phase: Phase, values: Mapping[str, Any]) -> None:
         """Appends one line: step, phase, time (seconds since the start of the run), then `values`.
 
-        Values are numbers or lists of numbers. NaN and infinities are written as null and their names
-        collected under "nonfinite", so that every line is plain JSON. Trackers get the finite scalars as
-        "{phase}/{name}".
+        Values are numbers, lists of numbers, or None for what could not be measured. NaN and infinities are
+        written as null and their names collected under "nonfinite", so that every line is plain JSON.
+        Trackers get the finite scalars as "{phase}/{name}".
 
         Raises TypeError for a value that is no number, ValueError for a reserved name or unknown phase.
         """
@@ -83,13 +83,11 @@ class RunLog:
             row["nonfinite"] = broken
         self._file.write(_json(row) + "\n")
         self._file.flush()
-        scalars = {
-            f"{phase}/{name}": v for name, v in plain.items() if not isinstance(v, list) and math.isfinite(v)
-        }
+        numbers_only = {name: v for name, v in plain.items() if isinstance(v, int | float)}
+        scalars = {f"{phase}/{name}": v for name, v in numbers_only.items() if math.isfinite(v)}
         for tracker in self._trackers:
-            if isinstance(
-                tracker, WandBTracker
-            ):  # its own step may only grow, ours starts over with each phase
+            if isinstance(tracker, WandBTracker):
+                # Its own step may only grow, ours starts over with each phase.
                 tracker.log({f"{phase}/step": step, **scalars})
             else:
                 tracker.log(scalars, step=step)
@@ -166,9 +164,7 @@ def check_trackers(config: LogConfig) -> None:
             )
 
 
-def _start_tracker(
-    name: TrackerName, out_dir: Path, config: LogConfig, run_config: Mapping[str, Any]
-) -> Tracker:
+def _start_tracker(name: TrackerName, out_dir: Path, config: LogConfig, run_config: Mapping[str, Any]) -> Tracker:
     # accelerate's trackers insist on its process state. Only the main rank has trackers, so accelerate is
     # told that it is alone: otherwise it would look at, or start, a process group.
     with patch_environment(local_rank=-1):
@@ -190,7 +186,9 @@ def _start_tracker(
     return tracker
 
 
-def _plain_numbers(name: str, value: Any) -> int | float | list[int | float]:
+def _plain_numbers(name: str, value: Any) -> int | float | list[int | float] | None:
+    if value is None:
+        return None
     if isinstance(value, list | tuple | np.ndarray):
         return [_plain_number(name, v) for v in value]
     return _plain_number(name, value)

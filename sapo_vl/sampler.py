@@ -122,13 +122,9 @@ class QuotaSampler:
         Raises ValueError if seed or rows differ: the saved positions would mean other rows.
         """
         if state["seed"] != self.seed:
-            raise ValueError(
-                f"the sampler state was saved with seed {state['seed']}, this run has {self.seed}"
-            )
+            raise ValueError(f"the sampler state was saved with seed {state['seed']}, this run has {self.seed}")
         if state["rows"] != self._fingerprint:
-            raise ValueError(
-                "the sampler state was saved over other rows; resume with the data set it came from"
-            )
+            raise ValueError("the sampler state was saved over other rows; resume with the data set it came from")
         self._step = int(state["step"])
         self._epoch = {task: int(state["epoch"][task]) for task in self._rows}
         self._position = {task: int(state["position"][task]) for task in self._rows}
@@ -159,14 +155,11 @@ def _check_tasks(rows: Mapping[str, np.ndarray], quotas: Mapping[str, float]) ->
         raise QuotaError("there are no rows to draw from; check the data split")
     absent = sorted(set(quotas) - set(rows))
     if absent:
-        raise QuotaError(
-            f"quotas name {absent}, but the data has only the tasks {list(rows)}; correct or remove them"
-        )
+        raise QuotaError(f"quotas name {absent}, but the data has only the tasks {list(rows)}; correct or remove them")
     unnamed = sorted(set(rows) - set(quotas))
     if unnamed:
         raise QuotaError(
-            f"the data has the tasks {unnamed} without a quota (quotas: {quotas}); "
-            "give each one, 0 to leave it out"
+            f"the data has the tasks {unnamed} without a quota (quotas: {quotas}); give each one, 0 to leave it out"
         )
 
 
@@ -186,9 +179,7 @@ def _largest_remainder(weights: Mapping[str, int], batch_size: int) -> dict[str,
     """Counts per task for integer weights in alphabetical order of the tasks."""
     total = sum(weights.values())
     counts = {task: batch_size * weight // total for task, weight in weights.items()}
-    by_remainder = sorted(
-        weights, key=lambda task: -(batch_size * weights[task] % total)
-    )  # stable: ties stay
+    by_remainder = sorted(weights, key=lambda task: -(batch_size * weights[task] % total))  # stable: ties stay
     for task in by_remainder[: batch_size - sum(counts.values())]:
         counts[task] += 1
     return counts

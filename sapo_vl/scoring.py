@@ -22,8 +22,8 @@ from pydantic import Field
 import rewards.worker as worker
 from rewards import IN_PROCESS, REWARDS, RewardInput
 from rewards.base import needs_images, signature_problem
-from rewards.custom import CustomSource, read_custom
-from rewards.pool import RewardPool
+from rewards.custom import CustomRewardError, CustomSource, read_custom
+from rewards.pool import RewardPool, inspect_in_worker
 from rewards.weighted import OWN
 from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup, ScoreStatus
@@ -67,13 +67,16 @@ class Scorer:
     """Scores rollouts under a ScoringConfig. Use it as a context manager, or call `close`.
 
     Raises:
-        ValueError: the config names a reward or an argument that does not exist, or the custom file cannot be
-        read.
+        ScoringError: the config names a reward or an argument that does not exist, or a file that cannot be
+            read.
     """
 
     def __init__(self, config: ScoringConfig):
         self._config = config
-        custom = read_custom(config.path, config.path_name) if config.path else None
+        try:
+            custom = read_custom(config.path, config.path_name) if config.path else None
+        except CustomRewardError as error:
+            raise ScoringError(str(error)) from error
         self._plan = worker.Plan(config.combine, config.params, config.timeout_s, custom)
         self._counts: Counter[ScoreStatus] = Counter()
         self._window: deque[str] = deque(maxlen=FAILURE_WINDOW)  # why each could not be scored, "" if it was
@@ -106,7 +109,7 @@ class Scorer:
             dataset: name of the data set, for messages.
 
         Raises:
-            ValueError: naming the task, the data set and the keys to set.
+            ScoringError: naming the task, the data set and the keys to set.
         """
         own = {self._own(task, reward, dataset) for task, reward in sorted(set(pairs))}
         if self._plan.custom is None:
@@ -128,7 +131,7 @@ class Scorer:
 
         Raises:
             ScoringStopped: more than max_failure_share of the latest responses could not be scored.
-            ValueError: a problem's task has no reward (`check` finds this before training).
+            ScoringError: a problem's task has no reward (`check` finds this before training).
         """
         rollouts = [(group.prompt.problem, rollout) for group in groups for rollout in group.rollouts]
         scorable = [i for i, (_, rollout) in enumerate(rollouts) if rollout.finish is not Finish.FAILED]
@@ -203,9 +206,12 @@ class Scorer:
         return self._pool
 
     def _load_custom(self) -> bool:
-        """Load the custom reward in a worker, once; whether it needs images."""
+        """Load the custom reward in a process of its own, once; whether it needs images."""
         if self._custom_needs_images is None:
-            self._custom_needs_images = self._workers().inspect()
+            try:
+                self._custom_needs_images = inspect_in_worker(self._plan)
+            except CustomRewardError as error:
+                raise ScoringError(str(error)) from error
         return self._custom_needs_images
 
     def _check_config(self, custom: CustomSource | None) -> None:

@@ -36,14 +36,14 @@ class ColdStartConfig(Strict):
     """Supervised fine-tuning before RL."""
 
     split: str = "cold_start"  # rows with solutions
-    steps: int = Field(1000, ge=1)  # at most
-    batch_size: int = Field(32, ge=1)  # problems a step, over all ranks
+    steps: int = Field(default=1000, ge=1)  # at most
+    batch_size: int = Field(default=32, ge=1)  # problems a step, over all ranks
     reduction: Reduction = "token_mean"
     optim: OptimConfig = OptimConfig(lr=1e-5)
     zero: ZeroConfig = ZeroConfig()
-    target_pass_rate: float = Field(0.0, ge=0, le=1)  # stop once a sampled response is right this often; 0 = never
-    measure_every: int = Field(25, ge=1)  # steps between measurements of the pass rate
-    measure_per_task: int = Field(64, ge=1)  # rows of the training split a measurement uses per task
+    target_pass_rate: float = Field(default=0.0, ge=0, le=1)  # stop once a sampled response is right this often; 0 = never
+    measure_every: int = Field(default=25, ge=1)  # steps between measurements of the pass rate
+    measure_per_task: int = Field(default=64, ge=1)  # rows of the training split a measurement uses per task
 
     @model_validator(mode="after")
     def _muon_needs_whole_gradients(self) -> ColdStartConfig:

@@ -12,13 +12,14 @@ from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from sapo_vl.chat import load_processor
-from sapo_vl.config import RunConfig, save_config
+from sapo_vl.checkpoint import MANIFEST
+from sapo_vl.config import ConfigError, RunConfig, save_config
 from sapo_vl.data import DataError, ProblemSet
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.evaluate import evaluate_all
-from sapo_vl.models import ModelError, read_config
+from sapo_vl.models import ModelError, check_weights, read_config
 from sapo_vl.optim import OptimConfig, ZeroConfig
-from sapo_vl.run_log import RunLog, write_json
+from sapo_vl.run_log import RunLog, check_trackers, write_json
 from sapo_vl.sampler import QuotaSampler
 from sapo_vl.scoring import Scorer
 from sapo_vl.session import open_session, peak_memory, setup_logging, versions
@@ -39,7 +40,10 @@ def preflight(config: RunConfig, stage: str) -> None:
     if not config.model.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     read_config(config.model.path, config.model.revision)
+    check_weights(config.model.path)
     load_processor(config.model.path, config.model.revision)
+    if stage != "eval":
+        _check_trackers(config)
     ranks = num_processes(config)
     if stage == "sft":
         if config.cold_start is None:
@@ -50,20 +54,37 @@ def preflight(config: RunConfig, stage: str) -> None:
             raise DataError(
                 f"cold_start.batch_size={config.cold_start.batch_size} must be a multiple of the {ranks} ranks"
             )
+        if config.cold_start.target_pass_rate:
+            _check_rewards(config, config.data.train_split)
     if stage == "train":
         rows = ProblemSet(config.data.path, config.data.train_split)
         QuotaSampler(rows.tasks, config.data.quotas, config.rollout.prompts_per_step, config.seed)
         if config.rollout.prompts_per_step % (ranks * config.batch.mini_batches):
             raise DataError(
-                f"rollout.prompts_per_step={config.rollout.prompts_per_step} must be a multiple of ranks x mini-batches = "
-                f"{ranks} x {config.batch.mini_batches}"
+                f"rollout.prompts_per_step={config.rollout.prompts_per_step} must be a multiple of "
+                f"ranks x mini-batches = {ranks} x {config.batch.mini_batches}"
             )
-    if stage in ("train", "eval"):
-        held_out = ProblemSet(config.data.path, config.data.eval_split)
-        with Scorer(config.scoring) as scorer:
-            scorer.check(held_out.rewards, dataset=config.data.path)
-            if stage == "train":
-                scorer.check(rows.rewards, dataset=config.data.path)
+        if config.resume not in ("auto", "no") and not (Path(config.resume) / MANIFEST).exists():
+            raise ConfigError(
+                f"resume={config.resume!r} is no complete checkpoint folder; give one (runs/NAME/checkpoints/step_N), "
+                "auto, or no"
+            )
+        _check_rewards(config, config.data.train_split, config.data.eval_split)
+    if stage == "eval":
+        _check_rewards(config, config.data.eval_split)
+
+
+def _check_rewards(config: RunConfig, *splits: str) -> None:
+    with Scorer(config.scoring) as scorer:
+        for split in splits:
+            scorer.check(ProblemSet(config.data.path, split).rewards, dataset=config.data.path)
+
+
+def _check_trackers(config: RunConfig) -> None:
+    try:
+        check_trackers(config.log)
+    except ModuleNotFoundError as error:
+        raise ConfigError(str(error)) from error
 
 
 class StageFailed(RuntimeError):

@@ -76,7 +76,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int = 768) -> PreTrainedTo
 
 def tiny_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
     size = {"shortest_edge": (PATCH * MERGE) ** 2, "longest_edge": MAX_IMAGE_PIXELS}
-    image = {"patch_size": PATCH, "merge_size": MERGE, "size": size, "image_mean": [0.5] * 3, "image_std": [0.5] * 3}
+    image = {
+        "patch_size": PATCH,
+        "merge_size": MERGE,
+        "size": size,
+        "image_mean": [0.5] * 3,
+        "image_std": [0.5] * 3,
+    }
     return Qwen3VLProcessor(
         image_processor=Qwen2VLImageProcessor(**image),
         tokenizer=tokenizer,
@@ -127,7 +133,12 @@ def tiny_config(kind: Literal["dense", "moe"], tokenizer: PreTrainedTokenizerFas
         "initializer_range": 0.06,
     }
     if kind == "moe":
-        text |= {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 64, "decoder_sparse_step": 1}
+        text |= {
+            "num_experts": 8,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 64,
+            "decoder_sparse_step": 1,
+        }
         text |= {"mlp_only_layers": [], "norm_topk_prob": True}
     common: dict[str, Any] = {
         "text_config": text,
@@ -152,8 +163,8 @@ def build_tiny(kind: Literal["dense", "moe"], tokenizer: PreTrainedTokenizerFast
         else:
             model = Qwen3VLForConditionalGeneration(config)
     assert model.generation_config is not None
-    model.generation_config.eos_token_id = config.text_config.eos_token_id
-    model.generation_config.pad_token_id = config.text_config.pad_token_id
+    model.generation_config.eos_token_id = tokenizer.eos_token_id
+    model.generation_config.pad_token_id = tokenizer.pad_token_id
     return model
 
 

@@ -201,9 +201,7 @@ def _sampling(config: RunConfig, step: int) -> SamplingParams:
     )
 
 
-def _evaluate(
-    config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, step: int
-) -> dict[str, Any]:
+def _evaluate(config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, step: int) -> dict[str, Any]:
     result = evaluate_all(
         session.rollouts,
         session.chat,
@@ -217,7 +215,10 @@ def _evaluate(
     )
     values: dict[str, float] = {}
     for name in (*config.eval.modes, "blank_image"):
-        for task, r in [("all", result.get(name) or {}), *(result.get(name) or {}).get("by_task", {}).items()]:
+        for task, r in [
+            ("all", result.get(name) or {}),
+            *(result.get(name) or {}).get("by_task", {}).items(),
+        ]:
             if r.get("mean") is not None:
                 values[f"eval/{name}/{task}"] = r["mean"]
     run_log.metrics(step, "eval", values)
@@ -264,7 +265,10 @@ def _throughput(groups: Sequence[RolloutGroup], world: World, seconds: dict[str,
     sampled = sum(len(r.response_ids) for g in groups for r in g.rollouts)
     total = world.sum([sampled, sum(g.num_tokens for g in groups)])
     step_seconds = max(seconds.get("seconds/step", 0.0), 1e-9)
-    return {"tokens_per_s/sampled": float(total[0]) / step_seconds, "tokens_per_s/all": float(total[1]) / step_seconds}
+    return {
+        "tokens_per_s/sampled": float(total[0]) / step_seconds,
+        "tokens_per_s/all": float(total[1]) / step_seconds,
+    }
 
 
 @torch.no_grad()

@@ -24,7 +24,7 @@ def row(*values: float) -> torch.Tensor:
 
 
 def tokens(n: int, seed: int) -> list[torch.Tensor]:
-    """(log-ratio, gate, entropy, advantage) of n tokens, [n] each, with ties, zeros and a few non-finite ones."""
+    """(log-ratio, gate, entropy, advantage) of n tokens, [n] each, with ties and a few non-finite ones."""
     g = torch.Generator().manual_seed(seed)
     log_ratio = torch.randn(n, generator=g) * 0.3
     log_ratio[torch.rand(n, generator=g) < 0.3] = 0.0
@@ -74,13 +74,13 @@ def test_update_stats_by_hand():
 
 def test_histogram_bins():
     stats = UpdateStats()
-    values = (-50.0, -0.7, -0.0005, 0.0, 0.2, 2.0, 3.5, 1e6)
+    values = (-50.0, -0.7, -0.0005, 0.0, 0.2, 1.0, 2.0, 3.0, 1e6)
     n = len(values)
     stats.add(row(*values), torch.ones(1, n), torch.ones(1, n), torch.ones(1, n), torch.ones(1, n).bool())
     hist = stats.reduce(ALONE)["log_ratio/pos/hist"]
     assert isinstance(hist, list) and len(hist) == len(LOG_RATIO_EDGES) + 1 == 17
-    # bins: below -3; [-1, -0.3); the middle one around 0; [0.1, 0.3); [1, 3); from 3
-    assert {i: c for i, c in enumerate(hist) if c} == {0: 1, 2: 1, 8: 2, 13: 1, 15: 1, 16: 2}
+    # bins: below -3; [-1, -0.3); the middle one around 0; [0.1, 0.3); [1, 3); from 3. A bin owns its left edge.
+    assert {i: c for i, c in enumerate(hist) if c} == {0: 1, 2: 1, 8: 2, 13: 1, 15: 2, 16: 2}
 
 
 def test_nonfinite_log_ratios_are_counted_and_left_out():
@@ -150,6 +150,7 @@ def test_split_over_micro_batches_does_not_matter(lengths: list[int], seed: int,
         quantiles = np.quantile(log_ratio[pos], [0.01, 0.05, 0.5, 0.95, 0.99])
         names = [f"log_ratio/pos/q{q}" for q in ("01", "05", "50", "95", "99")]
         np.testing.assert_allclose([got[n] for n in names], quantiles, rtol=1e-6, atol=1e-12)
+        assert got["log_ratio/pos/max_abs"] == np.abs(log_ratio[pos]).max()
         assert got["gate/pos/mean"] == pytest.approx(gate[pos].mean(), rel=1e-6)
 
 
@@ -272,15 +273,13 @@ def test_rollout_stats_of_nothing():
 
 
 def run_rank(rank: int, folder: str) -> None:
-    """One of two gloo ranks: unequal parts of the tokens and groups, no tokens of one sign on rank 1."""
+    """One of two gloo ranks, with unequal parts: other tokens, other groups, other tasks."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = World(rank=rank, size=2, device=torch.device("cpu"))
     columns = tokens(500, seed=5)
-    first = columns[3] > 0.2  # rank 0 has these and no others, so rank 1 has few positive ones
+    mine = (columns[3] > 0) == (rank == 0)  # rank 1 gets none of the tokens with a positive advantage
     stats = UpdateStats()
-    for part in (c[first] for c in [torch.arange(500)]):
-        mine = part if rank == 0 else torch.arange(500)[~first]
-        stats.add(*(c[mine][None] for c in columns), torch.ones(1, len(mine)).bool())
+    stats.add(*(c[mine][None] for c in columns), torch.ones(1, int(mine.sum())).bool())
     groups = example_groups()
     result = [stats.reduce(world), rollout_stats(groups[:1] if rank == 0 else groups[1:], world)]
     Path(folder, f"{rank}.json").write_text(json.dumps(result))

@@ -105,9 +105,7 @@ def test_bad_rows_are_left_out_named_and_counted(tmp_path):
     manifest = build(tmp_path / "out", source=source, max_bad_share=0.6)
     notes = manifest["notes"]["train"]
     assert notes["bad_rows"] == len(BAD) and manifest["rows"]["train"]["geometry3k"] == len(GOOD)
-    for index, words in enumerate(
-        ["damaged PNG", "missing", "missing", "2 <image> markers", "0 <image> markers"]
-    ):
+    for index, words in enumerate(["damaged PNG", "missing", "missing", "2 <image> markers", "0 <image> markers"]):
         assert notes["first_bad_rows"][index].startswith(f"row {index} (id 'geometry3k-train-{index}')")
         assert words in notes["first_bad_rows"][index]
     assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sapo_vl.images import MAX_IMAGE_PIXELS, decode_image
+from sapo_vl.images import MAX_IMAGE_PIXELS, blank_like, decode_image
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -97,3 +97,10 @@ def test_a_huge_image_is_refused_by_its_header(side):
 def test_unreadable_images_are_value_errors(data):
     with pytest.raises(ValueError, match=r"not a readable|damaged"):
         decode_image(data)
+
+
+def test_a_blank_image_is_uniform_in_the_commonest_colour():
+    image = Image.new("RGB", (6, 4), (1, 2, 3))
+    image.putpixel((0, 0), (200, 0, 0))
+    blank = blank_like(image)
+    assert blank.size == (6, 4) and blank.getcolors() == [(24, (1, 2, 3))]

@@ -19,9 +19,7 @@ PAIRED = ("count", "compare", "ground", "spatial")
 COLOUR_WORDS = ("red", "green", "blue", "yellow", "cyan", "purple")
 
 
-def sample(
-    name: str, level: int, seed: int, size: int = 40, split: str = "train", side: int = 64
-) -> list[Problem]:
+def sample(name: str, level: int, seed: int, size: int = 40, split: str = "train", side: int = 64) -> list[Problem]:
     return list(generate({name: level}, split, size, seed=seed, image_size=side))
 
 
@@ -84,7 +82,8 @@ def see_ground(problem: Problem) -> tuple[str, str]:
     (region,) = [r for r in whole if shape in ([], [shape_of(r)])]
     (y1, x1), (y2, x2) = region.min(axis=0), region.max(axis=0) + 1
     lattice = np.array([x1, y1, x2, y2]) * 16 / problem.images[0].size[0]
-    return " ".join(f"{value:g}" for value in lattice), ""
+    target = question(problem).removeprefix("box of ").removesuffix(" ?")
+    return " ".join(f"{value:g}" for value in lattice), target
 
 
 def see_spatial(problem: Problem) -> tuple[str, str]:
@@ -117,7 +116,7 @@ def see_grid(problem: Problem) -> tuple[str, str]:
     side = 3 + problem.meta["scene"]["level"]
     y, x = (int((index - 0.5) * 64 / side) for index in (row, column))
     (colour,) = [c for c in COLOUR_WORDS if pixels_of(problem, c)[y, x]]
-    return colour, ""
+    return colour, " ".join(re.findall(r"\d+", question(problem)))
 
 
 def see_arith(problem: Problem) -> tuple[str, str]:
@@ -135,17 +134,15 @@ def see_arith(problem: Problem) -> tuple[str, str]:
 
 def see_text_compare(problem: Problem) -> tuple[str, str]:
     numbers = re.findall(r"\d+", question(problem))
-    return max(numbers), ""  # all have the same number of digits
+    return max(numbers), " ".join(numbers)  # all have the same number of digits
 
 
 def see_text_arith(problem: Problem) -> tuple[str, str]:
     text = question(problem).removesuffix(" = ?").replace("- ", "-").replace("+ ", "+")
-    return str(sum(int(term) for term in text.split())), ""
+    return str(sum(int(term) for term in text.split())), " ".join(re.findall(r"\d+", text))
 
 
-ORACLES = {
-    name.removeprefix("see_"): function for name, function in globals().items() if name.startswith("see_")
-}
+ORACLES = {name.removeprefix("see_"): function for name, function in globals().items() if name.startswith("see_")}
 
 
 @pytest.mark.parametrize(("name", "level"), EVERY_LEVEL)
@@ -154,7 +151,7 @@ def test_answer_and_scratch_are_what_the_picture_shows(name, level, seed):
         for problem in sample(name, level, seed, split=split):
             answer, scratch = ORACLES[name](problem)
             assert problem.answer == answer, problem
-            think = f"<think> {scratch} </think>".replace("  ", " ")
+            think = f"<think> {scratch} </think>"
             assert problem.solution == f"{think} <answer> {answer} </answer>", problem
 
 
@@ -182,14 +179,13 @@ def test_larger_and_smaller_pictures_show_the_same_boxes(side, seed):
 def test_the_real_rewards_accept_the_solution_and_nothing_else(name, level, seed):
     problems = sample(name, level, seed, size=40)
 
-    def score(problem: Problem, text: str) -> float:
-        x = RewardInput(
-            text=text, num_tokens=9, max_tokens=99, finish="stop", answer=problem.answer, meta=problem.meta
-        )
-        return REWARDS[problem.reward](x).score
+    def score(problem: Problem, text: str, reward: str = "") -> float:
+        x = RewardInput(text=text, num_tokens=9, max_tokens=99, finish="stop", answer=problem.answer, meta=problem.meta)
+        return REWARDS[reward or problem.reward](x).score
 
     for problem, other in itertools.pairwise(problems):
         assert score(problem, problem.solution) == 1.0
+        assert score(problem, problem.solution, "format") == 1.0
         assert score(problem, "<think> </think> <answer> </answer>") == 0.0
         if name != "ground" and other.answer != problem.answer:
             assert score(problem, other.solution) == 0.0
@@ -245,5 +241,6 @@ def test_level_0_is_the_level_that_was_measured(seed):
         counts = [int(word) for word in problem.solution.split() if word.isdigit()]
         gaps[abs(counts[0] - counts[1])] += 1
     assert set(gaps) == {0, 1, 2, 3}
-    assert {len(p.meta["scene"]["objects"]) for p in sample("ground", 0, seed, size=50)} == {2}
+    for problem in sample("ground", 0, seed, size=50):
+        assert [item["shape"] for item in problem.meta["scene"]["objects"]] == ["rectangle"] * 2
     assert {len(p.meta["scene"]["bars"]) for p in sample("chart", 0, seed, size=50)} == {3}

@@ -18,7 +18,7 @@ from sapo_vl.types import Problem
 PAIRED = ("count", "compare", "ground", "spatial")
 COLOUR_WORDS = ("red", "green", "blue", "yellow", "cyan", "purple")
 SMALL = {"n_cold_start": 60, "n_train": 240, "n_test": 48}
-MIXED = "count,compare:1,ground,spatial,chart,grid,arith,text_compare,text_arith:2"
+MIXED = "count,compare:1,ground:1,spatial,chart,grid,arith,text_compare,text_arith:2"
 
 
 @pytest.fixture(scope="module")

@@ -96,9 +96,7 @@ def scorer(moods: Path) -> Iterator[Scorer]:
 def workers() -> list[psutil.Process]:
     """Live processes that this one has spawned to do work (not the resource tracker of multiprocessing)."""
     children = psutil.Process().children(recursive=True)
-    return [
-        c for c in children if c.status() != psutil.STATUS_ZOMBIE and "--multiprocessing-fork" in c.cmdline()
-    ]
+    return [c for c in children if c.status() != psutil.STATUS_ZOMBIE and "--multiprocessing-fork" in c.cmdline()]
 
 
 def wait_for_workers(count: int) -> None:
@@ -147,9 +145,7 @@ def check_mishaps(scorer: Scorer, words: list[str]) -> None:
 SLOW = [pytest.mark.slow]  # a worker that ignores SIGTERM gets 3 s before it is killed, twice
 
 
-@pytest.mark.parametrize(
-    "word", [pytest.param(word, marks=SLOW if word == "hang" else []) for word in sorted(MISHAPS)]
-)
+@pytest.mark.parametrize("word", [pytest.param(word, marks=SLOW if word == "hang" else []) for word in sorted(MISHAPS)])
 def test_a_mishap_costs_its_response_only(scorer: Scorer, word: str):
     check_mishaps(scorer, [word])
     wait_for_workers(2)
@@ -214,6 +210,8 @@ def test_close_ends_busy_workers_too(moods: Path):
     before = len(workers())
     scorer = Scorer(config(moods, timeout_s=100))
     scorer.check([("moods", "custom")], "d")
+    assert len(workers()) == before
+    scorer.score([group(["1"])], max_tokens=30)
     assert len(workers()) == before + 2
     scorer.close()
     wait_for_workers(before)
@@ -230,9 +228,9 @@ from rewards.worker import Job, Plan
 if __name__ == "__main__":
     plan = Plan({"accuracy": 1.0}, {}, 3.0, read_custom(sys.argv[1] + ":moody", "custom"))
     pool = RewardPool(plan, workers=1)
-    pool.inspect()
-    print("ready", flush=True)
-    pool.run([Job("custom", RewardInput(text="hang", num_tokens=1, max_tokens=1, finish="stop"))])
+    for text in ("1", "hang"):
+        pool.run([Job("custom", RewardInput(text=text, num_tokens=1, max_tokens=1, finish="stop"))])
+        print("ready", flush=True)
 """
 
 
@@ -240,9 +238,7 @@ if __name__ == "__main__":
 def test_a_looping_worker_does_not_outlive_a_killed_trainer(moods: Path, tmp_path: Path):
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
-    one_core = {
-        min(os.sched_getaffinity(0))
-    }  # the bound on an orphan's CPU time grows with the cores it may use
+    one_core = {min(os.sched_getaffinity(0))}  # the bound on an orphan's CPU time grows with the cores it may use
     trainer = subprocess.Popen(
         [sys.executable, str(script), str(moods)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},

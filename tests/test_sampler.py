@@ -200,9 +200,7 @@ def test_quotas_may_change_on_resume_but_seed_and_rows_may_not():
     state = sampler.state_dict()
     resumed = QuotaSampler(tasks, {"a": 1, "b": 0}, 4, 1)
     resumed.load_state_dict(state)
-    assert sorted(next(resumed) + [row for row in seen if row < 10]) == list(
-        range(10)
-    )  # a's epoch is completed
+    assert sorted(next(resumed) + [row for row in seen if row < 10]) == list(range(10))  # a's epoch is completed
     with pytest.raises(ValueError, match="seed 1, this run has 2"):
         QuotaSampler(tasks, {}, 4, 2).load_state_dict(state)
     with pytest.raises(ValueError, match="other rows"):

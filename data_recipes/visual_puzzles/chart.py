@@ -36,9 +36,7 @@ def _sample(rng: Random, level: int, label: str, held_out: bool) -> Scene:
 
 
 def _question(scene: Scene) -> str:
-    return (
-        f"{' minus '.join(scene['target'])} ?" if scene["level"] == 2 else f"value of {scene['target'][0]} ?"
-    )
+    return f"{' minus '.join(scene['target'])} ?" if scene["level"] == 2 else f"value of {scene['target'][0]} ?"
 
 
 def _answer(scene: Scene) -> str:

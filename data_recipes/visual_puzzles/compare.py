@@ -55,5 +55,5 @@ TASK = Task(
     answer=_answer,
     reward_meta=lambda scene: {"choices": [*scene["target"], "same"]},
     draw=draw_objects,
-    has_pairs=True,
+    paired_levels=(0, 1, 2),
 )

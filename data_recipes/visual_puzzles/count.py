@@ -63,5 +63,5 @@ TASK = Task(
     answer=lambda scene: str(sum(_row_counts(scene))),
     reward_meta=lambda scene: {},
     draw=draw_objects,
-    has_pairs=True,
+    paired_levels=(0, 1, 2),
 )

@@ -59,7 +59,7 @@ class Canvas:
         """Draws an object {"colour", "shape", "box"} so that it touches all four sides of its box."""
         x1, y1, x2, y2 = map(self._pixel, item["box"])
         fill = RGB[item["colour"]]
-        if item["shape"] == "square":
+        if item["shape"] in ("square", "rectangle"):
             self._draw.rectangle((x1, y1, x2 - 1, y2 - 1), fill=fill)
         elif item["shape"] == "disc":
             self._draw.ellipse((x1, y1, x2 - 1, y2 - 1), fill=fill)

@@ -1,8 +1,8 @@
 """ground: the box of an object as "x1 y1 x2 y2" on a lattice of 0..15, where one step is 1/16 of the picture.
 
-Level 0: asked by colour, one other object. Level 1: three others, smaller. Level 2: asked by colour and
-shape, three others that share one of the two. Objects fill their boxes, and box corners are lattice points,
-so the answer is exact.
+Level 0: a filled rectangle asked for by colour, one other. Level 1: shapes, smaller, three others. Level 2:
+asked for by colour and shape, three others that share one of the two. Objects fill their boxes, and box
+corners are lattice points, so the answer is exact.
 """
 
 from __future__ import annotations
@@ -16,13 +16,16 @@ from data_recipes.visual_puzzles.task import Scene, Task
 
 STEP = 4  # units of the picture per lattice step
 LATTICE = 15  # largest coordinate
-SIDES = ((4, 7), (3, 5), (3, 5))  # least and most lattice steps of a side, by level
+SIDES = ((5, 8), (3, 5), (3, 5))  # least and most lattice steps of a side, by level
 DISTRACTORS = (1, 3, 3)  # by level
 
 
 def _sample(rng: Random, level: int, label: str, held_out: bool) -> Scene:
     colour, *others = rng.sample(COLOURS, 1 + DISTRACTORS[level])
-    if level < 2:
+    if level == 0:
+        target = [colour]
+        pairs = [(c, "rectangle") for c in (colour, *others)]
+    elif level == 1:
         target = [colour]
         pairs = with_shapes(rng, [colour, *others], held_out)
     else:
@@ -42,9 +45,10 @@ def _boxes(rng: Random, level: int, count: int) -> list[tuple[int, int, int, int
     while True:
         boxes: list[tuple[int, int, int, int]] = []
         for _ in range(20 * count):
-            side = rng.randint(*SIDES[level])
-            x, y = rng.randint(0, LATTICE - side), rng.randint(0, LATTICE - side)
-            box = (x, y, x + side, y + side)
+            width = rng.randint(*SIDES[level])
+            height = rng.randint(*SIDES[level]) if level == 0 else width  # a square is as wide as it is high
+            x, y = rng.randint(0, LATTICE - width), rng.randint(0, LATTICE - height)
+            box = (x, y, x + width, y + height)
             if not any(_touch(box, other) for other in boxes):
                 boxes.append(box)
             if len(boxes) == count:
@@ -66,9 +70,9 @@ TASK = Task(
     labels=lambda level: ["box"],  # no classes to balance: position and size are drawn uniformly
     sample=_sample,
     question=lambda scene: f"box of {' '.join(scene['target'])} ?",
-    scratch=lambda scene: "",
+    scratch=lambda scene: " ".join(scene["target"]),
     answer=lambda scene: " ".join(str(v // STEP) for v in _target(scene)["box"]),
     reward_meta=lambda scene: {"threshold": 0.5},
     draw=draw_objects,
-    has_pairs=True,
+    paired_levels=(1, 2),
 )

@@ -65,9 +65,7 @@ def build(
     sizes = {"cold_start": n_cold_start, "train": n_train, "test": n_test}
     for split, size in sizes.items():
         if size < len(levels):
-            raise ValueError(
-                f"n_{split} is {size}; every one of the {len(levels)} tasks needs a row at least"
-            )
+            raise ValueError(f"n_{split} is {size}; every one of the {len(levels)} tasks needs a row at least")
 
     def rows(split: str, size: int) -> Iterator[Problem]:
         return generate(levels, split, size, seed=seed, image_size=image_size)
@@ -76,16 +74,12 @@ def build(
     pictured = {name: task for name, task in TASKS.items() if name in levels and task.draw}
     if pictured:
         splits["test_blank"] = (blank_twin(p) for p in rows("test", n_test) if p.images)
-    paired = {name: levels[name] for name in levels if TASKS[name].has_pairs}
+    paired = {name: levels[name] for name in levels if levels[name] in TASKS[name].paired_levels}
     if paired:
         size = len(paired) * (n_test // len(levels))
-        splits["test_composition"] = generate(
-            paired, "test_composition", size, seed=seed, image_size=image_size
-        )
+        splits["test_composition"] = generate(paired, "test_composition", size, seed=seed, image_size=image_size)
     arguments = {"seed": seed, "tasks": tasks, "level": level, **{f"n_{s}": n for s, n in sizes.items()}}
-    return write_splits(
-        splits, Path(out), recipe="visual_puzzles", arguments={**arguments, "image_size": image_size}
-    )
+    return write_splits(splits, Path(out), recipe="visual_puzzles", arguments={**arguments, "image_size": image_size})
 
 
 def parse_tasks(tasks: str, level: int) -> dict[str, int]:
@@ -106,9 +100,7 @@ def parse_tasks(tasks: str, level: int) -> dict[str, int]:
     return levels
 
 
-def generate(
-    levels: Mapping[str, int], split: str, size: int, *, seed: int, image_size: int
-) -> Iterator[Problem]:
+def generate(levels: Mapping[str, int], split: str, size: int, *, seed: int, image_size: int) -> Iterator[Problem]:
     """`size` problems of a split, the tasks in turn. The same arguments give the same problems."""
     share, left_over = divmod(size, len(levels))
     streams = []
@@ -161,7 +153,7 @@ def problem_from_scene(scene: Scene, id: str, image_size: int) -> Problem:
         images = (canvas.image,)
         content.insert(0, {"type": "image"})
     answer, scratch = task.answer(scene), task.scratch(scene)
-    think = f"<think> {scratch} </think>" if scratch else "<think> </think>"
+    think = f"<think> {scratch} </think>"
     return Problem(
         id=id,
         task=task.name,

@@ -115,5 +115,5 @@ TASK = Task(
     answer=_answer,
     reward_meta=lambda scene: {"choices": _labels(scene["level"])},
     draw=draw_objects,
-    has_pairs=True,
+    paired_levels=(0, 1, 2),
 )

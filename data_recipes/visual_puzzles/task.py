@@ -23,8 +23,9 @@ class Task:
     labels: Callable[[int], Sequence[str]]  # level -> what a split is balanced over, usually the answers
     sample: Callable[[Random, int, str, bool], Scene]  # (rng, level, label, held-out pairs?) -> scene
     question: Callable[[Scene], str]
-    scratch: Callable[[Scene], str]  # what goes between the think tags, possibly ""
+    scratch: Callable[[Scene], str]  # what goes between the think tags, never empty
     answer: Callable[[Scene], str]
     reward_meta: Callable[[Scene], Mapping[str, Any]]  # what the reward reads from Problem.meta
     draw: Callable[[Scene, Canvas], None] | None  # None: the task is text only
-    has_pairs: bool = False  # its pictures pair colours with shapes, so pairs can be held out
+    # Levels whose pictures pair colours with shapes, so that pairs can be held out.
+    paired_levels: tuple[int, ...] = ()

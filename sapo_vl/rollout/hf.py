@@ -56,7 +56,13 @@ class TransformersEngine:
         prompt_of = cache.prompt_of
         logits = logits[prompt_of]
         noise = torch.from_numpy(
-            np.stack([uniforms(p.problem.id, j, params.seed, params.max_new_tokens) for p in prompts for j in range(params.n)])
+            np.stack(
+                [
+                    uniforms(p.problem.id, j, params.seed, params.max_new_tokens)
+                    for p in prompts
+                    for j in range(params.n)
+                ]
+            )
         ).to(self.device)
         next_position = torch.tensor([p.next_position for p in prompts], device=self.device)[prompt_of]
         eos = torch.tensor(self.chat.eos_ids, device=self.device)

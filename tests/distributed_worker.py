@@ -1,0 +1,291 @@
+"""Runs on every rank: real updates, rollouts and checkpoints under every ZeRO stage. Results go to files.
+
+    distributed_worker.py updates FOLDER SEED      for test_distributed.py
+    distributed_worker.py checkpoints FOLDER SEED  for test_checkpoint.py
+
+FOLDER holds the models `dense` and `moe`, written by the test. What is right is decided by the tests, which
+work it out in one process without DeepSpeed; here numbers are only recorded.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from deepspeed.utils import safe_get_full_grad
+from helpers_models import MODEL, Kind, flat, make_case, make_prompts, with_old_logprobs
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sapo_vl.batching import MicroBatch
+from sapo_vl.checkpoint import CheckpointError, load_checkpoint, random_state, save_checkpoint, set_random_state
+from sapo_vl.diagnostics import UpdateStats
+from sapo_vl.distributed import World, init_world, shutdown_world
+from sapo_vl.engine import Objective, ObjectiveFn, PolicyEngine, full_state_dict
+from sapo_vl.losses import LossConfig
+from sapo_vl.models import LoraConfig, ModelConfig
+from sapo_vl.objectives import global_denominators, policy_objective
+from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.rollout import RolloutConfig, SamplingParams
+from sapo_vl.session import Session, open_session, setup_logging
+from sapo_vl.types import RolloutGroup
+
+LORA = LoraConfig(rank=4, target_modules=("q_proj", "o_proj"))
+
+
+@dataclasses.dataclass(frozen=True)
+class Variant:
+    kind: Kind
+    stage: int
+    model: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def config(self, folder: Path) -> ModelConfig:
+        return MODEL.model_copy(update={"path": str(folder / self.kind), **self.model})
+
+
+PLAIN = {f"{kind}-{stage}": Variant(kind, stage) for kind in ("dense", "moe") for stage in range(4)}  # type: ignore[arg-type]
+VARIANTS = PLAIN | {
+    "dense-1-lora": Variant("dense", 1, {"lora": LORA}),
+    "dense-3-lora": Variant("dense", 3, {"lora": LORA}),
+    "dense-2-frozen": Variant("dense", 2, {"freeze": ("vision", "embeddings")}),
+    "moe-3-frozen": Variant("moe", 3, {"freeze": ("vision", "merger", "router")}),
+    "moe-3-checkpointing": Variant("moe", 3, {"gradient_checkpointing": True}),
+}
+
+# eps = 1 makes Adam nearly linear: with the usual 1e-8 a weight with next to no gradient would move by the sign
+# of its rounding error. The schedule gives lr 1 to update 0 and lr 0 to all later ones.
+OPTIM = OptimConfig(lr=1.0, eps=1.0, clip=0.5, schedule="linear")
+TEMPERATURE = 1.2
+SAMPLING = SamplingParams(n=3, max_new_tokens=24, temperature=1.3, seed=11)
+LR_ZERO, LR_ONE = 1, 0  # values of PolicyEngine.updates
+
+
+class Reading(PolicyEngine):
+    """Keeps the gradient of the last update, whole, as it was before clipping."""
+
+    gradient: dict[str, Tensor]
+
+    def _step(self) -> tuple[bool, float]:
+        self.gradient = {
+            name: safe_get_full_grad(p).detach().clone().float()
+            for name, p in self.module.named_parameters()
+            if p.requires_grad
+        }
+        return super()._step()
+
+
+def sample_prompts(chat: Any, rng: Any) -> list[Any]:
+    return make_prompts(chat, rng, [[(48, 32)], [], [(32, 32), (64, 48)], [], [], [(32, 80)]])
+
+
+# name -> rank -> micro-batches -> indices of groups. The groups are image, text, images, image, text.
+SPLITS: dict[int, dict[str, list[list[list[int]]]]] = {
+    1: {"one": [[[0, 1, 2, 3, 4]]], "each": [[[0], [1], [2], [3], [4]]]},
+    2: {
+        "uneven, text only on rank 1": [[[0], [2], [3]], [[1, 4]]],
+        "rank 0 idle": [[], [[0, 1], [2, 3, 4]]],
+        "one each": [[[3, 4]], [[0, 1, 2]]],
+    },
+}
+
+
+def open_variant(variant: Variant, folder: Path, world: World) -> Session:
+    session = open_session(
+        variant.config(folder),
+        OPTIM,
+        ZeroConfig(stage=variant.stage),  # type: ignore[arg-type]
+        RolloutConfig(),
+        world,
+        total_updates=1,
+        seed=3,
+    )
+    session.engine.__class__ = Reading
+    return session
+
+
+def local_hash(engine: PolicyEngine) -> str:
+    """Of the bytes of this rank's weights, or of its shards of them."""
+    digest = hashlib.sha256()
+    for _, p in engine.module.named_parameters():
+        digest.update(getattr(p, "ds_tensor", p).detach().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+class Updates:
+    """One session and the groups its updates learn from."""
+
+    def __init__(self, session: Session, groups: list[RolloutGroup]) -> None:
+        self.session, self.groups = session, groups
+        self.world, self.chat, self.engine = session.world, session.chat, session.engine
+        self.stats: dict[str, Any] = {}
+
+    def batches(self, split: Sequence[Sequence[Sequence[int]]]) -> list[MicroBatch]:
+        return [flat(self.chat, [self.groups[i] for i in part]) for part in split[self.world.rank]]
+
+    def objective(self, batches: list[MicroBatch]) -> ObjectiveFn:
+        return policy_objective(LossConfig(), global_denominators(batches, self.world), UpdateStats())
+
+    def update(self, batches: list[MicroBatch], objective: ObjectiveFn | None = None) -> dict[str, Any]:
+        filler = flat(self.chat, [self.groups[4]])  # text only
+        result = self.engine.update(batches, filler, objective or self.objective(batches), TEMPERATURE)
+        return {
+            "applied": result.applied,
+            "loss": result.loss,
+            "norm": result.grad_norm,
+            "lr": result.lr,
+            "offenders": [list(o) for o in result.offenders],
+            "dropped_in_a_row": self.engine.dropped_in_a_row,
+        }
+
+    def nonfinite(self, split: list[list[list[int]]], rank: int, place: int, response: int, how: str) -> dict[str, Any]:
+        """An update with one bad response, in micro-batch `place` of `rank`; hashes before and after."""
+        batches = self.batches(split)
+        right = self.objective(batches)
+        mine = self.world.rank == rank
+        start = int(batches[place].lengths[:response].sum()) if mine else 0
+        if how == "loss" and mine:
+            old = batches[place].old_logprobs.clone()
+            old[start] = float("nan")
+            batches[place] = dataclasses.replace(batches[place], old_logprobs=old)
+        seen = 0
+
+        def bad_gradient(mb: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Objective:
+            """The same loss, but the slope of sqrt at 0 is infinite."""
+            nonlocal seen
+            out = right(mb, logprobs, entropy)
+            if mine and seen == place:
+                nothing = (logprobs[start] - logprobs[start].detach()).abs().sqrt()
+                out = dataclasses.replace(out, loss=out.loss + nothing)
+            seen += 1
+            return out
+
+        before = local_hash(self.engine)
+        result = self.update(batches, right if how == "loss" else bad_gradient)
+        return result | {"unchanged": before == local_hash(self.engine)}
+
+
+def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: World) -> dict[str, Any]:
+    case = make_case(variant.kind, seed)
+    groups = with_old_logprobs(case, noise=0.3, temperature=TEMPERATURE)
+    session = open_variant(variant, folder, world)
+    out: dict[str, Any] = {}
+
+    if not variant.model:
+        prompts = sample_prompts(session.chat, case.rng)
+        share = len(prompts) // world.size
+        sampled = session.rollouts.generate(prompts[world.rank * share : (world.rank + 1) * share], SAMPLING)
+        out["rollouts"] = {
+            g.prompt.problem.id: [(r.response_ids.tolist(), r.logprobs.tolist(), r.finish.value) for r in g.rollouts]
+            for g in sampled
+        }
+    elif variant.model.get("lora"):
+        save(world, full_state_dict(session.engine), folder / f"{name}.start.safetensors")
+
+    updates = Updates(session, groups)
+    out["splits"] = {}
+    for split_name, split in SPLITS[world.size].items():
+        session.engine.updates = LR_ZERO
+        before = local_hash(session.engine)
+        result = updates.update(updates.batches(split))
+        out["splits"][split_name] = result | {"unchanged": before == local_hash(session.engine)}
+        save(world, session.engine.gradient, folder / f"{name}.{split_name}.safetensors")  # type: ignore[attr-defined]
+
+    if not variant.model:
+        split = list(SPLITS[world.size].values())[-1 if world.size == 1 else 0]
+        rank, last = world.size - 1, 4 if world.size == 1 else 2
+        session.engine.updates = LR_ONE  # a drop must be the check's doing, not the learning rate's
+        out["nan loss"] = updates.nonfinite(split, rank, 0, 1, "loss")
+        session.engine.updates = LR_ONE
+        out["nan gradient, first micro-batch"] = updates.nonfinite(split, 0, 0, 2, "gradient")
+        session.engine.updates = LR_ONE
+        out["nan gradient, last micro-batch"] = updates.nonfinite(split, 0, last, 0, "gradient")
+
+    session.engine.updates = LR_ONE
+    split = next(iter(SPLITS[world.size].values()))
+    before = local_hash(session.engine)
+    out["applied"] = updates.update(updates.batches(split))
+    out["applied"] |= {"changed": before != local_hash(session.engine), "hash": local_hash(session.engine)}
+    save(world, full_state_dict(session.engine), folder / f"{name}.after.safetensors")
+
+    taken = session.engine.logprobs(updates.batches(split), flat(session.chat, [groups[4]]), TEMPERATURE)
+    out["logprobs after"] = [values.tolist() for values, _ in taken]
+    session.engine.ds.destroy()
+    return out
+
+
+def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, world: World) -> dict[str, Any]:
+    """Two updates, save, one more; then a fresh session, load, the same one more."""
+    case = make_case(variant.kind, seed)
+    groups = with_old_logprobs(case, noise=0.3, temperature=TEMPERATURE)
+    root = folder / f"checkpoints-{name}"
+    split = SPLITS[world.size]["uneven, text only on rank 1" if world.size > 1 else "each"]
+    out: dict[str, Any] = {}
+
+    def one_more(session: Session) -> dict[str, Any]:
+        updates = Updates(session, groups)
+        session.engine.updates = LR_ONE
+        result = updates.update(updates.batches(split))
+        return {"result": result, "hash": local_hash(session.engine), "dice": torch.rand(3).tolist()}
+
+    session = open_variant(variant, folder, world)
+    fresh = local_hash(session.engine)
+    for step in (1, 2, 3):
+        one_more(session)
+        session.engine.updates = 10 * step
+        torch.rand(world.rank + step)  # each rank its own random state
+        state = {"accuracy_before": {"all": 0.25}, "per_rank": {"rank": world.rank, "step": step}}
+        save_checkpoint(root, step, session.engine, state, keep=2)
+    out["saved"] = local_hash(session.engine)
+    out["random"] = random_state()["torch"][:64]
+    out["uninterrupted"] = one_more(session)
+    session.engine.ds.destroy()
+
+    session = open_variant(variant, folder, world)
+    assert local_hash(session.engine) == fresh
+    state = load_checkpoint(root / "step_00000003", session.engine)
+    out["loaded"] = local_hash(session.engine)
+    out["state"] = state
+    out["updates"] = session.engine.updates
+    out["resumed"] = one_more(session)
+
+    other = ZeroConfig(stage=(variant.stage + 1) % 4)  # type: ignore[arg-type]
+    right, session.engine.zero = session.engine.zero, other
+    try:
+        load_checkpoint(root / "step_00000003", session.engine)
+    except CheckpointError as error:
+        out["wrong stage"] = str(error)
+    session.engine.zero = right
+    set_random_state(random_state())
+    session.engine.ds.destroy()
+    return out
+
+
+def save(world: World, tensors: dict[str, Tensor], path: Path) -> None:
+    if world.is_main:
+        save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
+
+
+CHECKS = {"updates": (check_updates, VARIANTS), "checkpoints": (check_checkpoints, PLAIN)}
+
+
+def main() -> None:
+    check, variants = CHECKS[sys.argv[1]]
+    folder, seed = Path(sys.argv[2]), int(sys.argv[3])
+    world = init_world()
+    setup_logging(world)
+    torch.set_num_threads(1)
+    for name in sys.argv[4:] or variants:
+        result = check(variants[name], name, folder, seed, world)
+        (folder / f"{name}.rank{world.rank}of{world.size}.json").write_text(json.dumps(result))
+        print(f"rank {world.rank}: {name} done", flush=True)
+    shutdown_world()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,47 @@
+"""Starting worker processes from tests, with a hard time limit."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+TESTS = Path(__file__).resolve().parent
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what a launcher sets, with both source folders on the path and one thread."""
+    env = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+    env["PYTHONPATH"] = os.pathsep.join([str(TESTS.parent), str(TESTS)])
+    return env | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_python(*arguments: str | Path, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs this Python; kills the whole process group at the limit. Fails with the output if it exits non-zero."""
+    command = [sys.executable, *map(str, arguments)]
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"{command} did not end within {timeout} s; a rank hangs?\n{output[-4000:]}") from None
+    if check:
+        assert process.returncode == 0, f"{command} ended with {process.returncode}\n{output[-6000:]}"
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def run_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float = 300) -> str:
+    """Runs tests/`script` on so many ranks: under torchrun, or bare for one. Returns what they printed."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    return run_python(*launcher, TESTS / script, *arguments, timeout=timeout).stdout
