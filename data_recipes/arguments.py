@@ -23,15 +23,20 @@ def recipe_arguments(build: Callable[..., Any], pairs: Sequence[str], name: str)
         key, sep, value = text.partition("=")
         if not sep or key not in known:
             raise UsageError(f"recipe {name}: {text!r}; its arguments are {', '.join(known)}, written key=value")
-        parsed = value if hints.get(key) is str else yaml.safe_load(value)
         wanted = hints.get(key)
-        accepted = (int, float) if wanted is float else wanted
-        # bool is a subclass of int, and "seed=true" is a mistake.
-        wrong = wanted in (int, float, bool, str) and not isinstance(parsed, accepted)  # type: ignore[arg-type]
-        if wrong or (wanted in (int, float) and isinstance(parsed, bool)):
+        try:
+            parsed = value if wanted is str else yaml.safe_load(value)
+        except yaml.YAMLError:
+            parsed = None
+        if wanted in (int, float, bool, str) and not _is(parsed, wanted):
             raise UsageError(f"recipe {name}: {key}={value!r} is not of type {wanted.__name__}")
         out[key] = parsed
     return out
+
+
+def _is(value: Any, wanted: type) -> bool:
+    """Whether a value is of a type: a whole number will do for a float, but true is no number."""
+    return type(value) in (int, float) if wanted is float else type(value) is wanted
 
 
 def build_recipe(build: Callable[..., Any], out: Path, arguments: Mapping[str, Any], name: str) -> None:

@@ -70,6 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
 def _bad_input() -> tuple[type[Exception], ...]:
     """Errors that are the input's, not ours: shown as one message."""
+    from rewards.pool import WorkersStuck
     from sapo_vl.chat import PromptError
     from sapo_vl.checkpoint import CheckpointError
     from sapo_vl.config import ConfigError
@@ -83,6 +84,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     return (
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
         ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
+        WorkersStuck,
     )  # fmt: skip
 
 

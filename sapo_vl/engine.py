@@ -104,12 +104,14 @@ class PolicyEngine:
             losses.append(loss.detach())
             if weight:
                 offenders += [(i, int(j)) for j in (~out.finite).nonzero()[:, 0]]
-            if last and self.world.any(bool(offenders) or not bool(torch.isfinite(torch.stack(losses)).all())):
+            dropped = last and self.world.any(bool(offenders) or not bool(torch.isfinite(torch.stack(losses)).all()))
+            if dropped:
                 loss = loss * float("nan")
             with _watch_gradient(logprobs, batch) as bad_gradient:
                 # DeepSpeed averages gradients over ranks; the loss is a share of a global sum.
                 self.ds.backward(loss * self.world.size, scale_wrt_gas=False)
-            offenders += [(i, j) for j in bad_gradient if weight and (i, j) not in offenders] if not last else []
+            if weight and not dropped:  # the NaN above is ours and names nobody
+                offenders += [(i, j) for j in bad_gradient if (i, j) not in offenders]
         total = float(self.world.sum([float(torch.stack(losses).sum())])[0])
         applied, norm = self._step()
         self.updates += 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from sapo_vl.chat import Chat, PromptError
@@ -9,6 +10,8 @@ from sapo_vl.data import BadRow, BadRows, ProblemSet
 from sapo_vl.distributed import World
 from sapo_vl.sampler import QuotaSampler
 from sapo_vl.types import Prompt
+
+log = logging.getLogger(__name__)
 
 
 class ProblemFeed:
@@ -40,6 +43,8 @@ class ProblemFeed:
         candidate, attempt = row, 0
         while True:
             prompt, bad = read_prompt(self.problems, candidate, self.chat)
+            if bad is not None:
+                log.warning("skipping %s", bad)
             self.bad_rows.record(bad)
             if prompt is not None:
                 return prompt

@@ -102,7 +102,7 @@ def launch(stage: str, config: RunConfig, out: Path) -> None:
     path = out / f".launch.{stage}.yaml"
     save_config(config, path)
     os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // ranks))
-    command = ["-m", "sapo_vl.cli", stage, "--config", str(path), "--out", str(out)]
+    command = ["-m", "sapo_vl", stage, "--config", str(path), "--out", str(out)]
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(ranks), *command]))
     except ChildFailedError as error:

@@ -213,7 +213,7 @@ def _evaluate(config: RunConfig, session: Session, scorer: Scorer, run_log: RunL
         max_new_tokens=config.rollout.max_new_tokens,
         seed=config.seed,
     )
-    values: dict[str, float] = {}
+    values: dict[str, Any] = {}
     for name in (*config.eval.modes, "blank_image"):
         for task, r in [
             ("all", result.get(name) or {}),
@@ -221,6 +221,7 @@ def _evaluate(config: RunConfig, session: Session, scorer: Scorer, run_log: RunL
         ]:
             if r.get("mean") is not None:
                 values[f"eval/{name}/{task}"] = r["mean"]
+                values[f"eval/{name}/{task}/ci95"] = r["ci95"]
     run_log.metrics(step, "eval", values)
     return result
 

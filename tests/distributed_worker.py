@@ -12,6 +12,8 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import pickle
+import shutil
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -24,7 +26,14 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sapo_vl.batching import MicroBatch
-from sapo_vl.checkpoint import CheckpointError, load_checkpoint, random_state, save_checkpoint, set_random_state
+from sapo_vl.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    _digest,
+    find_damage,
+    load_checkpoint,
+    save_checkpoint,
+)
 from sapo_vl.diagnostics import UpdateStats
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.engine import Objective, ObjectiveFn, PolicyEngine, full_state_dict
@@ -63,6 +72,7 @@ VARIANTS = PLAIN | {
 OPTIM = OptimConfig(lr=1.0, eps=1.0, clip=0.5, schedule="linear")
 TEMPERATURE = 1.2
 SAMPLING = SamplingParams(n=3, max_new_tokens=24, temperature=1.3, seed=11)
+ROLLOUT_STAGES = (0, 3)  # whole weights, and weights gathered layer by layer
 LR_ZERO, LR_ONE = 1, 0  # values of PolicyEngine.updates
 
 
@@ -90,7 +100,6 @@ SPLITS: dict[int, dict[str, list[list[list[int]]]]] = {
     2: {
         "uneven, text only on rank 1": [[[0], [2], [3]], [[1, 4]]],
         "rank 0 idle": [[], [[0, 1], [2, 3, 4]]],
-        "one each": [[[3, 4]], [[0, 1, 2]]],
     },
 }
 
@@ -176,7 +185,7 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
     session = open_variant(variant, folder, world)
     out: dict[str, Any] = {}
 
-    if not variant.model:
+    if not variant.model and variant.stage in ROLLOUT_STAGES:
         prompts = sample_prompts(session.chat, case.rng)
         share = len(prompts) // world.size
         sampled = session.rollouts.generate(prompts[world.rank * share : (world.rank + 1) * share], SAMPLING)
@@ -184,7 +193,7 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
             g.prompt.problem.id: [(r.response_ids.tolist(), r.logprobs.tolist(), r.finish.value) for r in g.rollouts]
             for g in sampled
         }
-    elif variant.model.get("lora"):
+    if variant.model.get("lora"):
         save(world, full_state_dict(session.engine), folder / f"{name}.start.safetensors")
 
     updates = Updates(session, groups)
@@ -220,7 +229,7 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
 
 
 def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, world: World) -> dict[str, Any]:
-    """Two updates, save, one more; then a fresh session, load, the same one more."""
+    """Three updates, each saved, and one more; then a fresh session, load, the same one more."""
     case = make_case(variant.kind, seed)
     groups = with_old_logprobs(case, noise=0.3, temperature=TEMPERATURE)
     root = folder / f"checkpoints-{name}"
@@ -242,7 +251,6 @@ def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, worl
         state = {"accuracy_before": {"all": 0.25}, "per_rank": {"rank": world.rank, "step": step}}
         save_checkpoint(root, step, session.engine, state, keep=2)
     out["saved"] = local_hash(session.engine)
-    out["random"] = random_state()["torch"][:64]
     out["uninterrupted"] = one_more(session)
     session.engine.ds.destroy()
 
@@ -254,16 +262,50 @@ def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, worl
     out["updates"] = session.engine.updates
     out["resumed"] = one_more(session)
 
-    other = ZeroConfig(stage=(variant.stage + 1) % 4)  # type: ignore[arg-type]
-    right, session.engine.zero = session.engine.zero, other
-    try:
-        load_checkpoint(root / "step_00000003", session.engine)
-    except CheckpointError as error:
-        out["wrong stage"] = str(error)
-    session.engine.zero = right
-    set_random_state(random_state())
-    session.engine.ds.destroy()
+    engine = session.engine
+    right, engine.zero = engine.zero, ZeroConfig(stage=(variant.stage + 1) % 4)  # type: ignore[arg-type]
+    out["wrong stage"] = refusal(root / "step_00000003", engine)
+    engine.zero, engine.world = right, dataclasses.replace(world, size=world.size + 1)
+    out["wrong ranks"] = refusal(root / "step_00000003", engine)
+    engine.world = world
+    for kind in ("model", "optim"):
+        out[f"malicious {kind}"] = refusal(folder / f"malicious-{name}" / kind, engine, plant=root / "step_00000003")
+    out["executed"] = (folder / MARKER).exists()
+    engine.ds.destroy()
     return out
+
+
+MARKER = "executed"
+
+
+class Malicious:
+    """Pickled, it asks whoever unpickles it to write a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def refusal(checkpoint: Path, engine: PolicyEngine, plant: Path | None = None) -> str:
+    """Loads and returns the error. With `plant`: from a copy of that one whose files of a kind hold code."""
+    world = engine.world
+    if plant is not None and world.is_main:
+        shutil.copytree(plant, checkpoint)
+        for file in (checkpoint / "shards").glob(f"*{checkpoint.name}_states.pt"):
+            torch.save({"module": Malicious(checkpoint.parents[1] / MARKER)}, file)
+        manifest = json.loads((checkpoint / MANIFEST).read_text())  # digests do not protect from an attacker
+        manifest["files"] = {f: _digest(checkpoint / f) for f in manifest["files"]}
+        (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+    if plant is not None:
+        world.barrier()
+        assert find_damage(checkpoint) is None
+    try:
+        load_checkpoint(checkpoint, engine)
+    except (CheckpointError, pickle.UnpicklingError) as error:
+        return f"{type(error).__name__}: {error}"
+    return "loaded"
 
 
 def save(world: World, tensors: dict[str, Tensor], path: Path) -> None:
@@ -271,7 +313,8 @@ def save(world: World, tensors: dict[str, Tensor], path: Path) -> None:
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
 
 
-CHECKS = {"updates": (check_updates, VARIANTS), "checkpoints": (check_checkpoints, PLAIN)}
+CHECKPOINTED = {name: PLAIN[name] for name in ("dense-0", "dense-1", "dense-2", "dense-3", "moe-3")}
+CHECKS = {"updates": (check_updates, VARIANTS), "checkpoints": (check_checkpoints, CHECKPOINTED)}
 
 
 def main() -> None:
@@ -280,7 +323,7 @@ def main() -> None:
     world = init_world()
     setup_logging(world)
     torch.set_num_threads(1)
-    for name in sys.argv[4:] or variants:
+    for name in variants if world.size > 1 else PLAIN:
         result = check(variants[name], name, folder, seed, world)
         (folder / f"{name}.rank{world.rank}of{world.size}.json").write_text(json.dumps(result))
         print(f"rank {world.rank}: {name} done", flush=True)

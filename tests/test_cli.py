@@ -73,6 +73,7 @@ def test_a_recipe_is_built_with_its_arguments(data):
         (["chess"], "UsageError: no recipe 'chess'; there are geometry3k, visual_puzzles"),
         (["visual_puzzles", "n_tran=3"], "recipe visual_puzzles: 'n_tran=3'; its arguments are seed, tasks, level"),
         (["visual_puzzles", "n_train=lots"], "recipe visual_puzzles: n_train='lots' is not of type int"),
+        (["visual_puzzles", "n_train=[3"], "recipe visual_puzzles: n_train='[3' is not of type int"),
         (["visual_puzzles", "n_train=1"], "recipe visual_puzzles: n_train is 1; every one of the 3 tasks needs a row"),
         (["visual_puzzles", "tasks=chess"], "recipe visual_puzzles: "),
         (["geometry3k", "source=nowhere"], "recipe geometry3k: source 'nowhere' is neither a folder nor a hub id"),

@@ -73,7 +73,7 @@ def test_blank_rows_are_the_test_rows_without_a_picture(folder):
     for twin in blank:
         original = test[twin.id.removesuffix("#blank")]
         assert (twin.messages, twin.answer, twin.meta) == (original.messages, original.answer, original.meta)
-        assert (np.asarray(twin.images[0]) == 128).all()
+        assert len(np.unique(np.asarray(twin.images[0]).reshape(-1, 3), axis=0)) == 1
     assert {p.task for p in rows(folder, "test")} - {p.task for p in blank} == {"text_compare", "text_arith"}
 
 
