@@ -37,7 +37,9 @@ def random_prompt(chat: Chat, rng: np.random.Generator, side: int, number: int) 
     return chat.prompt(problem)
 
 
-def random_group(chat: Chat, rng: np.random.Generator, side: int, responses: int, length: int, number: int) -> RolloutGroup:
+def random_group(
+    chat: Chat, rng: np.random.Generator, side: int, responses: int, length: int, number: int
+) -> RolloutGroup:
     rollouts = tuple(
         Rollout(
             response_ids=rng.integers(20, 250, length).astype(np.int64),

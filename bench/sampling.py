@@ -51,7 +51,8 @@ def main() -> None:
         ways = {"generate": generate, "engine": lambda prompts=prompts, params=params: engine.generate(prompts, params)}
         s = paired(ways, args.repeats)
         ratio = s["generate"] / s["engine"]
-        print(f"{side:5d}  {length:6d}  {responses:9d}  {count:7d}  {s['generate']:8.3f}  {s['engine']:8.3f}  {ratio:6.2f}x")
+        print(f"{side:5d}  {length:6d}  {responses:9d}  {count:7d}", end="")
+        print(f"  {s['generate']:8.3f}  {s['engine']:8.3f}  {ratio:6.2f}x")
 
 
 if __name__ == "__main__":

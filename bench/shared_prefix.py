@@ -30,12 +30,14 @@ def main() -> None:
             policy(batch)[0].sum().backward()
 
         ways = {
-            "padded": lambda groups=groups: step(pad(groups, blank, chat.pad_id)),
-            "shared": lambda groups=groups: step(pack(groups, blank)),
+            "padded": lambda groups=groups, blank=blank: step(pad(groups, blank, chat.pad_id)),
+            "shared": lambda groups=groups, blank=blank: step(pack(groups, blank)),
         }
         s = paired(ways, args.repeats)
         ratio = s["padded"] / s["shared"]
-        print(f"{side:5d}  {length:6d}  {responses:9d}  {count:6d}  {s['padded']:8.3f}  {s['shared']:8.3f}  {ratio:6.2f}x")
+        print(
+            f"{side:5d}  {length:6d}  {responses:9d}  {count:6d}  {s['padded']:8.3f}  {s['shared']:8.3f}  {ratio:6.2f}x"
+        )
 
 
 if __name__ == "__main__":

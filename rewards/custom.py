@@ -36,13 +36,13 @@ def read_custom(spec: str, name: str) -> CustomSource:
     """
     path_text, _, function = spec.rpartition(":")
     if not path_text or not function.isidentifier():
-        raise CustomRewardError(f"scoring.path must look like 'my_reward.py:function_name', got {spec!r}")
+        raise CustomRewardError(f"rewards.path must look like 'my_reward.py:function_name', got {spec!r}")
     path = Path(path_text).expanduser().absolute()
     try:
         code = path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise CustomRewardError(
-            f"scoring.path names the file {path}, which cannot be read ({error}). Give an absolute path, "
+            f"rewards.path names the file {path}, which cannot be read ({error}). Give an absolute path, "
             f"or one relative to the directory the run is started from ({Path.cwd()})."
         ) from error
     return CustomSource(name, str(path), function, code)
@@ -85,6 +85,6 @@ def load_custom(source: CustomSource) -> RewardFn:
         found = sorted(n for n, v in vars(module).items() if isinstance(v, types.FunctionType))
         raise CustomRewardError(
             f"{source.path} has no function {source.function!r} (it has: {', '.join(found) or 'none'}). "
-            "Correct the part after the colon in scoring.path."
+            "Correct the part after the colon in rewards.path."
         )
     return cast(RewardFn, function)

@@ -91,7 +91,7 @@ def inspect_custom(source: CustomSource, params: Mapping[str, Any]) -> tuple[str
         problem = (
             f"{source.path}: {source.function}(x, **params) cannot be called with params {dict(params)}: "
             f"{problem}. Write it as `def {source.function}(x: RewardInput, ...) -> RewardOutput` and name "
-            f"its other arguments in scoring.params.{source.name}."
+            f"its other arguments in rewards.params.{source.name}."
         )
     return problem, needs_images(function)
 

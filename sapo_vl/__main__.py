@@ -1,4 +1,7 @@
-"""`python -m sapo_vl` is the `sapo-vl` command. Worker processes of rewards do not import a package's `__main__` again."""
+"""`python -m sapo_vl` is the `sapo-vl` command.
+
+The ranks are started this way: worker processes of rewards import the main module again, but not a `__main__`.
+"""
 
 from sapo_vl.cli import main
 

@@ -78,9 +78,7 @@ def assign_advantages(
         if values is not None:
             for i, value in zip(scored, values, strict=True):
                 advantages[i] = float(value)
-        rollouts = tuple(
-            replace(rollout, advantage=a) for rollout, a in zip(group.rollouts, advantages, strict=True)
-        )
+        rollouts = tuple(replace(rollout, advantage=a) for rollout, a in zip(group.rollouts, advantages, strict=True))
         assigned.append(replace(group, rollouts=rollouts))
 
     flat = np.concatenate(all_rewards) if all_rewards else np.empty(0)

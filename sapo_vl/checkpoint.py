@@ -106,11 +106,26 @@ def newest_checkpoint(root: Path) -> Path | None:
     return None
 
 
+def checkpoint_for(resume: str, root: Path) -> Path | None:
+    """The checkpoint that the setting `resume` ("no", "auto" or a folder) means, among those in `root`; None for none.
+
+    Raises CheckpointError if a folder is named that is no whole checkpoint.
+    """
+    if resume == "no":
+        return None
+    if resume == "auto":
+        return newest_checkpoint(root)
+    damage = find_damage(Path(resume))
+    if damage is not None:
+        raise CheckpointError(f"resume={resume} is no whole checkpoint: {damage}; name another, or use resume=auto")
+    return Path(resume)
+
+
 def find_damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
         files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError) as e:
+    except (OSError, ValueError, KeyError, TypeError) as e:
         return f"{MANIFEST}: {e}"
     for name, expected in files.items():
         path = folder / name

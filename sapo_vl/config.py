@@ -52,7 +52,7 @@ class RunConfig(Strict):
     data: DataConfig = DataConfig()
     cold_start: ColdStartConfig | None = None  # None = no cold start: `sapo-vl run` goes straight to training
     rollout: RolloutConfig = RolloutConfig()
-    scoring: ScoringConfig = ScoringConfig()
+    rewards: ScoringConfig = ScoringConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
     batch: BatchConfig = BatchConfig()
@@ -133,8 +133,8 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
             f"recipe.name={c.recipe.name!r} would be built, but data.path={c.data.path!r} is given; clear one",
         ),
         (
-            "accuracy" not in c.scoring.combine,
-            "scoring.combine has no term 'accuracy', so nothing asks whether an answer is right; give it a weight "
+            "accuracy" not in c.rewards.combine,
+            "rewards.combine has no term 'accuracy', so nothing asks whether an answer is right; give it a weight "
             "(0 logs it only)",
         ),
     ]

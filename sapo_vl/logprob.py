@@ -156,8 +156,7 @@ def _check(
         )
     if targets.shape != hidden.shape[:1] or targets.dtype != torch.int64:
         raise ValueError(
-            f"targets must be [{hidden.shape[0]}] int64 to fit hidden, "
-            f"got {tuple(targets.shape)} {targets.dtype}"
+            f"targets must be [{hidden.shape[0]}] int64 to fit hidden, got {tuple(targets.shape)} {targets.dtype}"
         )
     if not 0 < temperature < float("inf"):
         raise ValueError(
@@ -166,9 +165,7 @@ def _check(
     if chunk_size < 1:
         raise ValueError(f"chunk_size is {chunk_size}; it must be at least 1")
     if banned_ids is not None and (banned_ids.dim() != 1 or banned_ids.dtype != torch.int64):
-        raise ValueError(
-            f"banned_ids must be one-dimensional int64, got {tuple(banned_ids.shape)} {banned_ids.dtype}"
-        )
+        raise ValueError(f"banned_ids must be one-dimensional int64, got {tuple(banned_ids.shape)} {banned_ids.dtype}")
     _check_targets(targets, weight.shape[0], banned_ids)
 
 

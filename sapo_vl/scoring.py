@@ -44,7 +44,8 @@ class ScoringConfig(Strict):
     params: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Name of a reward -> its keyword arguments, e.g. {"length": {"buffer": 64}}."""
     path: str = ""
-    """A reward of yours outside the repository: "path/to/my_reward.py:function"."""
+    """A reward of yours outside the repository: "path/to/my_reward.py:function". If neither by_task nor combine names
+    it (see path_name), it is the own reward of every task that by_task does not give to another one."""
     path_name: str = "custom"
     """The name under which it can be used in combine, by_task, params and the data set."""
     timeout_s: float = Field(default=10.0, gt=0)
@@ -81,6 +82,9 @@ class Scorer:
         self._counts: Counter[ScoreStatus] = Counter()
         self._window: deque[str] = deque(maxlen=FAILURE_WINDOW)  # why each could not be scored, "" if it was
         self._pool: RewardPool | None = None
+        named = set(config.combine) | set(config.by_task.values())
+        # A file of yours that no key names can only be meant for everything.
+        self._custom_for_all = custom.name if custom is not None and custom.name not in named else ""
         self._custom_needs_images: bool | None = None  # None until the custom reward was loaded in a worker
         self._check_config(custom)
 
@@ -111,16 +115,10 @@ class Scorer:
         Raises:
             ScoringError: naming the task, the data set and the keys to set.
         """
-        own = {self._own(task, reward, dataset) for task, reward in sorted(set(pairs))}
-        if self._plan.custom is None:
-            return
-        name = self._plan.custom.name
-        if name not in own | set(self._config.combine) | set(self._config.by_task.values()):
-            raise ScoringError(
-                f"scoring.path is set but nothing uses the reward {name!r}: set scoring.by_task.TASK={name} "
-                f"(or scoring.by_task.* for every task), or give it a weight in scoring.combine"
-            )
-        self._load_custom()
+        for task, reward in sorted(set(pairs)):
+            self._own(task, reward, dataset)
+        if self._plan.custom is not None:
+            self._load_custom()
 
     def score(self, groups: Sequence[RolloutGroup], max_tokens: int) -> list[RolloutGroup]:
         """The groups with reward, parts, score_status and score_detail filled in; order is kept.
@@ -174,17 +172,17 @@ class Scorer:
     def _own(self, task: str, reward: str, where: str) -> str:
         """Name of the reward of a task."""
         by_task = self._config.by_task
-        name = by_task.get(task) or by_task.get(ANY_TASK) or reward
+        name = by_task.get(task) or by_task.get(ANY_TASK) or self._custom_for_all or reward
         if not name:
             raise ScoringError(
-                f"{where}: task {task!r} has no reward. Set scoring.by_task.{task}=NAME, or fill the column "
+                f"{where}: task {task!r} has no reward. Set rewards.by_task.{task}=NAME, or fill the column "
                 f"`reward` of the data set. Known rewards: {self._known_text()}"
             )
         if name not in self._known():
             raise ScoringError(
                 f"{where}: the reward {name!r} of task {task!r} does not exist. Known rewards: "
-                f"{self._known_text()}. Set scoring.by_task.{task} to one of them, or "
-                f"scoring.path=my_reward.py:function together with scoring.path_name={name}"
+                f"{self._known_text()}. Set rewards.by_task.{task} to one of them, or "
+                f"rewards.path=my_reward.py:function together with rewards.path_name={name}"
             )
         return name
 
@@ -217,9 +215,9 @@ class Scorer:
     def _check_config(self, custom: CustomSource | None) -> None:
         config = self._config
         if custom is not None and custom.name in {*REWARDS, OWN}:
-            raise ScoringError(f"scoring.path_name={custom.name!r} is a built-in name; choose another")
+            raise ScoringError(f"rewards.path_name={custom.name!r} is a built-in name; choose another")
         if not config.combine:
-            raise ScoringError("scoring.combine is empty; it needs at least one term, e.g. {accuracy: 1.0}")
+            raise ScoringError("rewards.combine is empty; it needs at least one term, e.g. {accuracy: 1.0}")
         for key, names in (
             ("combine", set(config.combine) - {OWN}),
             ("by_task", set(config.by_task.values())),
@@ -227,11 +225,11 @@ class Scorer:
         ):
             if unknown := names - self._known():
                 raise ScoringError(
-                    f"scoring.{key} names the unknown reward {min(unknown)!r}. Known: {self._known_text()}"
+                    f"rewards.{key} names the unknown reward {min(unknown)!r}. Known: {self._known_text()}"
                 )
         for name, params in config.params.items():
             if name in REWARDS and (problem := signature_problem(REWARDS[name], params)):
-                raise ScoringError(f"scoring.params.{name}={params} does not fit the reward: {problem}")
+                raise ScoringError(f"rewards.params.{name}={params} does not fit the reward: {problem}")
 
     def _stop_if_failing(self) -> None:
         reasons = [reason for reason in self._window if reason]
@@ -241,8 +239,8 @@ class Scorer:
         common = "\n".join(f"  {count} x {reason}" for reason, count in Counter(reasons).most_common(5))
         raise ScoringStopped(
             f"{len(reasons)} of the latest {len(self._window)} responses could not be scored, more than "
-            f"scoring.max_failure_share={self._config.max_failure_share}. The commonest reasons:\n{common}\n"
-            "Correct the reward or the data set; raise scoring.max_failure_share only if this is expected."
+            f"rewards.max_failure_share={self._config.max_failure_share}. The commonest reasons:\n{common}\n"
+            "Correct the reward or the data set; raise rewards.max_failure_share only if this is expected."
         )
 
 

@@ -75,7 +75,7 @@ def preflight(config: RunConfig, stage: str) -> None:
 
 
 def _check_rewards(config: RunConfig, *splits: str) -> None:
-    with Scorer(config.scoring) as scorer:
+    with Scorer(config.rewards) as scorer:
         for split in splits:
             scorer.check(ProblemSet(config.data.path, split).rewards, dataset=config.data.path)
 
@@ -120,7 +120,7 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / ("config.yaml" if stage == "train" else f"config.{stage}.yaml"))
     world.barrier()
-    with Scorer(config.scoring) as scorer:
+    with Scorer(config.rewards) as scorer:
         {"sft": _sft, "train": _train, "eval": _eval}[stage](config, out, world, scorer)
     world.barrier()
     shutdown_world()

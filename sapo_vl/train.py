@@ -15,7 +15,7 @@ import torch
 
 from sapo_vl.advantage import assign_advantages
 from sapo_vl.batching import MicroBatch, split_mini_batches, trainable
-from sapo_vl.checkpoint import load_checkpoint, newest_checkpoint, save_checkpoint
+from sapo_vl.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint
 from sapo_vl.config import RunConfig
 from sapo_vl.data import ProblemSet
 from sapo_vl.diagnostics import UpdateStats, rollout_stats
@@ -230,12 +230,7 @@ def _resume(
     config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
 ) -> tuple[int, dict[str, Any] | None]:
     """(first step to run, accuracy measured before the first step if that is known)."""
-    if config.resume == "no":
-        folder = None
-    elif config.resume == "auto":
-        folder = newest_checkpoint(out / "checkpoints")
-    else:
-        folder = Path(config.resume)
+    folder = checkpoint_for(config.resume, out / "checkpoints")
     if folder is None:
         run_log.truncate_from(0)
         return 0, None

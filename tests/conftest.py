@@ -42,9 +42,7 @@ sys.addaudithook(refuse_remote)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--seed", type=int, default=None, help="seed of the `seed` fixture (default: a fresh one)"
-    )
+    parser.addoption("--seed", type=int, default=None, help="seed of the `seed` fixture (default: a fresh one)")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -70,7 +68,5 @@ def seed(request: pytest.FixtureRequest) -> int:
 def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
     if report.failed and "seed" in getattr(item, "fixturenames", ()):
-        report.sections.append(
-            ("seed", f"repeat with: pytest --seed {item.config.option.seed} '{item.nodeid}'")
-        )
+        report.sections.append(("seed", f"repeat with: pytest --seed {item.config.option.seed} '{item.nodeid}'"))
     return report

@@ -5,9 +5,7 @@ from typing import Any
 from rewards import REWARDS, RewardInput
 
 
-def respond(
-    text: str, answer: str = "", tokens: tuple[int, ...] = (), limit: int = 100, **meta: Any
-) -> RewardInput:
+def respond(text: str, answer: str = "", tokens: tuple[int, ...] = (), limit: int = 100, **meta: Any) -> RewardInput:
     return RewardInput(
         text=text,
         num_tokens=len(tokens),

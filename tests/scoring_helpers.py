@@ -23,9 +23,7 @@ def group(texts: list[str], finish: Finish = Finish.STOP, **problem: object) -> 
 
 
 def rollout(text: str, finish: Finish) -> Rollout:
-    return Rollout(
-        response_ids=np.arange(20), logprobs=np.zeros(20), finish=finish, weight_version=0, text=text
-    )
+    return Rollout(response_ids=np.arange(20), logprobs=np.zeros(20), finish=finish, weight_version=0, text=text)
 
 
 def config(path: Path, function: str = "moody", **more: object) -> ScoringConfig:

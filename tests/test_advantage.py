@@ -65,16 +65,12 @@ def test_unscored_responses_neither_get_nor_shift_an_advantage():
     assert advantages([None, 1.0, 0.0], baseline="leave_one_out", scale="none") == [None, 1.0, -1.0]
 
 
-REWARDS = st.lists(
-    st.one_of(st.none(), st.floats(-10, 10).map(lambda x: round(x, 3))), min_size=2, max_size=12
-)
+REWARDS = st.lists(st.one_of(st.none(), st.floats(-10, 10).map(lambda x: round(x, 3))), min_size=2, max_size=12)
 
 
 @given(rewards=REWARDS, loo=st.booleans(), scaled=st.booleans())
 def test_matches_the_statistics_module(rewards, loo, scaled):
-    result = advantages(
-        rewards, baseline="leave_one_out" if loo else "mean", scale="std" if scaled else "none"
-    )
+    result = advantages(rewards, baseline="leave_one_out" if loo else "mean", scale="std" if scaled else "none")
     scored = [r for r in rewards if r is not None]
     if len(set(scored)) < 2:
         assert result == [None] * len(rewards)

@@ -163,7 +163,7 @@ def test_a_task_without_a_reward(stage, refused, tmp_path, data):
     next(row for row in held_out if row["task"] == "count")["reward"] = ""
     folder = save(tmp_path / "d", train=rows_of(data), test=held_out, cold_start=rows_of(data, "cold_start"))
     message = refused(f"data.path={folder}", stage=stage)
-    assert f"ScoringError: {folder}: task 'count' has no reward. Set scoring.by_task.count=NAME" in message
+    assert f"ScoringError: {folder}: task 'count' has no reward. Set rewards.by_task.count=NAME" in message
     assert "Known rewards: box_iou, choice" in message
 
 
@@ -246,11 +246,11 @@ def test_a_model_folder_without_all_its_weights(refused, model, copy_of):
         ("sft", ["cold_start=null"], "this config has no cold_start section; add one"),
         ("train", ["log.trackers=[wandb]"], "log.trackers asks for wandb, which is not installed: pip install"),
         ("train", ["resume=runs/old"], "resume='runs/old' is no complete checkpoint folder"),
-        ("train", ["scoring.path=no.py:f"], "scoring.path names the file"),
-        ("train", ["scoring.combine={accuracy: 1, fromat: 1}"], "scoring.combine names the unknown reward 'fromat'"),
-        ("eval", ["scoring.by_task.count=cuont"], "scoring.by_task names the unknown reward 'cuont'"),
-        ("sft", ["scoring.by_task.count=cuont"], "scoring.by_task names the unknown reward 'cuont'"),
-        ("train", ["scoring.params.length.bufer=3"], "unexpected keyword argument 'bufer'"),
+        ("train", ["rewards.path=no.py:f"], "rewards.path names the file"),
+        ("train", ["rewards.combine={accuracy: 1, fromat: 1}"], "rewards.combine names the unknown reward 'fromat'"),
+        ("eval", ["rewards.by_task.count=cuont"], "rewards.by_task names the unknown reward 'cuont'"),
+        ("sft", ["rewards.by_task.count=cuont"], "rewards.by_task names the unknown reward 'cuont'"),
+        ("train", ["rewards.params.length.bufer=3"], "unexpected keyword argument 'bufer'"),
         ("train", ["optim.lrr=3"], "unknown key optim.lrr; nearest: optim.lr"),
         ("train", ["rollout.group_size=1"], "rollout.group_size=1"),
     ],
@@ -261,7 +261,7 @@ def test_settings_that_cannot_work_here(stage, overrides, words, refused):
 
 def test_a_reward_file_that_cannot_be_imported(refused, tmp_path):
     (tmp_path / "mine.py").write_text("import no_such_module\ndef f(x): pass\n")
-    message = refused(f"scoring.path={tmp_path / 'mine.py'}:f", "scoring.by_task.count=custom")
+    message = refused(f"rewards.path={tmp_path / 'mine.py'}:f", "rewards.by_task.count=custom")
     assert f"importing {tmp_path / 'mine.py'} failed" in message and "no_such_module" in message
 
 
@@ -371,7 +371,7 @@ def test_a_reward_that_always_raises_stops_the_run(reward_file):
         with pytest.raises(ScoringStopped) as error:
             scorer.score([group(["bad"] * 8)], max_tokens=30)
     message = str(error.value)
-    assert "32 of the latest 32 responses could not be scored, more than scoring.max_failure_share=0.5" in message
+    assert "32 of the latest 32 responses could not be scored, more than rewards.max_failure_share=0.5" in message
     assert "32 x " in message and "no such figure" in message and "mine.py" in message
     assert "Correct the reward or the data set" in message
 

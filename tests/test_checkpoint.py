@@ -18,7 +18,9 @@ from helpers_models import KINDS, make_case, processor
 
 from sapo_vl.checkpoint import (
     MANIFEST,
+    CheckpointError,
     RestrictedCheckpointEngine,
+    checkpoint_for,
     complete_checkpoints,
     find_damage,
     newest_checkpoint,
@@ -147,6 +149,20 @@ def test_half_written_folders_are_passed_over(root: Path) -> None:
     (step_dir(root, 6) / MANIFEST).write_text((step_dir(root, 3) / MANIFEST).read_text()[:-20])
     assert complete_checkpoints(root)[-2:] == [step_dir(root, 3), step_dir(root, 2)]
     assert newest_checkpoint(root) == step_dir(root, 3)
+
+
+@pytest.mark.slow
+def test_which_one_a_setting_means(root: Path) -> None:
+    """A folder named by hand is checked like any other; it is not replaced by another one in silence."""
+    old, newest = step_dir(root, 2), step_dir(root, 3)
+    assert checkpoint_for("no", root) is None
+    assert checkpoint_for("auto", root) == newest
+    assert checkpoint_for(str(old), root) == old
+    flip_byte(old / "rank_1.json")
+    with pytest.raises(CheckpointError, match=r"step_00000002 is no whole checkpoint: rank_1.json has another digest"):
+        checkpoint_for(str(old), root)
+    with pytest.raises(CheckpointError, match=r"manifest.json: .*No such file"):
+        checkpoint_for(str(root), root)
 
 
 def test_nothing_to_resume_from(tmp_path: Path) -> None:

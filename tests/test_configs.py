@@ -131,10 +131,10 @@ def test_resume_is_a_word_also_where_yaml_sees_a_boolean(word, tmp_path):
 
 def test_keys_of_the_user_are_not_checked_but_kept():
     config = load_config(
-        None, ["recipe.name=visual_puzzles", "recipe.args.n_train=5", "data.quotas.any=1", "scoring.by_task.a=b"]
+        None, ["recipe.name=visual_puzzles", "recipe.args.n_train=5", "data.quotas.any=1", "rewards.by_task.a=b"]
     )
     assert config.recipe.args == {"n_train": 5}
-    assert config.data.quotas == {"any": 1.0} and config.scoring.by_task == {"a": "b"}
+    assert config.data.quotas == {"any": 1.0} and config.rewards.by_task == {"a": "b"}
 
 
 @pytest.mark.parametrize(
@@ -199,7 +199,7 @@ def test_an_unknown_key_like_no_other_lists_the_known_ones():
         ("eval.modes=[]", "eval.modes: Tuple should have at least 1 item"),
         ("loss.name=sapp", "unknown loss 'sapp'; did you mean 'sapo'?"),
         ("loss.params.tau_poz=1", "loss 'sapo' has no setting 'tau_poz'; did you mean 'tau_pos'?"),
-        ("scoring.combine={accuracy: much}", "scoring.combine.accuracy: Input should be a valid number"),
+        ("rewards.combine={accuracy: much}", "rewards.combine.accuracy: Input should be a valid number"),
         ("log.trackers=[mlflow]", "log.trackers.0: Input should be 'tensorboard', 'wandb' or 'trackio' (got mlflow)"),
     ],
 )
@@ -277,7 +277,7 @@ CONTRADICTIONS = {
     "nothing to learn": (["model.freeze=[vision, merger, language, lm_head]"], ["model.freeze", "leaves nothing"]),
     "trained on the test": (["data.eval_split=train"], ["data.eval_split", "data.train_split", "'train'"]),
     "imitated the test": (["cold_start.split=test"], ["cold_start.split", "data.eval_split", "'test'"]),
-    "no question of right or wrong": (["scoring.combine={format: 1.0}"], ["scoring.combine", "'accuracy'"]),
+    "no question of right or wrong": (["rewards.combine={format: 1.0}"], ["rewards.combine", "'accuracy'"]),
 }
 
 
@@ -300,7 +300,7 @@ def test_settings_that_cannot_both_be_meant(name):
         ["model.min_pixels=9000", "model.max_pixels=9000"],
         ["rollout.prompts_per_step=30", "batch.mini_batches=5", "processes=3"],
         ["model.freeze=[vision, merger, language, lm_head]", "model.lora.rank=2"],
-        ["scoring.combine={accuracy: 0.0, format: 1.0}"],
+        ["rewards.combine={accuracy: 0.0, format: 1.0}"],
     ],
 )
 def test_what_the_messages_advise_is_accepted(overrides):

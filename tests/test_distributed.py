@@ -232,7 +232,7 @@ def test_logprobs_after_an_update(
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_rollouts_are_the_same_on_any_ranks(kind: Kind, launched: dict[int, Path], run_seed: int) -> None:
-    """Same seed, same responses whole weights or sharded, on one rank or two, where responses end at different times."""
+    """Same seed, same responses whole or sharded weights, one rank or two, responses of different lengths."""
     case = make_case(kind, run_seed)
     with_old_logprobs(case, noise=0.3, temperature=TEMPERATURE)  # draws from the same generator as the worker
     model = load_model(Variant(kind, 0).config(launched[1]))

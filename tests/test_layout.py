@@ -86,9 +86,7 @@ def layer_violations(path: str, tree: ast.AST) -> list[str]:
         if not is_within(name, PACKAGES):
             continue
         if allowed is not None and not is_within(name, allowed):
-            found.append(
-                f"{path}:{line} imports {name}; it may import {', '.join(allowed) or 'nothing'} of ours"
-            )
+            found.append(f"{path}:{line} imports {name}; it may import {', '.join(allowed) or 'nothing'} of ours")
         elif is_within(name, ENTRY_POINTS) and not may_start_runs:
             found.append(f"{path}:{line} imports {name}; only the command line may")
     return found
@@ -155,9 +153,7 @@ def test_files_stay_short() -> None:
 
 
 def test_imports_point_downward() -> None:
-    found = [
-        v for path in python_files() for v in layer_violations(relative(path), ast.parse(path.read_text()))
-    ]
+    found = [v for path in python_files() for v in layer_violations(relative(path), ast.parse(path.read_text()))]
     assert not found, "\n".join(found)
 
 
@@ -254,10 +250,7 @@ def test_configs_are_yaml_mappings() -> None:
 
 
 def requirement_lines(name: str) -> dict[str, Requirement]:
-    lines = [
-        re.sub(r"(^|\s)#.*", "", line).strip()
-        for line in (ROOT / "requirements" / name).read_text().splitlines()
-    ]
+    lines = [re.sub(r"(^|\s)#.*", "", line).strip() for line in (ROOT / "requirements" / name).read_text().splitlines()]
     return {canonicalize_name(r.name): r for r in map(Requirement, filter(None, lines))}
 
 
@@ -276,6 +269,4 @@ def test_requirement_files_agree_with_the_package() -> None:
 
     bounds = requirement_lines("gpu.txt")
     for wanted in [*runtime, *map(Requirement, extras["gpu"])]:
-        assert bounds[canonicalize_name(wanted.name)].specifier == wanted.specifier, (
-            f"gpu.txt differs on {wanted}"
-        )
+        assert bounds[canonicalize_name(wanted.name)].specifier == wanted.specifier, f"gpu.txt differs on {wanted}"

@@ -16,9 +16,7 @@ from sapo_vl import logprob
 from sapo_vl.logprob import token_logprobs
 
 
-def example(
-    n: int, h: int, v: int, seed: int, num_banned: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+def example(n: int, h: int, v: int, seed: int, num_banned: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Random (hidden [n, h], weight [v, h], targets [n], banned [num_banned] or None)."""
     generator = torch.Generator().manual_seed(seed)
     hidden = torch.randn(n, h, generator=generator)

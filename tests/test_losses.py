@@ -78,12 +78,8 @@ def test_sapo_takes_the_temperature_of_the_sign_of_the_advantage():
     params = {"tau_pos": 1.0, "tau_neg": 3.0}
     # r = 2: 4 sigmoid(1) = 2.924234 and 4/3 sigmoid(3) = 1.270099; sech^2(1/2) = .786448, sech^2(3/2) =
     # .180707
-    assert at_ratio("sapo", 2.0, +1.0, **params) == pytest.approx(
-        (-2.924234, -2 * 0.786448, 0.786448), rel=1e-5
-    )
-    assert at_ratio("sapo", 2.0, -1.0, **params) == pytest.approx(
-        (+1.270099, +2 * 0.180707, 0.180707), rel=1e-5
-    )
+    assert at_ratio("sapo", 2.0, +1.0, **params) == pytest.approx((-2.924234, -2 * 0.786448, 0.786448), rel=1e-5)
+    assert at_ratio("sapo", 2.0, -1.0, **params) == pytest.approx((+1.270099, +2 * 0.180707, 0.180707), rel=1e-5)
     assert at_ratio("sapo", 2.0, 0.0, **params) == pytest.approx((0.0, 0.0, 0.180707), rel=1e-5)
 
 
@@ -122,9 +118,7 @@ def test_sapo_matches_eq_5_in_float64_with_complex_step_gradient(seed, spread, t
 
     logprobs.requires_grad_()
     function, config_class = LOSSES["sapo"]
-    output = function(
-        LossInput(logprobs, old, advantages, mask), config_class(tau_pos=tau_pos, tau_neg=tau_neg)
-    )
+    output = function(LossInput(logprobs, old, advantages, mask), config_class(tau_pos=tau_pos, tau_neg=tau_neg))
     loss = reduce(output.per_token, mask, "sequence_mean", count(mask))
     (grad,) = torch.autograd.grad(loss, logprobs)
     assert loss.item() == pytest.approx(float(objective(z)), rel=1e-5, abs=1e-6)
@@ -134,9 +128,7 @@ def test_sapo_matches_eq_5_in_float64_with_complex_step_gradient(seed, spread, t
 def test_sapo_gradient_survives_where_a_float32_sigmoid_has_saturated():
     # log r = 3, tau 1.05: 4 exp(3 - 1.05 (e^3 - 1)) = 1.591e-7, although sigmoid(20.04) rounds to 1.
     for dtype in (torch.float32, torch.bfloat16, torch.float64):
-        _, grad = run(
-            "sapo", torch.tensor([[0.0]], dtype=dtype), torch.tensor([[-3.0]], dtype=dtype), [[-1.0]]
-        )
+        _, grad = run("sapo", torch.tensor([[0.0]], dtype=dtype), torch.tensor([[-3.0]], dtype=dtype), [[-1.0]])
         assert grad.item() == pytest.approx(1.591e-7, rel=1e-2)
 
 
@@ -178,9 +170,7 @@ def gspo_loss(name: str, advantages: list[list[float]], **params) -> tuple[float
     logprobs = torch.tensor(GSPO_LOG_RATIO, requires_grad=True)
     mask = torch.tensor(GSPO_MASK)
     function, config_class = LOSSES[name]
-    output = function(
-        LossInput(logprobs, torch.zeros(2, 4), torch.tensor(advantages), mask), config_class(**params)
-    )
+    output = function(LossInput(logprobs, torch.zeros(2, 4), torch.tensor(advantages), mask), config_class(**params))
     loss = reduce(output.per_token, mask, "sequence_mean", count(mask))
     loss.backward()
     assert logprobs.grad is not None
@@ -249,9 +239,7 @@ def test_on_policy_every_loss_is_the_plain_policy_gradient(name):
     logprobs, _, advantages, mask = random_batch(3, 0.0)
     logprobs.requires_grad_()
     function, config_class = LOSSES[name]
-    output = function(
-        LossInput(logprobs, logprobs, advantages, mask), config_class()
-    )  # old is cut off the graph
+    output = function(LossInput(logprobs, logprobs, advantages, mask), config_class())  # old is cut off the graph
     reduce(output.per_token, mask, "sequence_mean", count(mask)).backward()
     expected = torch.where(mask, -advantages / mask.sum(1, keepdim=True) / 5, 0.0)  # REINFORCE, 1/G 1/|y_i|
     torch.testing.assert_close(logprobs.grad, expected, rtol=1e-5, atol=1e-7)
@@ -260,13 +248,9 @@ def test_on_policy_every_loss_is_the_plain_policy_gradient(name):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ALL_LOSSES)
 def test_finite_value_and_gradient_for_any_log_ratio(name, dtype):
-    log_ratio = torch.linspace(-200, 200, 81, dtype=dtype)[
-        :, None
-    ]  # [81, 1]: one token a row, so GSPO sees it too
+    log_ratio = torch.linspace(-200, 200, 81, dtype=dtype)[:, None]  # [81, 1]: one token a row, so GSPO sees it too
     for advantage in (-1.5, 0.0, 1.5):
-        output, grad = run(
-            name, log_ratio, torch.zeros_like(log_ratio), torch.full_like(log_ratio, advantage)
-        )
+        output, grad = run(name, log_ratio, torch.zeros_like(log_ratio), torch.full_like(log_ratio, advantage))
         assert output.per_token.dtype == torch.float32 and grad.dtype == dtype
         assert output.per_token.isfinite().all() and grad.isfinite().all()
         assert all(metric.isfinite().all() for metric in output.metrics.values())

@@ -41,14 +41,10 @@ def pack(rows: list[Tensor], extra: int, on_the_left: bool) -> tuple[Tensor, Ten
     """(per_token, mask) [B, T] padded with NaN to the longest row plus `extra`."""
     width = max(len(row) for row in rows) + extra
     pads = [torch.full((width - len(row),), float("nan")) for row in rows]
-    masks = [
-        torch.cat([torch.zeros(len(p)), torch.ones(len(r))]).bool() for p, r in zip(pads, rows, strict=True)
-    ]
+    masks = [torch.cat([torch.zeros(len(p)), torch.ones(len(r))]).bool() for p, r in zip(pads, rows, strict=True)]
     if on_the_left:
         return torch.stack([torch.cat([p, r]) for p, r in zip(pads, rows, strict=True)]), torch.stack(masks)
-    return torch.stack([torch.cat([r, p]) for p, r in zip(pads, rows, strict=True)]), torch.stack(masks).flip(
-        1
-    )
+    return torch.stack([torch.cat([r, p]) for p, r in zip(pads, rows, strict=True)]), torch.stack(masks).flip(1)
 
 
 @settings(deadline=None, max_examples=150)
@@ -73,9 +69,7 @@ def test_any_split_gives_the_same_value_and_gradient(data, how, seed):
         assert share.requires_grad and share.shape == ()
         share.backward()
         total += share.detach()
-    assert total.item() == pytest.approx(
-        expected_loss([row.tolist() for row in rows], how, constant), abs=1e-5
-    )
+    assert total.item() == pytest.approx(expected_loss([row.tolist() for row in rows], how, constant), abs=1e-5)
     for row in rows:
         n = len(row)
         weight = {

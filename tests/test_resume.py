@@ -42,9 +42,9 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "model.path": folder / "model",
         "model.min_pixels": 256,
         "data.path": folder / "data",
-        "scoring.path": f"{folder / 'reward.py'}:by_tokens",
-        "scoring.by_task": '{"*": custom}',
-        "scoring.workers": 1,
+        "rewards.path": f"{folder / 'reward.py'}:by_tokens",
+        "rewards.by_task": '{"*": custom}',
+        "rewards.workers": 1,
         "rollout.prompts_per_step": 8,
         "rollout.group_size": 3,
         "rollout.max_new_tokens": 8,
@@ -94,10 +94,11 @@ def test_resumed_run_is_the_same_run(setup: Path) -> None:
     shutil.rmtree(cut / "final")
     shutil.rmtree(cut / "checkpoints" / "step_00000004")
     (cut / "summary.json").unlink()
-    early = [line for line in (cut / "metrics.jsonl").read_text().splitlines() if json.loads(line)["step"] <= 2]
-    (cut / "metrics.jsonl").write_text(
-        "\n".join([*early, '{"step": 3, "phase": "train", "loss": 1e9}', '{"step": 4, "ph'])
-    )
+    lines = (cut / "metrics.jsonl").read_text().splitlines()
+    early = [line for line in lines if json.loads(line)["step"] <= 2]
+    assert 2 < len(early) < len(lines)
+    other = json.dumps(json.loads(early[-1]) | {"step": 3, "loss": 1e9})  # must not survive
+    (cut / "metrics.jsonl").write_text("\n".join([*early, other, '{"step": 4, "ph']))
     train(setup, cut)
 
     assert rows(cut) == rows(whole)

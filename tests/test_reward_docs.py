@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parents[1]
 DOC = (ROOT / "docs" / "rewards.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
 FILES = {m[1]: code for kind, code in BLOCKS if kind == "python" and (m := re.match(r"# (\S+\.py)\n", code))}
-CONFIGS = [yaml.safe_load(code)["scoring"] for kind, code in BLOCKS if kind == "yaml"]
+CONFIGS = [yaml.safe_load(code)["rewards"] for kind, code in BLOCKS if kind == "yaml"]
 [PRINTED] = [code for kind, code in BLOCKS if kind == "text"]
 
 
@@ -51,9 +51,7 @@ def test_a_reward_outside_the_repository(tmp_path: Path, monkeypatch: pytest.Mon
     text = "<think> hm </think> <answer> 3 </answer>"
     with Scorer(ScoringConfig.model_validate(CONFIGS[1])) as scorer:
         scorer.check([("count", "number")], "puzzles")
-        [scored] = scorer.score(
-            [group([text, "x"], task="count", reward="number", answer="4")], max_tokens=100
-        )
+        [scored] = scorer.score([group([text, "x"], task="count", reward="number", answer="4")], max_tokens=100)
     # scale 4: one off leaves 0.75 of 0.9, and the format is right
     assert [r.reward for r in scored.rollouts] == pytest.approx([0.9 * 0.75 + 0.1, 0.0])
     assert scored.rollouts[0].parts["accuracy/distance"] == 1.0

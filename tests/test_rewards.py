@@ -83,9 +83,7 @@ def test_number_reads_what_python_prints(value):
 # --- choice and word
 
 
-@pytest.mark.parametrize(
-    "answer", ["B", "b", "(B)", "B.", "B)", "B:", "blue", "BLUE", "B. blue", "(b) Blue", "\uff22"]
-)
+@pytest.mark.parametrize("answer", ["B", "b", "(B)", "B.", "B)", "B:", "blue", "BLUE", "B. blue", "(b) Blue", "\uff22"])
 def test_choice_hits(answer):
     for gold in ("B", "blue"):
         assert score("choice", say(answer), gold, choices=COLOURS) == 1
@@ -199,9 +197,7 @@ def test_iou_counts_pixels(a, b):
     assert [p is not None for p in parsed] == [bool(pixels(a)), bool(pixels(b))]
     if parsed[0] and parsed[1]:
         both, either = pixels(a) & pixels(b), pixels(a) | pixels(b)
-        assert (
-            iou(parsed[0], parsed[1]) == iou(parsed[1], parsed[0]) == pytest.approx(len(both) / len(either))
-        )
+        assert iou(parsed[0], parsed[1]) == iou(parsed[1], parsed[0]) == pytest.approx(len(both) / len(either))
 
 
 # --- format, length, repetition, weighted
@@ -236,13 +232,9 @@ def test_format_when_the_prompt_opens_the_thinking():
     assert REWARDS["format"](respond("<think>a</think><answer>b</answer>"), think_in_prompt=True).score == 0
 
 
-@pytest.mark.parametrize(
-    ("tokens", "expected"), [(0, 0), (60, 0), (70, -0.25), (80, -0.5), (100, -1), (130, -1)]
-)
+@pytest.mark.parametrize(("tokens", "expected"), [(0, 0), (60, 0), (70, -0.25), (80, -0.5), (100, -1), (130, -1)])
 def test_length_slope(tokens, expected):
-    assert REWARDS["length"](respond("", tokens=(1,) * tokens), limit=100, buffer=40).score == pytest.approx(
-        expected
-    )
+    assert REWARDS["length"](respond("", tokens=(1,) * tokens), limit=100, buffer=40).score == pytest.approx(expected)
 
 
 def test_length_defaults_to_the_sampling_limit_and_a_fifth_of_it():

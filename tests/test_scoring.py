@@ -97,10 +97,10 @@ def test_routing_by_task_goes_before_the_data_set():
 
 def test_a_task_without_a_reward_is_named_with_the_keys_to_set():
     with Scorer(ScoringConfig()) as scorer:
-        with pytest.raises(ScoringError, match=r"puzzles: task 'maze' has no reward.*scoring\.by_task\.maze"):
+        with pytest.raises(ScoringError, match=r"puzzles: task 'maze' has no reward.*rewards\.by_task\.maze"):
             scorer.check([("count", "number"), ("maze", "")], "puzzles")
         with pytest.raises(
-            ValueError, match=r"puzzles: the reward 'cuont' of task 'maze'.*box_iou, choice.*scoring\.path"
+            ValueError, match=r"puzzles: the reward 'cuont' of task 'maze'.*box_iou, choice.*rewards\.path"
         ):
             scorer.check([("maze", "cuont")], "puzzles")
         with pytest.raises(ScoringError, match="problem p7: task 'maze' has no reward"):
@@ -110,13 +110,13 @@ def test_a_task_without_a_reward_is_named_with_the_keys_to_set():
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"combine": {"accuracy": 1.0, "fromat": 0.1}}, "scoring.combine names the unknown reward 'fromat'"),
-        ({"combine": {}}, "scoring.combine is empty"),
-        ({"by_task": {"maze": "mazes"}}, "scoring.by_task names the unknown reward 'mazes'"),
-        ({"params": {"lenght": {}}}, "scoring.params names the unknown reward 'lenght'"),
+        ({"combine": {"accuracy": 1.0, "fromat": 0.1}}, "rewards.combine names the unknown reward 'fromat'"),
+        ({"combine": {}}, "rewards.combine is empty"),
+        ({"by_task": {"maze": "mazes"}}, "rewards.by_task names the unknown reward 'mazes'"),
+        ({"params": {"lenght": {}}}, "rewards.params names the unknown reward 'lenght'"),
         ({"params": {"length": {"bufer": 3}}}, "unexpected keyword argument 'bufer'"),
         ({"path": "my_reward.py"}, "must look like 'my_reward.py:function_name'"),
-        ({"path": "/nowhere/my_reward.py:f"}, "scoring.path names the file /nowhere/my_reward.py"),
+        ({"path": "/nowhere/my_reward.py:f"}, "rewards.path names the file /nowhere/my_reward.py"),
         ({"path": f"{__file__}:f", "path_name": "number"}, "'number' is a built-in name"),
     ],
 )
@@ -154,14 +154,15 @@ def test_a_file_that_cannot_be_used_is_found_before_training(tmp_path: Path, cod
         assert str(path) in str(error.value)
 
 
-def test_a_file_that_nothing_uses_is_an_error(tmp_path: Path):
+def test_a_file_that_no_key_names_scores_every_task_but_those_of_by_task(tmp_path: Path):
     path = tmp_path / "mine.py"
-    path.write_text("def fn(x): pass")
-    with (
-        Scorer(config(path, "fn")) as scorer,
-        pytest.raises(ScoringError, match=r"nothing uses.*scoring\.by_task"),
-    ):
-        scorer.check([("count", "number")], "puzzles")
+    path.write_text("from rewards import RewardOutput\ndef fn(x): return RewardOutput(0.25)")
+    with Scorer(config(path, "fn", by_task={"grid": "word"})) as scorer:
+        scorer.check([("count", "number"), ("grid", "number")], "puzzles")
+        count = group(["<answer>3</answer>"], task="count", reward="number", answer="3")
+        grid = group(["<answer>red</answer>"], task="grid", reward="number", answer="red")
+        scored = scorer.score([count, grid], max_tokens=10)
+    assert [g.rollouts[0].parts["accuracy"] for g in scored] == [0.25, 1.0]
 
 
 def test_a_file_works_from_any_directory_and_stays_as_it_was_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -201,7 +202,7 @@ def test_too_many_failures_stop_the_run_and_name_the_commonest_reasons():
         with pytest.raises(ScoringStopped, match=f"{half + 1} of the latest {FAILURE_MINIMUM + 1}") as stopped:
             scorer.score(mixed(1, 0), max_tokens=30)
         assert f"{half + 1} x the reference answer 'three' is not a number" in str(stopped.value)
-        assert "scoring.max_failure_share=0.5" in str(stopped.value)
+        assert "rewards.max_failure_share=0.5" in str(stopped.value)
     with Scorer(ScoringConfig()) as scorer:
         scorer.score(mixed(FAILURE_MINIMUM - 1, 0), max_tokens=30)  # too few to tell
         with pytest.raises(ScoringStopped):

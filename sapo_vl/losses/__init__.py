@@ -66,9 +66,7 @@ class LossConfig(Strict):
         config_class = LOSSES[self.name][1]
         for key in self.params:
             if key not in config_class.model_fields:
-                raise ValueError(
-                    f"loss {self.name!r} has no setting {key!r}{_nearest(key, config_class.model_fields)}"
-                )
+                raise ValueError(f"loss {self.name!r} has no setting {key!r}{_nearest(key, config_class.model_fields)}")
         try:
             return config_class(**self.params)
         except ValidationError as error:

@@ -26,9 +26,7 @@ class GrpoConfig(Strict):
     """Tokens with A > 0 stop at r = 1 + eps_high."""
 
 
-def clip_one_sided(
-    ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float
-) -> tuple[Tensor, Tensor]:
+def clip_one_sided(ratio: Tensor, advantages: Tensor, eps_low: float, eps_high: float) -> tuple[Tensor, Tensor]:
     """f(r) and f'(r) of min(r A, clip(r, 1 - eps_low, 1 + eps_high) A) = f(r) A; all of one shape.
 
     f = min(r, 1 + eps_high) for A > 0 and max(r, 1 - eps_low) otherwise: the clip only stops a token that

@@ -39,9 +39,7 @@ class Denominators:
 
 def count(mask: Tensor, constant: float | None = None) -> Denominators:
     """The local denominators of a bool mask [B, T]. A response without a token does not count."""
-    return Denominators(
-        num_sequences=int(mask.any(dim=1).sum()), num_tokens=int(mask.sum()), constant=constant
-    )
+    return Denominators(num_sequences=int(mask.any(dim=1).sum()), num_tokens=int(mask.sum()), constant=constant)
 
 
 def reduce(per_token: Tensor, mask: Tensor, how: Reduction, denominators: Denominators) -> Tensor:
@@ -60,9 +58,7 @@ def reduce(per_token: Tensor, mask: Tensor, how: Reduction, denominators: Denomi
     positive.
     """
     if per_token.shape != mask.shape or mask.dim() != 2:
-        raise ValueError(
-            f"per_token {tuple(per_token.shape)} and mask {tuple(mask.shape)} must be [B, T] of one shape"
-        )
+        raise ValueError(f"per_token {tuple(per_token.shape)} and mask {tuple(mask.shape)} must be [B, T] of one shape")
     if mask.dtype != torch.bool:
         raise TypeError(f"mask must be bool, got {mask.dtype}; use mask.bool()")
     total = torch.where(mask, per_token.float(), 0.0)

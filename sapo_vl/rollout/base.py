@@ -26,7 +26,9 @@ class RolloutConfig(Strict):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)  # 0 = off
-    prompts_per_batch: int = Field(default=64, ge=1)  # prompts sampled together on a rank: bounds the memory of the KV cache
+    prompts_per_batch: int = Field(
+        default=64, ge=1
+    )  # prompts sampled together on a rank: bounds the memory of the KV cache
     # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
 
@@ -35,8 +37,8 @@ class RolloutConfig(Strict):
         if self.old_logprobs == "rollout" and (self.top_p < 1 or self.top_k > 0):
             raise ValueError(
                 f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.old_logprobs=rollout: the "
-                "recorded law is cut to the likeliest tokens and the trained one is not, so ratios would not start at 1; set "
-                "rollout.old_logprobs=trainer, or top_p=1 and top_k=0"
+                "recorded law is cut to the likeliest tokens and the trained one is not, so ratios would not start at 1; "
+                "set rollout.old_logprobs=trainer, or top_p=1 and top_k=0"
             )
         return self
 
