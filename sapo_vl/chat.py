@@ -9,7 +9,6 @@ would leave image tokens without features.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -174,9 +173,3 @@ def _with_images(problem: Problem, min_pixels: int, max_pixels: int) -> list[dic
     if images:
         raise PromptError(f"problem {problem.id!r}: {len(images)} of {len(problem.images)} images are in no message")
     return turns
-
-
-def processor_files_exist(path: str) -> bool:
-    """Whether a local folder has tokenizer files; hub ids are taken on trust."""
-    folder = Path(path)
-    return not folder.exists() or any(folder.glob("tokenizer*.json"))

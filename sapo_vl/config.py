@@ -9,7 +9,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin
+from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -253,6 +253,3 @@ def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:
         if below is not None:
             keys += _all_keys(below, f"{prefix}{name}.")
     return keys
-
-
-Stage = Literal["sft", "train", "eval"]

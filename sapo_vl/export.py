@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 from transformers import PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
@@ -62,15 +61,3 @@ def save_hf_folder(
     if out.exists():
         shutil.rmtree(out)
     beside.rename(out)
-
-
-def max_difference(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    """Largest absolute difference over all tensors; KeyError if the names differ."""
-    if a.keys() != b.keys():
-        raise KeyError(f"different parameters: {sorted(a.keys() ^ b.keys())[:5]}")
-    return max(float((a[k].float() - b[k].float()).abs().max()) if a[k].numel() else 0.0 for k in a) if a else 0.0
-
-
-def full_state(model: torch.nn.Module) -> dict[str, Tensor]:
-    """The state dict of a model that is not sharded, on the CPU."""
-    return {k: v.detach().cpu() for k, v in model.state_dict().items()}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import platform
 import random
@@ -10,7 +9,6 @@ import resource
 import warnings
 from dataclasses import dataclass
 from importlib import metadata
-from typing import Any
 
 import numpy as np
 import torch
@@ -107,7 +105,3 @@ def peak_memory(world: World) -> dict[str, float]:
     if world.device.type == "cuda":
         peaks["device_max_gib"] = world.max(torch.cuda.max_memory_allocated() / 2**30)
     return peaks
-
-
-def as_json(value: Any) -> str:
-    return json.dumps(value, sort_keys=True)

@@ -1,10 +1,9 @@
-"""Runs on every rank: real updates, rollouts and checkpoints under every ZeRO stage. Results go to files.
+"""Runs on every rank for test_distributed.py: real updates and rollouts under every ZeRO stage.
 
-    distributed_worker.py updates FOLDER SEED      for test_distributed.py
-    distributed_worker.py checkpoints FOLDER SEED  for test_checkpoint.py
+    distributed_worker.py FOLDER SEED
 
-FOLDER holds the models `dense` and `moe`, written by the test. What is right is decided by the tests, which
-work it out in one process without DeepSpeed; here numbers are only recorded.
+FOLDER holds the models `dense` and `moe`, written by the test; results go there. What is right is decided by the
+test, which works it out in one process without DeepSpeed; here numbers are only recorded.
 """
 
 from __future__ import annotations
@@ -12,10 +11,9 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import pickle
-import shutil
+import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +24,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from sapo_vl.batching import MicroBatch
-from sapo_vl.checkpoint import (
-    MANIFEST,
-    CheckpointError,
-    _digest,
-    find_damage,
-    load_checkpoint,
-    save_checkpoint,
-)
 from sapo_vl.diagnostics import UpdateStats
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.engine import Objective, ObjectiveFn, PolicyEngine, full_state_dict
@@ -164,18 +154,22 @@ class Updates:
             batches[place] = dataclasses.replace(batches[place], old_logprobs=old)
         seen = 0
 
-        def bad_gradient(mb: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Objective:
-            """The same loss, but the slope of sqrt at 0 is infinite."""
+        def bad(mb: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Objective:
+            """The same loss with a slope that is infinite, or with a value that is, but not the slope."""
             nonlocal seen
             out = right(mb, logprobs, entropy)
-            if mine and seen == place:
+            if mine and seen == place and how == "value":
+                finite = out.finite.clone()
+                finite[response] = False
+                out = Objective(loss=out.loss + float("inf"), finite=finite)
+            elif mine and seen == place:
                 nothing = (logprobs[start] - logprobs[start].detach()).abs().sqrt()
                 out = dataclasses.replace(out, loss=out.loss + nothing)
             seen += 1
             return out
 
         before = local_hash(self.engine)
-        result = self.update(batches, right if how == "loss" else bad_gradient)
+        result = self.update(batches, right if how == "loss" else bad)
         return result | {"unchanged": before == local_hash(self.engine)}
 
 
@@ -211,6 +205,8 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
         session.engine.updates = LR_ONE  # a drop must be the check's doing, not the learning rate's
         out["nan loss"] = updates.nonfinite(split, rank, 0, 1, "loss")
         session.engine.updates = LR_ONE
+        out["infinite loss, finite gradient"] = updates.nonfinite(split, rank, 0, 1, "value")
+        session.engine.updates = LR_ONE
         out["nan gradient, first micro-batch"] = updates.nonfinite(split, 0, 0, 2, "gradient")
         session.engine.updates = LR_ONE
         out["nan gradient, last micro-batch"] = updates.nonfinite(split, 0, last, 0, "gradient")
@@ -228,107 +224,23 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
     return out
 
 
-def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, world: World) -> dict[str, Any]:
-    """Three updates, each saved, and one more; then a fresh session, load, the same one more."""
-    case = make_case(variant.kind, seed)
-    groups = with_old_logprobs(case, noise=0.3, temperature=TEMPERATURE)
-    root = folder / f"checkpoints-{name}"
-    split = SPLITS[world.size]["uneven, text only on rank 1" if world.size > 1 else "each"]
-    out: dict[str, Any] = {}
-
-    def one_more(session: Session) -> dict[str, Any]:
-        updates = Updates(session, groups)
-        session.engine.updates = LR_ONE
-        result = updates.update(updates.batches(split))
-        return {"result": result, "hash": local_hash(session.engine), "dice": torch.rand(3).tolist()}
-
-    session = open_variant(variant, folder, world)
-    fresh = local_hash(session.engine)
-    for step in (1, 2, 3):
-        one_more(session)
-        session.engine.updates = 10 * step
-        torch.rand(world.rank + step)  # each rank its own random state
-        state = {"accuracy_before": {"all": 0.25}, "per_rank": {"rank": world.rank, "step": step}}
-        save_checkpoint(root, step, session.engine, state, keep=2)
-    out["saved"] = local_hash(session.engine)
-    out["uninterrupted"] = one_more(session)
-    session.engine.ds.destroy()
-
-    session = open_variant(variant, folder, world)
-    assert local_hash(session.engine) == fresh
-    state = load_checkpoint(root / "step_00000003", session.engine)
-    out["loaded"] = local_hash(session.engine)
-    out["state"] = state
-    out["updates"] = session.engine.updates
-    out["resumed"] = one_more(session)
-
-    engine = session.engine
-    right, engine.zero = engine.zero, ZeroConfig(stage=(variant.stage + 1) % 4)  # type: ignore[arg-type]
-    out["wrong stage"] = refusal(root / "step_00000003", engine)
-    engine.zero, engine.world = right, dataclasses.replace(world, size=world.size + 1)
-    out["wrong ranks"] = refusal(root / "step_00000003", engine)
-    engine.world = world
-    for kind in ("model", "optim"):
-        out[f"malicious {kind}"] = refusal(folder / f"malicious-{name}" / kind, engine, plant=root / "step_00000003")
-    out["executed"] = (folder / MARKER).exists()
-    engine.ds.destroy()
-    return out
-
-
-MARKER = "executed"
-
-
-class Malicious:
-    """Pickled, it asks whoever unpickles it to write a file."""
-
-    def __init__(self, marker: Path) -> None:
-        self.marker = marker
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Path.touch, (self.marker,)
-
-
-def refusal(checkpoint: Path, engine: PolicyEngine, plant: Path | None = None) -> str:
-    """Loads and returns the error. With `plant`: from a copy of that one whose files of a kind hold code."""
-    world = engine.world
-    if plant is not None and world.is_main:
-        shutil.copytree(plant, checkpoint)
-        for file in (checkpoint / "shards").glob(f"*{checkpoint.name}_states.pt"):
-            torch.save({"module": Malicious(checkpoint.parents[1] / MARKER)}, file)
-        manifest = json.loads((checkpoint / MANIFEST).read_text())  # digests do not protect from an attacker
-        manifest["files"] = {f: _digest(checkpoint / f) for f in manifest["files"]}
-        (checkpoint / MANIFEST).write_text(json.dumps(manifest))
-    if plant is not None:
-        world.barrier()
-        assert find_damage(checkpoint) is None
-    try:
-        load_checkpoint(checkpoint, engine)
-    except (CheckpointError, pickle.UnpicklingError) as error:
-        return f"{type(error).__name__}: {error}"
-    return "loaded"
-
-
 def save(world: World, tensors: dict[str, Tensor], path: Path) -> None:
     if world.is_main:
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
 
 
-CHECKPOINTED = {name: PLAIN[name] for name in ("dense-0", "dense-1", "dense-2", "dense-3", "moe-3")}
-CHECKS = {"updates": (check_updates, VARIANTS), "checkpoints": (check_checkpoints, CHECKPOINTED)}
-
-
-def main() -> None:
-    check, variants = CHECKS[sys.argv[1]]
-    folder, seed = Path(sys.argv[2]), int(sys.argv[3])
+def run(check: Callable[..., dict[str, Any]], variants: Iterable[str]) -> None:
+    """`check(variant, name, folder, seed, world)` for each variant; what it returns goes to a JSON file per rank."""
+    folder, seed = Path(sys.argv[1]), int(sys.argv[2])
     world = init_world()
     setup_logging(world)
     torch.set_num_threads(1)
-    for name in variants if world.size > 1 else PLAIN:
-        result = check(variants[name], name, folder, seed, world)
+    for name in variants:
+        result = check(VARIANTS[name], name, folder, seed, world)
         (folder / f"{name}.rank{world.rank}of{world.size}.json").write_text(json.dumps(result))
         print(f"rank {world.rank}: {name} done", flush=True)
     shutdown_world()
 
 
 if __name__ == "__main__":
-    main()
+    run(check_updates, VARIANTS if os.environ.get("WORLD_SIZE", "1") != "1" else PLAIN)

@@ -241,3 +241,14 @@ def weighted_sum(rng: np.random.Generator, groups: Sequence[RolloutGroup]) -> Ca
         return (logprobs * torch.from_numpy(mine.astype(np.float32))).sum()
 
     return loss
+
+
+def full_state(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The state dict of a model that is not sharded, on the CPU."""
+    return {k: v.detach().cpu() for k, v in model.state_dict().items()}
+
+
+def max_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor]) -> float:
+    """Largest absolute difference over all tensors of two state dicts with the same names."""
+    assert a.keys() == b.keys()
+    return max(float((a[k].float() - b[k].float()).abs().max()) for k in a)

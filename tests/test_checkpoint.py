@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from distributed_worker import CHECKPOINTED, Malicious
+from checkpoint_worker import CHECKPOINTED, Malicious
+from distributed_worker import VARIANTS
 from helpers_launch import run_ranks
 from helpers_models import KINDS, make_case, processor
 
@@ -40,7 +41,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     out = tmp_path_factory.mktemp("checkpoints")
     for kind in KINDS:
         save_hf_folder(make_case(kind, seed).policy.hf, processor(), out / kind)
-    run_ranks(RANKS, "distributed_worker.py", "checkpoints", out, str(seed), timeout=300)
+    run_ranks(RANKS, "checkpoint_worker.py", out, str(seed), timeout=300)
     return out
 
 
@@ -70,7 +71,7 @@ def test_round_trip(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", CHECKPOINTED)
 def test_foreign_and_hostile_checkpoints_are_refused(name: str, folder: Path) -> None:
     for record in seen(folder, name):
-        stage = CHECKPOINTED[name].stage
+        stage = VARIANTS[name].stage
         assert f"was saved with zero_stage={stage}, this run has {(stage + 1) % 4}" in record["wrong stage"]
         assert "was saved with world_size=2, this run has 3" in record["wrong ranks"]
         assert record["malicious model"].startswith("UnpicklingError")

@@ -37,7 +37,6 @@ from helpers_models import (
     naive,
     processor,
     with_old_logprobs,
-    worst_error,
 )
 from safetensors.torch import load_file
 from torch import Tensor
@@ -96,7 +95,7 @@ def launched(folder: Path, run_seed: int) -> dict[int, Path]:
         out[ranks].mkdir()
         for kind in KINDS:
             (out[ranks] / kind).symlink_to(folder / kind)
-        run_ranks(ranks, "distributed_worker.py", "updates", out[ranks], str(run_seed), timeout=400)
+        run_ranks(ranks, "distributed_worker.py", out[ranks], str(run_seed), timeout=400)
     return out
 
 
@@ -167,8 +166,10 @@ def test_weights_after_an_update(name: str, ranks: int, launched: dict[int, Path
     state = load_file(launched[ranks] / f"{name}.after.safetensors")
     found = {f"hf.{n}": t for n, t in state.items()}
     moved = {n: expected.after[n] - expected.start[n] for n in expected.gradient}
-    error, tensor = worst_error({n: found[n] - expected.start[n] for n in moved}, moved)
-    assert error < 1e-4, f"{tensor}: its change is off by {error:.1e}, relative"  # weights are rounded to 6e-8
+    for n, move in moved.items():
+        error, after = float((found[n] - expected.after[n]).norm()), expected.after[n]
+        rounding = 2**-23 * float(after.norm())  # a weight near 1 is stored to 6e-8, whatever it moved by
+        assert error < 2 * TOLERANCE * float(move.norm()) + rounding, n
     frozen = expected.start.keys() - expected.gradient.keys()
     assert all(torch.equal(found[n], expected.start[n]) for n in frozen)
     assert max(float(m.abs().max()) for m in moved.values()) > 1e-3
@@ -193,6 +194,7 @@ def test_one_rank_and_two_agree(name: str, launched: dict[int, Path]) -> None:
     ("fault", "offenders"),
     [
         ("nan loss", {1: [[[0, 1]]], 2: [[], [[0, 1]]]}),
+        ("infinite loss, finite gradient", {1: [[[0, 1]]], 2: [[], [[0, 1]]]}),
         ("nan gradient, first micro-batch", {1: [[[0, 2]]], 2: [[[0, 2]], []]}),
         ("nan gradient, last micro-batch", {1: [[[4, 0]]], 2: [[[2, 0]], []]}),
     ],

@@ -128,6 +128,21 @@ def test_equals_plain_transformers(kind: Kind, seed: int) -> None:
     assert (found.double() - torch.cat(expected)).abs().max() < TOLERANCE
 
 
+def test_padding_of_ordinary_calls_is_masked(seed: int) -> None:
+    """The attention function must keep transformers' own mask for calls without a layout: here padding on the left."""
+    case = make_case("dense", seed, text_specs)
+    model, rows = case.policy.hf, [torch.from_numpy(g.prompt.ids) for g in case.groups]
+    longest = max(map(len, rows)) + 3
+    ids = torch.stack([torch.nn.functional.pad(r, (longest - len(r), 0), value=7) for r in rows])
+    mask = torch.stack([torch.arange(longest) >= longest - len(r) for r in rows]).long()
+    with torch.no_grad():
+        padded = model(input_ids=ids, attention_mask=mask).logits[:, -1]
+        alone = torch.cat([model(input_ids=r[None]).logits[:, -1] for r in rows])
+        ignored = model(input_ids=ids).logits[:, -1]
+    assert (padded - alone).abs().max() < 1e-4
+    assert (ignored - alone).abs().max() > 1e-2
+
+
 # --- planted faults -------------------------------------------------------------------------------
 # Each takes a right micro-batch and returns one with a single mistake.
 

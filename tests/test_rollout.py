@@ -55,8 +55,8 @@ def ids_of(groups: list[RolloutGroup]) -> dict[str, list[list[int]]]:
 @pytest.mark.parametrize("temperature", [1.0, 1.3])
 def test_recorded_logprobs_are_the_trainers(kind: Kind, temperature: float, seed: int) -> None:
     engine, prompts = setup(kind, seed)
-    groups = engine.generate(prompts, params(temperature=temperature))
-    assert len({len(r.response_ids) for g in groups for r in g.rollouts}) > 3, "lengths should vary"
+    groups = engine.generate(prompts, params(n=6, temperature=temperature))
+    assert len({len(r.response_ids) for g in groups for r in g.rollouts}) > 2, "lengths should vary"
     for layout in (flat, naive):
         batch = layout(engine.chat, groups)
         with torch.no_grad():
@@ -81,10 +81,11 @@ def test_responses_depend_on_names_alone(kind: Kind, seed: int) -> None:
     assert len(set(flat_ids)) == len(flat_ids), "samples of a group are independent draws"
 
 
-def test_finish_and_lengths(seed: int) -> None:
+@pytest.mark.parametrize("limit", [2, 200])
+def test_finish_and_lengths(limit: int, seed: int) -> None:
     engine, prompts = setup("dense", seed)
     engine.weight_version = 7
-    groups = engine.generate(prompts, params(n=8))
+    groups = engine.generate(prompts, params(n=8, max_new_tokens=limit))
     eos = set(engine.chat.eos_ids)
     assert [g.prompt for g in groups] == prompts
     finishes = set()
@@ -93,10 +94,11 @@ def test_finish_and_lengths(seed: int) -> None:
         ids = r.response_ids.tolist()
         assert not eos & set(ids[:-1]), "nothing follows the end of a turn"
         assert (r.finish is Finish.STOP) == (ids[-1] in eos)
-        assert 1 <= len(ids) <= 20 and (r.finish is Finish.STOP or len(ids) == 20)
-        assert r.weight_version == 7 and len(r.logprobs) == len(ids) and (r.logprobs < 0).all()
+        assert 1 <= len(ids) <= limit and (r.finish is Finish.STOP or len(ids) == limit)
+        assert r.weight_version == 7 and len(r.logprobs) == len(ids) and (r.logprobs <= 0).all()
         assert r.text == engine.chat.decode(r.response_ids)
-    assert finishes == {Finish.STOP, Finish.LENGTH}
+    # 40 responses, 41 of some 300 ids end one: at a limit of 2 some are cut, at one of 200 some end by themselves.
+    assert (Finish.LENGTH if limit == 2 else Finish.STOP) in finishes
 
 
 def test_generate_leaves_the_mode_as_it_was(seed: int) -> None:

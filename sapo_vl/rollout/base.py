@@ -37,7 +37,7 @@ class RolloutConfig(Strict):
         if self.old_logprobs == "rollout" and (self.top_p < 1 or self.top_k > 0):
             raise ValueError(
                 f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.old_logprobs=rollout: the "
-                "recorded law is cut to the likeliest tokens and the trained one is not, so ratios would not start at 1; "
+                "recorded law is cut to the likeliest tokens and the trained one is not: ratios would not start at 1; "
                 "set rollout.old_logprobs=trainer, or top_p=1 and top_k=0"
             )
         return self
