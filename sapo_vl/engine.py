@@ -84,9 +84,9 @@ class PolicyEngine:
     ) -> UpdateResult:
         """Backward over this rank's micro-batches, then one step on all ranks.
 
-        Ranks with fewer micro-batches run `filler` with weight 0 in their place, since sharded engines
-        communicate in every forward and backward. A non-finite loss anywhere is made to reach every rank's
-        gradient, so that DeepSpeed's own check drops the update on all of them.
+        Ranks with fewer micro-batches run `filler` in their place, without the objective and with zero gradient,
+        since sharded engines communicate in every forward and backward. A non-finite loss anywhere is made to
+        reach every rank's gradient, so that DeepSpeed's own check drops the update on all of them.
         """
         rounds = int(self.world.max(len(micro_batches)))
         lr = self._set_lr()
@@ -94,23 +94,26 @@ class PolicyEngine:
         losses: list[Tensor] = []
         offenders: list[tuple[int, int]] = []
         for i in range(rounds):
-            weight = 1.0 if i < len(micro_batches) else 0.0
-            batch = (micro_batches[i] if weight else filler).to(self.world.device)
+            real = i < len(micro_batches)
+            batch = (micro_batches[i] if real else filler).to(self.world.device)
             last = i + 1 == rounds
             self.ds.set_gradient_accumulation_boundary(last)
             logprobs, entropy = self.ds(batch, temperature=temperature)
-            out = objective(batch, logprobs, entropy)
-            loss = out.loss * weight
-            losses.append(loss.detach())
-            if weight:
+            if real:
+                out = objective(batch, logprobs, entropy)
+                loss = out.loss
                 offenders += [(i, int(j)) for j in (~out.finite).nonzero()[:, 0]]
-            dropped = last and self.world.any(bool(offenders) or not bool(torch.isfinite(torch.stack(losses)).all()))
+            else:
+                loss = logprobs.sum() * 0.0
+            losses.append(loss.detach())
+            finite = not offenders and bool(torch.isfinite(torch.stack(losses)).all())
+            dropped = last and self.world.any(not finite)
             if dropped:
                 loss = loss * float("nan")
             with _watch_gradient(logprobs, batch) as bad_gradient:
                 # DeepSpeed averages gradients over ranks; the loss is a share of a global sum.
                 self.ds.backward(loss * self.world.size, scale_wrt_gas=False)
-            if weight and not dropped:  # the NaN above is ours and names nobody
+            if real and not dropped:  # the NaN above is ours and names nobody
                 offenders += [(i, j) for j in bad_gradient if (i, j) not in offenders]
         total = float(self.world.sum([float(torch.stack(losses).sum())])[0])
         applied, norm = self._step()

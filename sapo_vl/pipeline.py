@@ -17,6 +17,7 @@ from sapo_vl.config import ConfigError, RunConfig
 from sapo_vl.data import BadRow, ProblemSet, split_names
 from sapo_vl.report import write_report
 from sapo_vl.run_log import write_json
+from sapo_vl.session import quiet_libraries
 from sapo_vl.stages import COLD_START_MODEL, COLD_START_RESULT, launch, preflight
 from sapo_vl.tiny import init_tiny
 from sapo_vl.types import Problem
@@ -50,6 +51,7 @@ def _texts_of(problem: Problem) -> Iterator[str]:
 def run(config: RunConfig, out: Path) -> str:
     """All stages in order; returns the report. Each stage's seconds go to summary.json under wall_s."""
     _check_given(config)
+    quiet_libraries()
     out.mkdir(parents=True, exist_ok=True)
     _same_settings(config, out)
     seconds: dict[str, float] = {}

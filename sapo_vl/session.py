@@ -13,6 +13,7 @@ from importlib import metadata
 import numpy as np
 import torch
 from transformers.integrations import HfDeepSpeedConfig
+from transformers.utils import logging as hf_logging
 
 from sapo_vl.chat import Chat
 from sapo_vl.distributed import World
@@ -77,9 +78,12 @@ def setup_logging(world: World) -> None:
     """Info from the main rank, warnings from all; library chatter off."""
     logging.basicConfig(format=f"%(asctime)s rank {world.rank} %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("sapo_vl").setLevel(logging.INFO if world.is_main else logging.WARNING)
-    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
-    from transformers.utils import logging as hf_logging
+    quiet_libraries()
 
+
+def quiet_libraries() -> None:
+    """Progress bars and notices of the libraries off; their errors stay."""
+    logging.getLogger("DeepSpeed").setLevel(logging.ERROR)
     hf_logging.set_verbosity_error()
     hf_logging.disable_progress_bar()
     # Collectives that torch renamed; DeepSpeed still calls them by the old names, once per parameter and step.
