@@ -2,8 +2,10 @@
 
 import os
 import random
+import subprocess
 import sys
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 # Before the imports of torch and transformers below, which read some of these only once.
@@ -17,11 +19,11 @@ os.environ.setdefault("MPLBACKEND", "Agg")
 import numpy as np
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import core, settings
 
 torch.set_num_threads(1)
 
-# derandomize=False: where CI is set, hypothesis would run the same examples each time; fresh ones find more.
+# derandomize=False: where CI is set, hypothesis would run the same examples for ever; pytest_configure seeds it.
 # deadline=None: first calls compile and load things, and machines are shared.
 settings.register_profile("sapo_vl", deadline=None, derandomize=False, print_blob=True)
 settings.load_profile("sapo_vl")
@@ -42,12 +44,23 @@ sys.addaudithook(refuse_remote)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--seed", type=int, default=None, help="seed of the `seed` fixture (default: a fresh one)")
+    help = "seed of the `seed` fixture and of hypothesis (default: from the commit; -1: a fresh one)"
+    parser.addoption("--seed", type=int, default=None, help=help)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
+        config.option.seed = seed_of_the_commit()
+    elif config.option.seed < 0:
         config.option.seed = random.SystemRandom().randrange(2**31)
+    core.global_force_seed = config.option.seed
+
+
+def seed_of_the_commit() -> int:
+    """Every commit is tested on inputs of its own, and the same commit on the same ones wherever it is tested."""
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return int(found.stdout[:7], 16) if found.returncode == 0 else random.SystemRandom().randrange(2**28)
 
 
 def pytest_report_header(config: pytest.Config) -> str:
