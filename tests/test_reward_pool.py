@@ -219,6 +219,7 @@ def test_close_ends_busy_workers_too(moods: Path):
 
 
 TRAINER = """
+import os
 import sys
 from rewards import RewardInput
 from rewards.custom import read_custom
@@ -226,6 +227,8 @@ from rewards.pool import RewardPool
 from rewards.worker import Job, Plan
 
 if __name__ == "__main__":
+    # The bound on an orphan's CPU time grows with the cores it may use; workers inherit the one.
+    os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
     plan = Plan({"accuracy": 1.0}, {}, 3.0, read_custom(sys.argv[1] + ":moody", "custom"))
     pool = RewardPool(plan, workers=1)
     for text in ("1", "hang"):
@@ -238,11 +241,9 @@ if __name__ == "__main__":
 def test_a_looping_worker_does_not_outlive_a_killed_trainer(moods: Path, tmp_path: Path):
     script = tmp_path / "trainer.py"
     script.write_text(TRAINER)
-    one_core = {min(os.sched_getaffinity(0))}  # the bound on an orphan's CPU time grows with the cores it may use
     trainer = subprocess.Popen(
         [sys.executable, str(script), str(moods)],
         env=os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])},
-        preexec_fn=lambda: os.sched_setaffinity(0, one_core),
         stdout=subprocess.PIPE,
         text=True,
     )
