@@ -1,5 +1,6 @@
 """Settings every test runs under: no model hub, no network, one thread, and a seed that can be repeated."""
 
+import hashlib
 import os
 import random
 import subprocess
@@ -44,23 +45,26 @@ sys.addaudithook(refuse_remote)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    help = "seed of the `seed` fixture and of hypothesis (default: from the commit; -1: a fresh one)"
+    help = "seed of the `seed` fixture and of hypothesis (default: from the code; -1: a fresh one)"
     parser.addoption("--seed", type=int, default=None, help=help)
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.option.seed is None:
-        config.option.seed = seed_of_the_commit()
+        config.option.seed = seed_of_the_code()
     elif config.option.seed < 0:
         config.option.seed = random.SystemRandom().randrange(2**31)
     core.global_force_seed = config.option.seed
 
 
-def seed_of_the_commit() -> int:
-    """Every commit is tested on inputs of its own, and the same commit on the same ones wherever it is tested."""
-    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+def seed_of_the_code() -> int:
+    """Committed code is tested on inputs of its own, and the same code on the same ones wherever it is tested."""
+    folders = [f"HEAD:{name}" for name in ("sapo_vl", "rewards", "data_recipes", "tests")]
+    command = ["git", "-C", str(Path(__file__).parent.parent), "rev-parse", *folders]
     found = subprocess.run(command, capture_output=True, text=True, check=False)
-    return int(found.stdout[:7], 16) if found.returncode == 0 else random.SystemRandom().randrange(2**28)
+    if found.returncode != 0:
+        return random.SystemRandom().randrange(2**31)
+    return int(hashlib.blake2b(found.stdout.encode(), digest_size=4).hexdigest(), 16) >> 1
 
 
 def pytest_report_header(config: pytest.Config) -> str:
