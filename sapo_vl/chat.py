@@ -105,6 +105,7 @@ class Chat:
             positions=positions[:, 0].numpy(),
             pixel_values=inputs.get("pixel_values"),
             image_grid_thw=grid,
+            images=tuple(images or ()),
         )
 
     def response_ids(self, text: str) -> np.ndarray:

@@ -133,8 +133,10 @@ class Scorer:
         """
         rollouts = [(group.prompt.problem, rollout) for group in groups for rollout in group.rollouts]
         scorable = [i for i, (_, rollout) in enumerate(rollouts) if rollout.finish is not Finish.FAILED]
-        no_response = worker.Result("unscorable", detail="the rollout engine returned no response")
-        results = [no_response] * len(rollouts)
+        results = [
+            worker.Result("unscorable", detail=r.score_detail or "the rollout engine returned no response")
+            for _, r in rollouts
+        ]
         jobs = [self._job(*rollouts[i], max_tokens) for i in scorable]
         for i, result in zip(scorable, self._run(jobs), strict=True):
             results[i] = result

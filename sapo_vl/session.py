@@ -9,6 +9,7 @@ import resource
 import warnings
 from dataclasses import dataclass
 from importlib import metadata
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -22,6 +23,8 @@ from sapo_vl.models import ModelConfig, ModelError, load_model
 from sapo_vl.optim import OptimConfig, ZeroConfig, deepspeed_config
 from sapo_vl.policy import PolicyModule
 from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
+from sapo_vl.rollout.vllm.engine import VllmEngine
+from sapo_vl.weights import check_manifests, folder_manifest, hub_weights, manifest
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "peft", "qwen-vl-utils", "pillow")
 
@@ -57,14 +60,35 @@ def open_session(
     policy = PolicyModule(model, chat.banned_ids).to(world.device)
     engine = PolicyEngine(policy, optim, zero, model_config.dtype, world, total_updates)
     del sharding
-    rollouts = TransformersEngine(
-        engine.module,
-        chat,
-        rollout.prompts_per_batch,
-        device=world.device,
-        any_rank=world.any if zero.stage == 3 else bool,
-    )
+    rollouts = open_rollouts(model_config, rollout, chat, engine, world)
     return Session(world=world, chat=chat, engine=engine, rollouts=rollouts)
+
+
+def open_rollouts(
+    model_config: ModelConfig, config: RolloutConfig, chat: Chat, engine: PolicyEngine, world: World
+) -> RolloutEngine:
+    """The configured engine. Raises ManifestError if it would not take the trainer's weights, by name or shape."""
+    if config.engine == "transformers":
+        return TransformersEngine(
+            engine.module,
+            chat,
+            config.prompts_per_batch,
+            device=world.device,
+            any_rank=world.any if engine.zero.stage == 3 else bool,
+        )
+    ours = manifest(engine, model_config.lora)
+    theirs = folder_manifest(Path(model_config.path)) if Path(model_config.path).is_dir() else ours
+    check_manifests(ours, theirs)
+    return VllmEngine(
+        model_config,
+        config.vllm,
+        chat,
+        lambda: hub_weights(engine, model_config.lora),
+        theirs,
+        world,
+        max_new_tokens=config.max_new_tokens,
+        max_failed_share=config.max_failed_share,
+    )
 
 
 def seed_everything(seed: int, rank: int) -> None:

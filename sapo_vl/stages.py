@@ -129,9 +129,9 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
 def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
     assert config.cold_start is not None  # preflight
     sft = config.cold_start
-    session = open_session(
-        config.model, sft.optim, sft.zero, config.rollout, world, total_updates=sft.steps, seed=config.seed
-    )
+    # Its few measurements do not pay for the start of a second engine.
+    rollout = config.rollout.model_copy(update={"engine": "transformers"})
+    session = open_session(config.model, sft.optim, sft.zero, rollout, world, total_updates=sft.steps, seed=config.seed)
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
     result = cold_start(config, session, scorer, run_log, out / COLD_START_MODEL)
     run_log.close()

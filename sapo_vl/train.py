@@ -26,6 +26,7 @@ from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.lora import merged_state
 from sapo_vl.objectives import ReferenceFn, global_denominators, policy_objective
+from sapo_vl.parity import ParityGate, probe_prompts
 from sapo_vl.progress import PhaseTimer, Progress
 from sapo_vl.reference import load_reference
 from sapo_vl.rollout import SamplingParams
@@ -71,7 +72,9 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     step, accuracy_before = _resume(config, out, session, feed, run_log)
     progress = Progress(config.steps, enabled=world.is_main, start_step=step)
     timer = PhaseTimer(on_phase=progress.phase)
+    gate = _parity_gate(config, session, problems)
     session.rollouts.sync(step)
+    gate.after_sync(step)
     if accuracy_before is None and config.eval.before:
         with timer("eval"):
             accuracy_before = _evaluate(config, session, scorer, run_log, step)
@@ -88,8 +91,9 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         step += 1
         with timer("sync"):
             session.rollouts.sync(step)
+            parity = gate.after_sync(step)
 
-        values = rollout_stats(groups, world) | _update_values(updates)
+        values = rollout_stats(groups, world) | _update_values(updates) | parity
         seconds = timer.take()
         values |= _throughput(groups, world, seconds) | seconds
         run_log.metrics(step, "train", values)
@@ -106,6 +110,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
 
     with timer("eval"):
         accuracy_after = _evaluate(config, session, scorer, run_log, step)
+    session.rollouts.close()
     with timer("export"):
         save_final(session, config, out / "final")
     timer.take()
@@ -118,6 +123,16 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         "scoring": {str(k): v for k, v in scorer.counts.items()},
         "wall_s": {**timer.totals, "train_stage": time.monotonic() - started},
     }
+
+
+def _parity_gate(config: RunConfig, session: Session, problems: ProblemSet) -> ParityGate:
+    """The transformers engine samples from the trainer's own weights: nothing to compare."""
+    compare = config.rollout.engine != "transformers"
+    parity = config.rollout.parity
+    prompts = probe_prompts(problems, session.chat, parity.prompts) if compare else []
+    return ParityGate(
+        parity, session.engine, session.chat, session.rollouts, prompts, session.world, config.model.dtype
+    )
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)

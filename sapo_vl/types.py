@@ -65,6 +65,7 @@ class Prompt:
     positions: np.ndarray  # [3, P] int64, M-RoPE t/h/w
     pixel_values: torch.Tensor | None  # [K, patch_dim] float32, None for text only
     image_grid_thw: torch.Tensor | None  # [I, 3] int64, None for text only
+    images: tuple[Image.Image, ...] = ()  # [I] RGB, resized: what pixel_values was made of (vLLM wants these)
 
     @property
     def next_position(self) -> int:

@@ -12,14 +12,29 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
+from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.strict import Strict
 from sapo_vl.types import Prompt, RolloutGroup
+
+
+class ParityConfig(Strict):
+    """How often, and on how much, the engine's log-probs are compared with the trainer's (see sapo_vl/parity.py)."""
+
+    every: int = Field(default=25, ge=0)  # syncs between checks; the first two are always checked. 0 = no others
+    prompts: int = Field(default=4, ge=1)  # of each kind (with images, text only) and rank
+    responses: int = Field(default=2, ge=1)  # per prompt
+    max_new_tokens: int = Field(default=16, ge=1)
+    limit: float = Field(default=0.0, ge=0)  # in nats, for 95% of the tokens; 0 = by dtype, see parity.LIMITS
 
 
 class RolloutConfig(Strict):
     """How responses are sampled during training."""
 
-    engine: Literal["transformers"] = "transformers"  # in process, on the trainer's own weights
+    # "transformers": in process, on the trainer's own weights. "vllm": vLLM in the trainer's processes.
+    engine: Literal["transformers", "vllm"] = "transformers"
+    vllm: VllmConfig = VllmConfig()
+    parity: ParityConfig = ParityConfig()  # engine against trainer; the transformers engine needs no check
+    max_failed_share: float = Field(default=0.1, ge=0, le=1)  # of the latest responses; past it the run stops
     prompts_per_step: int = Field(default=32, ge=1)  # over all ranks
     group_size: int = Field(default=8, ge=1)  # responses per prompt (G)
     max_new_tokens: int = Field(default=2048, ge=1)
@@ -65,7 +80,15 @@ class RolloutEngine(Protocol):
         ...
 
     def sync(self, version: int) -> None:
-        """Take over the trainer's weights, which are now version `version`."""
+        """Take over the trainer's weights, which are now version `version`. Called by all ranks together."""
+        ...
+
+    def surer_sync(self) -> str | None:
+        """Use a slower but surer way of taking weights over from now on, and name it; None if there is none left."""
+        ...
+
+    def close(self) -> None:
+        """Free what the engine holds; it is not used again."""
         ...
 
 

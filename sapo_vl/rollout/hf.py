@@ -39,6 +39,12 @@ class TransformersEngine:
         """The weights are the trainer's own; only their version is noted."""
         self.weight_version = version
 
+    def surer_sync(self) -> str | None:
+        return None
+
+    def close(self) -> None:
+        """Nothing of its own to free."""
+
     @torch.no_grad()
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
         was_training = self.policy.training

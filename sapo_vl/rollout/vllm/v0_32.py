@@ -1,0 +1,140 @@
+"""The contract of vLLM 0.32: everything of it that is called, and how it behaves.
+
+Another version gets a file of its own beside this one and a row in contract.CONTRACTS, after the tests of
+tests/test_vllm.py and `sapo-vl doctor` passed with it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapo_vl.models import ModelConfig
+from sapo_vl.rollout.base import SamplingParams
+from sapo_vl.rollout.vllm.config import VllmConfig
+from sapo_vl.rollout.vllm.responses import Answer, Sample
+from sapo_vl.types import Prompt
+
+# Far below any logit: e^-100 is nothing, and vLLM takes no bias beyond it.
+BAN = -100.0
+WORKER = "sapo_vl.rollout.vllm.worker.WorkerExtension"
+# Ways to take new weights over, from the fastest to the surest. A parity check decides which one is right.
+SYNC_METHODS = ("reload", "repack", "fresh")
+
+
+def set_environment(config: VllmConfig, on_cpu: bool) -> None:
+    """vLLM reads these when it is imported. What the user set stays."""
+    wanted = {
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anybody
+    }
+    if on_cpu:
+        wanted |= {"VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
+    for name, value in wanted.items():
+        os.environ.setdefault(name, value)
+
+
+def open_engine(
+    path: Path | str, model: ModelConfig, config: VllmConfig, max_model_len: int, on_cpu: bool, distributed: bool
+) -> Any:
+    """A vllm.LLM on the weights of `path`."""
+    set_environment(config, on_cpu)
+    if on_cpu:
+        # Its sampler is compiled at the first call, which takes a C++ compiler and up to a minute for nothing here.
+        torch._dynamo.config.disable = True
+    from vllm import LLM
+
+    return LLM(
+        model=str(path),
+        revision=model.revision,
+        dtype=model.dtype,
+        tensor_parallel_size=config.tensor_parallel,
+        distributed_executor_backend="external_launcher" if distributed else None,
+        worker_extension_cls=WORKER,
+        max_model_len=max_model_len,
+        max_num_seqs=config.max_num_seqs,
+        gpu_memory_utilization=config.gpu_memory_utilization,
+        enforce_eager=config.enforce_eager or on_cpu,
+        enable_sleep_mode=config.sleep and not on_cpu,
+        # Log-probs of the law that is sampled from: after bans, temperature, top-k and top-p.
+        logprobs_mode="processed_logprobs",
+        limit_mm_per_prompt={"image": config.max_images_per_prompt, "video": 0},
+        # Images arrive resized; with the same bounds a second resize changes nothing.
+        mm_processor_kwargs={"size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}},
+        seed=0,  # of what no request names; all requests carry their own
+        disable_log_stats=True,
+        trust_remote_code=False,
+    )
+
+
+def sampling(params: SamplingParams, seed: int, eos: Sequence[int], banned: Sequence[int]) -> Any:
+    """`seed` is of the first response; the j-th uses seed + j."""
+    from vllm import SamplingParams as VllmSamplingParams
+
+    return VllmSamplingParams(
+        n=params.n,
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,  # 0 = off, as here
+        seed=seed,
+        max_tokens=params.max_new_tokens,
+        logprobs=0,  # of the sampled token only
+        stop_token_ids=list(eos),
+        logit_bias=dict.fromkeys(banned, BAN),
+        detokenize=False,
+        skip_special_tokens=False,
+    )
+
+
+def generate(llm: Any, prompts: Sequence[Prompt], params: Sequence[Any]) -> list[Answer]:
+    """Compact ids and images in; ids and log-probs out."""
+    from vllm import TokensPrompt
+
+    requests: list[Any] = []
+    for p in prompts:
+        request = TokensPrompt(prompt_token_ids=p.compact_ids.tolist())
+        if p.images:
+            request["multi_modal_data"] = {"image": list(p.images)}
+        requests.append(request)
+    return [_answer(out) for out in llm.generate(requests, list(params), use_tqdm=False)]
+
+
+def _answer(output: Any) -> Answer:
+    samples = []
+    for c in output.outputs:
+        ids = np.asarray(c.token_ids, np.int64)
+        logprobs = [step[i].logprob for step, i in zip(c.logprobs, c.token_ids, strict=True)]
+        samples.append(Sample(ids=ids, logprobs=np.asarray(logprobs, np.float32), finish=str(c.finish_reason)))
+    return Answer(prompt_ids=np.asarray(output.prompt_token_ids, np.int64), samples=tuple(samples))
+
+
+def reload(llm: Any, weights: Iterator[tuple[str, Tensor]], repack: bool) -> None:
+    """Takes new weights over in place; with `repack`, also the packed copies of the CPU build."""
+    llm.collective_rpc("reload_weights", kwargs={"weights_iterator": weights})
+    if repack:
+        llm.collective_rpc("sapo_repack_cpu")
+
+
+def reset_caches(llm: Any) -> None:
+    """What was computed under the old weights: KV of prefixes, processed images, outputs of the vision tower."""
+    llm.reset_prefix_cache()
+    llm.reset_mm_cache()
+    llm.llm_engine.reset_encoder_cache()
+
+
+def wake(llm: Any) -> None:
+    if llm.llm_engine.vllm_config.model_config.enable_sleep_mode and llm.llm_engine.is_sleeping():
+        llm.wake_up()
+
+
+def sleep(llm: Any) -> None:
+    """Weights go to main memory, the KV cache away."""
+    if llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
+        llm.sleep(level=1)
