@@ -186,4 +186,7 @@ def _describe(report: ParityReport, bad: Sequence[str], limit: float) -> str:
             if "text" in report.gaps
             else "there is no text-only prompt to compare with: it may be the images or the language model"
         )
-    return f"engine and trainer differ by more than {limit:g} nats in 95% of the tokens or less: {figures}; {part}"
+    return (
+        f"{QUANTILE:.0%} of the tokens should have log-probs within {limit:g} of the trainer's; they are within "
+        f"{figures}; {part}"
+    )

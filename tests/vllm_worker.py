@@ -25,7 +25,7 @@ from sapo_vl.parity import ParityError, ParityGate, ParityReport, measure
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.rollout.base import ParityConfig
 from sapo_vl.rollout.vllm.config import VllmConfig
-from sapo_vl.rollout.vllm.engine import VllmEngine
+from sapo_vl.rollout.vllm.engine import EngineFailed, VllmEngine
 from sapo_vl.session import Session, open_session, setup_logging
 from sapo_vl.types import Finish, Prompt, RolloutGroup
 from sapo_vl.weights import ManifestError, check_manifests, manifest
@@ -157,14 +157,28 @@ class Checks:
         out["stale_weights"] = self._verdict(self.prompts)
         self.vllm.sync(11)
 
-        reset = self.vllm.contract.reset_caches
+        # A runner that keeps the vision tower's outputs although it was told to forget them: other versions did.
+        runner = self.vllm._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        reset_caches, forget = self.vllm.contract.reset_caches, runner.reset_encoder_cache
         self.vllm.generate(self.prompts, SAMPLING)
         perturb(self.session, self.seed + 51, "visual")
         self.vllm.contract.reset_caches = lambda llm: llm.reset_prefix_cache()
+        runner.reset_encoder_cache = lambda: None
         self.vllm.sync(12)
-        out["encoder_cache"] = self._verdict(self.prompts)
-        self.vllm.contract.reset_caches = reset
+        out["stale_encoder_cache"] = self._verdict(self.prompts)
+        runner.reset_encoder_cache = forget
+        out["unaware_scheduler"] = self._lost_encoder_cache()
+        self.vllm.contract.reset_caches = reset_caches
         return out
+
+    def _lost_encoder_cache(self) -> str:
+        """The runner forgets, the scheduler does not: the next image request must fail loudly."""
+        self.vllm.sync(13)
+        try:
+            self.vllm.generate(self.prompts, SAMPLING)
+        except EngineFailed as error:
+            return str(error)
+        return ""
 
     def _text(self) -> list[Prompt]:
         return [p for p in self.prompts if not p.images]

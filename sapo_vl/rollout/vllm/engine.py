@@ -20,12 +20,16 @@ from sapo_vl.rollout.base import SamplingParams
 from sapo_vl.rollout.failures import FailureWatch
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.contract import load_contract
-from sapo_vl.rollout.vllm.responses import Answer, to_group
+from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
 from sapo_vl.types import Prompt, RolloutGroup
 from sapo_vl.weights import check_manifests, write_weights
 
 log = logging.getLogger(__name__)
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]  # hub names, hub layout, whole on every rank
+
+
+class EngineFailed(RuntimeError):
+    """vLLM itself raised; its own error is the cause. Resume the run from its newest checkpoint."""
 
 
 class VllmEngine:
@@ -126,7 +130,12 @@ class VllmEngine:
             )
             for p in prompts
         ]
-        answers = self.contract.generate(self._llm, prompts, requests)
+        try:
+            answers = self.contract.generate(self._llm, prompts, requests)
+        except RuntimeError as error:  # whatever went wrong inside, the engine cannot be used any more
+            raise EngineFailed(f"vLLM failed while sampling {len(prompts)} prompts: {error}") from error
+        if params.temperature == 0:
+            answers = [repeat_greedy(a, params.n) for a in answers]
         return [answers[i] for i in mine]
 
     def _open(self, path: str) -> Any:

@@ -44,6 +44,12 @@ def to_group(prompt: Prompt, answer: Answer | str, n: int, version: int, chat: C
     )
 
 
+def repeat_greedy(answer: Answer, n: int) -> Answer:
+    """The one greedy response n times, with the log-prob of a law that has no other: 0."""
+    sure = tuple(Sample(s.ids, np.zeros(len(s.ids), np.float32), s.finish) for s in answer.samples)
+    return Answer(prompt_ids=answer.prompt_ids, samples=sure * n)
+
+
 def failed(reason: str, version: int) -> Rollout:
     """A response that does not exist, and why."""
     return Rollout(

@@ -75,11 +75,11 @@ def open_engine(
 
 
 def sampling(params: SamplingParams, seed: int, eos: Sequence[int], banned: Sequence[int]) -> Any:
-    """`seed` is of the first response; the j-th uses seed + j."""
+    """`seed` is of the first response; the j-th uses seed + j. Greedy: one response, vLLM refuses to repeat it."""
     from vllm import SamplingParams as VllmSamplingParams
 
     return VllmSamplingParams(
-        n=params.n,
+        n=params.n if params.temperature > 0 else 1,
         temperature=params.temperature,
         top_p=params.top_p,
         top_k=params.top_k,  # 0 = off, as here
