@@ -7,7 +7,7 @@ a recipe's words are one token each.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -91,8 +91,10 @@ def tiny_processor(tokenizer: PreTrainedTokenizerFast) -> Qwen3VLProcessor:
     )
 
 
-def tiny_config(kind: Literal["dense", "moe"], tokenizer: PreTrainedTokenizerFast) -> Qwen3VLConfig | Qwen3VLMoeConfig:
-    """Sizes that reach useful accuracy in minutes on one core.
+def tiny_config(
+    kind: Literal["dense", "moe"], tokenizer: PreTrainedTokenizerFast, sizes: Mapping[str, int] | None = None
+) -> Qwen3VLConfig | Qwen3VLMoeConfig:
+    """Sizes that reach useful accuracy in minutes on one core. `sizes` replaces those of the language model.
 
     The spread of the initial weights is wider than the default 0.02, which starts slowly at this width. Expert
     sizes differ from the hidden size in both layouts, since transformers tells the layouts apart by shape.
@@ -141,7 +143,7 @@ def tiny_config(kind: Literal["dense", "moe"], tokenizer: PreTrainedTokenizerFas
         }
         text |= {"mlp_only_layers": [], "norm_topk_prob": True}
     common: dict[str, Any] = {
-        "text_config": text,
+        "text_config": text | dict(sizes or {}),
         "vision_config": vision,
         "image_token_id": ids["<|image_pad|>"],
         "video_token_id": ids["<|video_pad|>"],
@@ -153,9 +155,14 @@ def tiny_config(kind: Literal["dense", "moe"], tokenizer: PreTrainedTokenizerFas
     return Qwen3VLMoeConfig(**common) if kind == "moe" else Qwen3VLConfig(**common)
 
 
-def build_tiny(kind: Literal["dense", "moe"], tokenizer: PreTrainedTokenizerFast, seed: int) -> PreTrainedModel:
-    """A freshly initialised tiny model; the seed fixes its weights."""
-    config = tiny_config(kind, tokenizer)
+def build_tiny(
+    kind: Literal["dense", "moe"],
+    tokenizer: PreTrainedTokenizerFast,
+    seed: int,
+    sizes: Mapping[str, int] | None = None,
+) -> PreTrainedModel:
+    """A freshly initialised tiny model; the seed fixes its weights. For `sizes` see tiny_config."""
+    config = tiny_config(kind, tokenizer, sizes)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         if isinstance(config, Qwen3VLMoeConfig):

