@@ -125,7 +125,7 @@ class MiniBatch:
     """One update's worth of this rank's groups."""
 
     micro_batches: list[MicroBatch]  # empty where every group of this rank is dead
-    filler: MicroBatch  # run with weight 0 where another rank has more micro-batches
+    filler: MicroBatch  # run without the objective, zero gradient, where another rank has more micro-batches
 
 
 def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
