@@ -101,7 +101,8 @@ def launch(stage: str, config: RunConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f".launch.{stage}.yaml"
     save_config(config, path)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // ranks))
+    # Threads beyond the cores slow every rank down; a number that the user has set is meant.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     command = ["-m", "sapo_vl", stage, "--config", str(path), "--out", str(out)]
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(ranks), *command]))
