@@ -106,12 +106,10 @@ def cold_start(config: Any, session: Session, scorer: Any, run_log: Any, out: Pa
         if measure is not None and step % sft.measure_every == 0:
             session.rollouts.sync(step)
             measured = evaluate(
-                session.rollouts,
-                chat,
+                session,
                 measure,
                 scorer,
                 measure_config,
-                world,
                 mode="sampled",
                 max_new_tokens=config.rollout.max_new_tokens,
                 seed=config.seed + step,

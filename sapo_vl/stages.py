@@ -16,7 +16,7 @@ from sapo_vl.checkpoint import MANIFEST
 from sapo_vl.config import ConfigError, RunConfig, save_config
 from sapo_vl.data import DataError, ProblemSet
 from sapo_vl.distributed import World, init_world, shutdown_world
-from sapo_vl.evaluate import evaluate_all
+from sapo_vl.held_out import evaluate_held_out
 from sapo_vl.models import ModelError, check_weights, read_config
 from sapo_vl.optim import OptimConfig, ZeroConfig
 from sapo_vl.run_log import RunLog, check_trackers, write_json
@@ -154,16 +154,6 @@ def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
         config.model, OptimConfig(), ZeroConfig(stage=config.zero.stage), config.rollout, world,
         total_updates=1, seed=config.seed,
     )  # fmt: skip
-    result = evaluate_all(
-        session.rollouts,
-        session.chat,
-        config.data.path,
-        config.data.eval_split,
-        scorer,
-        config.eval,
-        world,
-        max_new_tokens=config.rollout.max_new_tokens,
-        seed=config.seed,
-    )
+    result = evaluate_held_out(config, session, scorer)
     if world.is_main:
         write_json(out / "eval.json", result | {"seconds": time.monotonic() - started, "versions": versions()})

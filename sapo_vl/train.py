@@ -21,9 +21,9 @@ from sapo_vl.data import ProblemSet
 from sapo_vl.diagnostics import UpdateStats, rollout_stats
 from sapo_vl.distributed import World
 from sapo_vl.engine import UpdateResult, full_state_dict
-from sapo_vl.evaluate import evaluate_all
 from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
+from sapo_vl.held_out import evaluate_held_out
 from sapo_vl.lora import merged_state
 from sapo_vl.objectives import ReferenceFn, global_denominators, policy_objective
 from sapo_vl.progress import PhaseTimer, Progress
@@ -202,17 +202,7 @@ def _sampling(config: RunConfig, step: int) -> SamplingParams:
 
 
 def _evaluate(config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, step: int) -> dict[str, Any]:
-    result = evaluate_all(
-        session.rollouts,
-        session.chat,
-        config.data.path,
-        config.data.eval_split,
-        scorer,
-        config.eval,
-        session.world,
-        max_new_tokens=config.rollout.max_new_tokens,
-        seed=config.seed,
-    )
+    result = evaluate_held_out(config, session, scorer)
     values: dict[str, Any] = {}
     for name in (*config.eval.modes, "blank_image"):
         for task, r in [
