@@ -81,7 +81,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
             groups = session.rollouts.generate(feed.next(), _sampling(config, step))
         with timer("reward"):
             groups = scorer.score(groups, config.rollout.max_new_tokens)
-        groups, _ = assign_advantages(groups, config.advantage)
+        groups, advantages = assign_advantages(groups, config.advantage)
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
             updates = [_update(config, session, batch, reference, out, step) for batch in batches]
@@ -89,7 +89,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         with timer("sync"):
             session.rollouts.sync(step)
 
-        values = rollout_stats(groups, world) | _update_values(updates)
+        values = rollout_stats(groups, advantages, world) | _update_values(updates)
         seconds = timer.take()
         values |= _throughput(groups, world, seconds) | seconds
         run_log.metrics(step, "train", values)
