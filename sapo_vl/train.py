@@ -15,7 +15,7 @@ import torch
 
 from sapo_vl.advantage import assign_advantages
 from sapo_vl.batching import MicroBatch, split_mini_batches, trainable
-from sapo_vl.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint
+from sapo_vl.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
 from sapo_vl.config import RunConfig
 from sapo_vl.data import ProblemSet
 from sapo_vl.diagnostics import UpdateStats, rollout_stats
@@ -220,12 +220,15 @@ def _resume(
     config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
 ) -> tuple[int, dict[str, Any] | None]:
     """(first step to run, accuracy measured before the first step if that is known)."""
-    folder = checkpoint_for(config.resume, out / "checkpoints")
+    root = out / "checkpoints"
+    folder = checkpoint_for(config.resume, root)
     if folder is None:
+        set_aside_from(root, 0, session.world)
         run_log.truncate_from(0)
         return 0, None
     state = load_checkpoint(folder, session.engine)
     feed.load_state_dict(state["per_rank"])
+    set_aside_from(root, state["step"], session.world, but=folder)
     run_log.truncate_from(state["step"] + 1)
     log.info("resuming from %s", folder)
     return state["step"], state["accuracy_before"]
