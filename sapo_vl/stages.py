@@ -26,7 +26,6 @@ from sapo_vl.session import open_session, peak_memory, setup_logging, versions
 from sapo_vl.sft import cold_start
 from sapo_vl.train import train
 
-COLD_START_MODEL = "cold_start"  # folder of the model inside a run folder
 COLD_START_RESULT = "cold_start.json"
 
 
@@ -134,7 +133,7 @@ def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
         config.model, sft.optim, sft.zero, config.rollout, world, total_updates=sft.steps, seed=config.seed
     )
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
-    result = cold_start(config, session, scorer, run_log, out / COLD_START_MODEL)
+    result = cold_start(config, session, scorer, run_log, out)
     run_log.close()
     if world.is_main:
         write_json(out / COLD_START_RESULT, result)

@@ -25,6 +25,7 @@ from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.held_out import evaluate_held_out
 from sapo_vl.lora import merged_state
+from sapo_vl.nonfinite import watch_update
 from sapo_vl.objectives import ReferenceFn, global_denominators, policy_objective
 from sapo_vl.progress import PhaseTimer, Progress
 from sapo_vl.reference import load_reference
@@ -38,10 +39,6 @@ from sapo_vl.sft import make_micro_batches
 from sapo_vl.types import RolloutGroup
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteUpdate(RuntimeError):
-    """Too many updates in a row had a loss or gradient that is not finite. The samples are in nonfinite/."""
 
 
 def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[str, Any]:
@@ -84,7 +81,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         groups, advantages = assign_advantages(groups, config.advantage)
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
-            updates = [_update(config, session, batch, reference, out, step) for batch in batches]
+            updates = [_update(config, session, batch, reference, out, step + 1) for batch in batches]
         step += 1
         with timer("sync"):
             session.rollouts.sync(step)
@@ -161,32 +158,8 @@ def _update(
     stats = UpdateStats()
     objective = policy_objective(config.loss, denominators, stats, reference)
     result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature)
-    if not result.applied:
-        _save_offenders(batch, result, out, step, world)
-        if engine.dropped_in_a_row > config.optim.max_dropped_updates:
-            raise NonFiniteUpdate(
-                f"step {step}: {engine.dropped_in_a_row} updates in a row had a non-finite loss or gradient and were "
-                f"dropped (optim.max_dropped_updates={config.optim.max_dropped_updates}); the samples are in "
-                f"{out / 'nonfinite'}. Lower optim.lr, or look at them"
-            )
+    watch_update(engine, result, batch.micro_batches, out, step)
     return result, stats.reduce(world)
-
-
-def _save_offenders(batch: MiniBatch, result: UpdateResult, out: Path, step: int, world: World) -> None:
-    """Writes the responses with a non-finite loss or gradient (all of this rank's, if none can be singled out)."""
-    named = {i for i, _ in result.offenders}
-    rows: list[RolloutGroup] = []
-    for i, mb in enumerate(batch.micro_batches):
-        flat = [(g, r) for g in mb.groups for r in g.rollouts]
-        picked = [j for k, j in result.offenders if k == i] if named else range(len(flat))
-        rows += [dataclasses.replace(flat[j][0], rollouts=(flat[j][1],)) for j in picked]
-    RolloutLog(out / "nonfinite", save_images=True).write(step, rows, world.rank)
-    ids = sorted({g.prompt.problem.id for g in rows})
-    log.warning(
-        "step %d: the update was dropped on all ranks, loss %s, gradient norm %s; %s on this rank: %s (saved in %s)",
-        step, result.loss, result.grad_norm, "offending problems" if named else "none singled out, problems",
-        ids[:8], out / "nonfinite",
-    )  # fmt: skip
 
 
 def _sampling(config: RunConfig, step: int) -> SamplingParams:
