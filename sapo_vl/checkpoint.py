@@ -2,7 +2,8 @@
 
 A checkpoint holds everything a run needs to go on: DeepSpeed's shards (weights, optimizer), the sampler, the
 random state of every rank, and the step. Files are read back with PyTorch's restricted unpickler and only if
-size and digest match the manifest. The digest finds damage; it does not prove who wrote the files.
+their digests match the manifest, which has a digest of its own. Digests find damage; they do not prove who wrote
+the files.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 import random
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -24,6 +26,7 @@ from deepspeed.runtime.zero.config import ZeroStageEnum
 from deepspeed.utils.tensor_fragment import fragment_address
 from pydantic import Field
 
+from sapo_vl.distributed import World
 from sapo_vl.engine import PolicyEngine
 from sapo_vl.strict import Strict
 
@@ -48,8 +51,15 @@ class RestrictedCheckpointEngine(TorchCheckpointEngine):
     """DeepSpeed's file access, but loading runs no code from the file: tensors, plain values and named classes only."""
 
     def load(self, path: str, map_location: Any = None) -> Any:
-        with torch.serialization.safe_globals(SHARD_CLASSES):
-            return torch.load(path, map_location=map_location, weights_only=True)
+        """Raises CheckpointError naming the file if it cannot be read, or holds anything else."""
+        try:
+            with torch.serialization.safe_globals(SHARD_CLASSES):
+                return torch.load(path, map_location=map_location, weights_only=True)
+        except Exception as error:  # which ones torch raises for a file that it cannot read is written down nowhere
+            raise CheckpointError(
+                f"{path} cannot be read as tensors and plain values ({type(error).__name__}: {error}); resume from "
+                "another checkpoint (resume=FOLDER), and do not trust one that you have not written yourself"
+            ) from error
 
 
 def step_dir(root: Path, step: int) -> Path:
@@ -57,7 +67,10 @@ def step_dir(root: Path, step: int) -> Path:
 
 
 def save_checkpoint(root: Path, step: int, engine: PolicyEngine, state: dict[str, Any], keep: int) -> Path:
-    """Saves on all ranks together. `state` is JSON-like and the same on all ranks, but for this rank's random state."""
+    """Saves on all ranks together; of the older checkpoints in `root`, the newest keep - 1 stay.
+
+    `state` is JSON-like and the same on all ranks, but for its entry "per_rank". One of the same step is replaced.
+    """
     world = engine.world
     final, beside = step_dir(root, step), root / f".writing_step_{step:08d}"
     if world.is_main:
@@ -66,7 +79,8 @@ def save_checkpoint(root: Path, step: int, engine: PolicyEngine, state: dict[str
     world.barrier()
     engine.ds.checkpoint_engine = RestrictedCheckpointEngine()
     engine.ds.save_checkpoint(str(beside), tag="shards", save_latest=False)
-    _write(beside / f"rank_{world.rank}.json", {"random": random_state(), "per_rank": state.pop("per_rank", {})})
+    mine = {"random": random_state(), "per_rank": state.get("per_rank", {})}
+    _write(beside / f"rank_{world.rank}.json", json.dumps(mine))
     # Each rank digests its share of the files, so that large checkpoints are hashed in parallel.
     world.barrier()
     files = sorted(p for p in beside.rglob("*") if p.is_file())
@@ -77,23 +91,71 @@ def save_checkpoint(root: Path, step: int, engine: PolicyEngine, state: dict[str
         "zero_stage": engine.zero.stage,
         "updates": engine.updates,
         "dropped_in_a_row": engine.dropped_in_a_row,
-        "state": state,
+        "state": {name: value for name, value in state.items() if name != "per_rank"},
         "files": {k: v for part in world.gather(digests) for k, v in part.items()},
     }
     if world.is_main:
-        _write(beside / MANIFEST, manifest)
-        if final.exists():
-            shutil.rmtree(final)
-        os.rename(beside, final)
-        for old in complete_checkpoints(root)[keep:]:
-            shutil.rmtree(old)
+        _write(beside / MANIFEST, seal(manifest))
+        publish(beside, final)
+        prune(root, step, keep)
     world.barrier()
     return final
 
 
+def publish(beside: Path, final: Path) -> None:
+    """Gives a written checkpoint its final name. What has that name is deleted only when the new one is in place."""
+    replaced = _set_aside(final) if final.exists() else None
+    os.rename(beside, final)
+    if replaced is not None:
+        shutil.rmtree(replaced)
+
+
+def prune(root: Path, step: int, keep: int) -> None:
+    """Deletes all but the newest keep - 1 of the checkpoints before `step`."""
+    earlier = [f for s, f in _by_step(root).items() if s < step and (f / MANIFEST).exists()]
+    for folder in earlier[keep - 1 :]:
+        shutil.rmtree(folder)
+
+
+def set_aside_from(root: Path, step: int, world: World, but: Path | None = None) -> None:
+    """Renames the checkpoints of `step` and later, but for the folder `but`, to superseded_...; on all ranks together.
+
+    For a run that starts at `step`: they belong to another course of it, and a later resume=auto would take the
+    newest of them for its own. Nothing is deleted.
+    """
+    world.barrier()  # another rank may still be looking for the one to start from
+    if world.is_main:
+        kept = None if but is None else but.resolve()
+        for folder in [f for s, f in _by_step(root).items() if s >= step and f.resolve() != kept]:
+            log.warning(
+                "checkpoint %s is not of this run, which starts at step %d; it is kept as %s, to be deleted if nobody "
+                "needs it",
+                folder,
+                step,
+                _set_aside(folder).name,
+            )
+    world.barrier()
+
+
+def _set_aside(folder: Path) -> Path:
+    """Renames a checkpoint to superseded_NAME, or superseded_NAME.2 and so on where that is taken."""
+    aside, n = folder.with_name(f"superseded_{folder.name}"), 1
+    while aside.exists():
+        n += 1
+        aside = folder.with_name(f"superseded_{folder.name}.{n}")
+    os.rename(folder, aside)
+    return aside
+
+
+def _by_step(root: Path) -> dict[int, Path]:
+    """Step -> folder, newest first, of everything in `root` that has the name of a checkpoint."""
+    named = {int(m[1]): p for p in root.glob("step_*") if (m := re.fullmatch(r"step_(\d{8,})", p.name))}
+    return dict(sorted(named.items(), reverse=True))
+
+
 def complete_checkpoints(root: Path) -> list[Path]:
     """Checkpoint folders with a manifest, newest first. A folder under its final name is complete by construction."""
-    return sorted((p.parent for p in root.glob(f"step_*/{MANIFEST}")), reverse=True)
+    return [folder for folder in _by_step(root).values() if (folder / MANIFEST).exists()]
 
 
 def newest_checkpoint(root: Path) -> Path | None:
@@ -124,9 +186,9 @@ def checkpoint_for(resume: str, root: Path) -> Path | None:
 def find_damage(folder: Path) -> str | None:
     """What is wrong with the files of a checkpoint, or None."""
     try:
-        files = json.loads((folder / MANIFEST).read_text())["files"]
-    except (OSError, ValueError, KeyError, TypeError) as e:
-        return f"{MANIFEST}: {e}"
+        files = read_manifest(folder)["files"]
+    except CheckpointError as error:
+        return str(error)
     for name, expected in files.items():
         path = folder / name
         if not path.is_file():
@@ -136,12 +198,32 @@ def find_damage(folder: Path) -> str | None:
     return None
 
 
+def seal(manifest: dict[str, Any]) -> str:
+    """The text of a manifest with a digest over its content: one that was cut off or edited does not match it."""
+    content = json.dumps(manifest)
+    return json.dumps({"digest": hashlib.blake2b(content.encode()).hexdigest()[:32], "content": manifest})
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a checkpoint. Raises CheckpointError naming the file if it is not there or not as written."""
+    path = folder / MANIFEST
+    try:
+        text = path.read_text()
+        manifest = json.loads(text)["content"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise CheckpointError(f"{path} is damaged or of another version: {error!r}") from error
+    if text != seal(manifest):
+        raise CheckpointError(f"{path} has another digest than when it was written")
+    return manifest
+
+
 def load_checkpoint(folder: Path, engine: PolicyEngine) -> dict[str, Any]:
     """Restores engine and random state; returns the saved `state` with "step" and this rank's "per_rank".
 
-    Raises CheckpointError if the checkpoint was saved with another number of ranks or another ZeRO stage.
+    Raises CheckpointError if the checkpoint was saved with another number of ranks or another ZeRO stage, or if a
+    file of it cannot be read.
     """
-    manifest = json.loads((folder / MANIFEST).read_text())
+    manifest = read_manifest(folder)
     world = engine.world
     for key, here in (("world_size", world.size), ("zero_stage", engine.zero.stage)):
         if manifest[key] != here:
@@ -188,8 +270,8 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(f, "blake2b").hexdigest()[:32]
 
 
-def _write(path: Path, content: Any) -> None:
+def _write(path: Path, text: str) -> None:
     with path.open("w") as f:
-        json.dump(content, f)
+        f.write(text)
         f.flush()
         os.fsync(f.fileno())

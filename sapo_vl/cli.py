@@ -76,10 +76,10 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.config import ConfigError
     from sapo_vl.data import DataError, TooManyBadRows
     from sapo_vl.models import ModelError
+    from sapo_vl.nonfinite import NonFiniteUpdate
     from sapo_vl.sampler import QuotaError
     from sapo_vl.scoring import ScoringError, ScoringStopped
     from sapo_vl.stages import StageFailed
-    from sapo_vl.train import NonFiniteUpdate
 
     return (
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,

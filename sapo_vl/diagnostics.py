@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sapo_vl.advantage import AdvantageStats
 from sapo_vl.distributed import World
 from sapo_vl.losses.base import MAX_LOG_RATIO
 from sapo_vl.stats import global_quantiles
@@ -25,7 +26,6 @@ LOG_RATIO_EDGES = (*(-edge for edge in reversed(_POSITIVE_EDGES)), *_POSITIVE_ED
 
 QUANTILES = {"q01": 0.01, "q05": 0.05, "q50": 0.5, "q95": 0.95, "q99": 0.99}
 SIGNS = ("pos", "neg")
-DEAD_SPREAD = 1e-6  # relative spread of rewards that is rounding, no difference
 
 Stats = dict[str, float | list[float]]
 
@@ -116,8 +116,10 @@ def _sign_stats(sign: str, sums: np.ndarray, quantiles: np.ndarray | None) -> St
     return out
 
 
-def rollout_stats(groups: Sequence[RolloutGroup], world: World) -> dict[str, float]:
+def rollout_stats(groups: Sequence[RolloutGroup], advantages: AdvantageStats, world: World) -> dict[str, float]:
     """Statistics of scored groups over all ranks. Every rank must call it, also one without groups.
+
+    `advantages` is what assign_advantages counted over these groups: it decides which of them are dead.
 
     Means run over scored rollouts (reward not None) only; a name with nothing to average is left out.
 
@@ -125,11 +127,13 @@ def rollout_stats(groups: Sequence[RolloutGroup], world: World) -> dict[str, flo
     reward/mean, reward/std (population); reward/task/{task}; reward/part/{name}.
     scored/task/{task}: scored rollouts of a task, the n of its means.
     accuracy/mean, accuracy/{task}: means of the part "accuracy".
-    groups/dead_share: groups with fewer than 2 scored rewards, or all of them equal up to rounding.
+    groups/dead_share: groups that give no gradient, for too few scored rewards or for equal ones.
     unscorable/share: rollouts without a reward, whichever the reason.
     length/mean, min, max, q50, q95: response tokens; length/truncated_share: cut at the token limit.
     """
     sums, counts = _local_sums(groups)
+    if advantages.num_groups:
+        sums["groups/dead_share"], counts["groups/dead_share"] = advantages.num_dead, advantages.num_groups
     names = sorted(set().union(*world.gather(set(counts))))
     dense = [[sums[name], counts[name]] for name in names]
     total, count = world.sum(np.array(dense).reshape(-1)).reshape(-1, 2).T
@@ -164,7 +168,6 @@ def _local_sums(groups: Sequence[RolloutGroup]) -> tuple[dict[str, float], dict[
 
     for group in groups:
         task = group.prompt.problem.task
-        put("groups/dead_share", _is_dead(group))
         for r in group.rollouts:
             put("unscorable/share", r.reward is None)
             put("length/mean", len(r.response_ids))
@@ -179,13 +182,6 @@ def _local_sums(groups: Sequence[RolloutGroup]) -> tuple[dict[str, float], dict[
                 put("accuracy/mean", r.parts["accuracy"])
                 put(f"accuracy/{task}", r.parts["accuracy"])
     return sums, counts
-
-
-def _is_dead(group: RolloutGroup) -> bool:
-    rewards = [r.reward for r in group.rollouts if r.reward is not None]
-    if len(rewards) < 2:
-        return True
-    return max(rewards) - min(rewards) <= DEAD_SPREAD * max(1.0, *(abs(r) for r in rewards))
 
 
 def _status_counts(groups: Sequence[RolloutGroup], world: World) -> dict[str, float]:

@@ -175,7 +175,7 @@ def _watch_gradient(logprobs: Tensor, batch: MicroBatch) -> Iterator[list[int]]:
 
 
 @contextmanager
-def gathered(module: nn.Module, parameters: Sequence[Any], stage: int) -> Iterator[None]:
+def gathered(parameters: Sequence[Any], stage: int) -> Iterator[None]:
     """Makes the given parameters whole on every rank for the duration (ZeRO-3); does nothing below stage 3."""
     if stage < 3:
         yield
@@ -192,7 +192,7 @@ def full_state_dict(engine: PolicyEngine) -> dict[str, Tensor]:
     model = engine.module.hf
     state: dict[str, Tensor] = {}
     for name, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
-        with gathered(model, [p], engine.zero.stage if isinstance(p, nn.Parameter) else 0):
+        with gathered([p], engine.zero.stage if isinstance(p, nn.Parameter) else 0):
             if engine.world.is_main:
                 state[name] = p.detach().to("cpu", copy=True)
     persistent = set(model.state_dict().keys())

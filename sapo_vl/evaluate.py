@@ -1,4 +1,4 @@
-"""Accuracy on held-out data: greedy and sampled, by task, with intervals, and with blank images."""
+"""Accuracy on problems, one response each: over all of them and by task, with intervals."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from pydantic import Field
 
 from sapo_vl.chat import Chat
 from sapo_vl.data import DataError, ProblemSet
-from sapo_vl.distributed import World
 from sapo_vl.feed import read_prompt
-from sapo_vl.rollout import RolloutEngine, SamplingParams
+from sapo_vl.rollout import SamplingParams
 from sapo_vl.scoring import Scorer
+from sapo_vl.session import Session
 from sapo_vl.stats import wilson_interval
 from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Prompt, ScoreStatus
@@ -47,12 +47,10 @@ class Outcome:
 
 
 def evaluate(
-    engine: RolloutEngine,
-    chat: Chat,
+    session: Session,
     problems: ProblemSet,
     scorer: Scorer,
     config: EvalConfig,
-    world: World,
     *,
     mode: Mode,
     max_new_tokens: int,
@@ -63,6 +61,7 @@ def evaluate(
     Returns {"mean", "n", "ci95", "by_task": {task: {"mean", "n", "ci95"}}, "left_out", "truncated_share"}; the
     mean is over problems, intervals are Wilson's at 95 %.
     """
+    world, chat = session.world, session.chat
     rows = _rows(problems.tasks, config.max_per_task)
     # Every rank needs equally many prompts, since sharded engines run in step: the surplus repeats the last row.
     each = -(-len(rows) // world.size)
@@ -85,7 +84,7 @@ def evaluate(
                 log.warning("evaluation leaves out %s", bad)
             prompts.append(prompt or fallback)
             broken.append(problems.tasks[row] if prompt is None else None)
-        groups = scorer.score(engine.generate(prompts, params), max_new_tokens)
+        groups = scorer.score(session.rollouts.generate(prompts, params), max_new_tokens)
         for group, broken_task in zip(groups, broken, strict=True):
             rollout = group.rollouts[0]
             scored = rollout.score_status is ScoreStatus.SCORED and broken_task is None
@@ -124,35 +123,6 @@ def _mean(values: Sequence[float]) -> dict[str, Any]:
         "n": len(values),
         "ci95": list(wilson_interval(sum(values), len(values))),
     }
-
-
-def evaluate_all(
-    engine: RolloutEngine,
-    chat: Chat,
-    data_path: str,
-    split: str,
-    scorer: Scorer,
-    config: EvalConfig,
-    world: World,
-    *,
-    max_new_tokens: int,
-    seed: int,
-) -> dict[str, Any]:
-    """Every configured mode, and the blank-image control in the first of them, as summary.json wants it."""
-    problems = ProblemSet(data_path, split)
-    common: dict[str, Any] = {"max_new_tokens": max_new_tokens, "seed": seed}
-    result: dict[str, Any] = {}
-    for mode in config.modes:
-        result[mode] = evaluate(engine, chat, problems, scorer, config, world, mode=mode, **common)
-    if config.blank_split:
-        try:
-            blank = ProblemSet(data_path, config.blank_split)
-        except DataError as error:
-            log.warning("no blank-image control: %s", error)
-        else:
-            mode = config.modes[0]
-            result["blank_image"] = evaluate(engine, chat, blank, scorer, config, world, mode=mode, **common)
-    return {**result[config.modes[0]], **result}
 
 
 def _rows(tasks: Sequence[str], max_per_task: int) -> list[int]:

@@ -18,7 +18,8 @@ from sapo_vl.data import BadRow, ProblemSet, split_names
 from sapo_vl.report import write_report
 from sapo_vl.run_log import write_json
 from sapo_vl.session import quiet_libraries
-from sapo_vl.stages import COLD_START_MODEL, COLD_START_RESULT, launch, preflight
+from sapo_vl.sft import COLD_START_MODEL
+from sapo_vl.stages import COLD_START_RESULT, launch, preflight
 from sapo_vl.tiny import init_tiny
 from sapo_vl.types import Problem
 

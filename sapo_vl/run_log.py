@@ -8,7 +8,7 @@ import math
 import numbers
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -92,17 +92,17 @@ class RunLog:
             else:
                 tracker.log(scalars, step=step)
 
-    def truncate_from(self, step: int) -> None:
-        """Drops the train and eval lines of `step` and later; the file is replaced as a whole.
+    def truncate_from(self, step: int, phases: Collection[Phase] = ("train", "eval")) -> None:
+        """Drops the lines of these phases of `step` and later; the file is replaced as a whole.
 
-        For a run that goes on from a checkpoint and will write step `step` next. Lines of the cold start
-        stay, and time goes on from the last line kept.
+        For a run that goes on from a checkpoint and will write step `step` next, or a cold start that is done
+        again. Lines of other phases stay, and time goes on from the last line kept.
         """
         if not self._is_main:
             return
         self._file.close()
         rows = read_metrics(self._path)
-        self._continue([row for row in rows if row["phase"] == "sft" or row["step"] < step])
+        self._continue([row for row in rows if row["phase"] not in phases or row["step"] < step])
 
     def close(self) -> None:
         """Closes the file and ends the trackers' runs."""

@@ -22,14 +22,18 @@ from sapo_vl.evaluate import EvalConfig, evaluate
 from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.losses.reduce import Reduction
+from sapo_vl.nonfinite import watch_update
 from sapo_vl.objectives import global_denominators, imitation_objective
 from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.run_log import RunLog
 from sapo_vl.sampler import QuotaSampler
+from sapo_vl.scoring import Scorer
 from sapo_vl.session import Session
 from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)
+COLD_START_MODEL = "cold_start"  # folder of the model inside a run folder
 
 
 class ColdStartConfig(Strict):
@@ -82,10 +86,13 @@ def make_micro_batches(
     return [pack(b, blank) if shared_prefix else pad(b, blank, chat.pad_id) for b in batches]
 
 
-def cold_start(config: Any, session: Session, scorer: Any, run_log: Any, out: Path) -> dict[str, Any]:
-    """Trains until `steps` or the target pass rate; writes the model to `out`. `config` is a RunConfig.
+def cold_start(config: Any, session: Session, scorer: Scorer, run_log: RunLog, out: Path) -> dict[str, Any]:
+    """Trains until `steps` or the target pass rate; writes the model to a folder inside `out`, the run's.
 
-    Returns {"steps", "pass_rate", "seconds", "loss"}.
+    `config` is a RunConfig. Returns {"steps", "dropped", "pass_rate", "seconds", "loss"}; dropped counts the updates
+    that were not applied.
+
+    Raises NonFiniteUpdate if too many of them come in a row.
     """
     sft: ColdStartConfig = config.cold_start
     world, chat, engine = session.world, session.chat, session.engine
@@ -94,24 +101,30 @@ def cold_start(config: Any, session: Session, scorer: Any, run_log: Any, out: Pa
     feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world)
     measure = ProblemSet(config.data.path, config.data.train_split) if sft.target_pass_rate else None
     measure_config = EvalConfig(max_per_task=sft.measure_per_task)
-    started, pass_rate, loss, step = time.monotonic(), None, float("nan"), 0
+    run_log.truncate_from(0, phases=("sft",))  # what a cold start that was cut off has left: this one begins anew
+    started, pass_rate, loss, step, dropped = time.monotonic(), None, float("nan"), 0, 0
     for step in range(1, sft.steps + 1):
         batch = make_micro_batches(
             [demonstration(p, chat) for p in feed.next()], chat, config.batch.tokens_per_micro_batch
         )
         objective = imitation_objective(sft.reduction, global_denominators(batch, world))
         result = engine.update(batch, batch[0], objective)
+        watch_update(engine, result, batch, out, step, "cold_start.optim")
         loss = result.loss
-        values: dict[str, Any] = {"loss": loss, "grad_norm": result.grad_norm, "lr": result.lr}
+        dropped += not result.applied
+        values: dict[str, Any] = {
+            "loss": loss,
+            "grad_norm": result.grad_norm,
+            "lr": result.lr,
+            "updates/dropped": int(not result.applied),
+        }
         if measure is not None and step % sft.measure_every == 0:
             session.rollouts.sync(step)
             measured = evaluate(
-                session.rollouts,
-                chat,
+                session,
                 measure,
                 scorer,
                 measure_config,
-                world,
                 mode="sampled",
                 max_new_tokens=config.rollout.max_new_tokens,
                 seed=config.seed + step,
@@ -125,6 +138,6 @@ def cold_start(config: Any, session: Session, scorer: Any, run_log: Any, out: Pa
     seconds = time.monotonic() - started
     state = full_state_dict(engine)
     if world.is_main:
-        save_hf_folder(engine.module.hf, chat.processor, out, state)  # type: ignore[arg-type]
+        save_hf_folder(engine.module.hf, chat.processor, out / COLD_START_MODEL, state)  # type: ignore[arg-type]
     world.barrier()
-    return {"steps": step, "pass_rate": pass_rate, "seconds": seconds, "loss": loss}
+    return {"steps": step, "dropped": dropped, "pass_rate": pass_rate, "seconds": seconds, "loss": loss}

@@ -16,7 +16,7 @@ from sapo_vl.checkpoint import MANIFEST
 from sapo_vl.config import ConfigError, RunConfig, save_config
 from sapo_vl.data import DataError, ProblemSet
 from sapo_vl.distributed import World, init_world, shutdown_world
-from sapo_vl.evaluate import evaluate_all
+from sapo_vl.held_out import evaluate_held_out
 from sapo_vl.models import ModelError, check_weights, read_config
 from sapo_vl.optim import OptimConfig, ZeroConfig
 from sapo_vl.run_log import RunLog, check_trackers, write_json
@@ -26,7 +26,6 @@ from sapo_vl.session import open_session, peak_memory, setup_logging, versions
 from sapo_vl.sft import cold_start
 from sapo_vl.train import train
 
-COLD_START_MODEL = "cold_start"  # folder of the model inside a run folder
 COLD_START_RESULT = "cold_start.json"
 
 
@@ -101,7 +100,8 @@ def launch(stage: str, config: RunConfig, out: Path) -> None:
     out.mkdir(parents=True, exist_ok=True)
     path = out / f".launch.{stage}.yaml"
     save_config(config, path)
-    os.environ["OMP_NUM_THREADS"] = str(max(1, (os.cpu_count() or 1) // ranks))
+    # Threads beyond the cores slow every rank down; a number that the user has set is meant.
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
     command = ["-m", "sapo_vl", stage, "--config", str(path), "--out", str(out)]
     try:
         torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(ranks), *command]))
@@ -133,7 +133,7 @@ def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
     rollout = config.rollout.model_copy(update={"engine": "transformers"})
     session = open_session(config.model, sft.optim, sft.zero, rollout, world, total_updates=sft.steps, seed=config.seed)
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
-    result = cold_start(config, session, scorer, run_log, out / COLD_START_MODEL)
+    result = cold_start(config, session, scorer, run_log, out)
     run_log.close()
     if world.is_main:
         write_json(out / COLD_START_RESULT, result)
@@ -153,16 +153,6 @@ def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
         config.model, OptimConfig(), ZeroConfig(stage=config.zero.stage), config.rollout, world,
         total_updates=1, seed=config.seed,
     )  # fmt: skip
-    result = evaluate_all(
-        session.rollouts,
-        session.chat,
-        config.data.path,
-        config.data.eval_split,
-        scorer,
-        config.eval,
-        world,
-        max_new_tokens=config.rollout.max_new_tokens,
-        seed=config.seed,
-    )
+    result = evaluate_held_out(config, session, scorer)
     if world.is_main:
         write_json(out / "eval.json", result | {"seconds": time.monotonic() - started, "versions": versions()})

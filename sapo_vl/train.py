@@ -15,16 +15,17 @@ import torch
 
 from sapo_vl.advantage import assign_advantages
 from sapo_vl.batching import MicroBatch, split_mini_batches, trainable
-from sapo_vl.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint
+from sapo_vl.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
 from sapo_vl.config import RunConfig
 from sapo_vl.data import ProblemSet
 from sapo_vl.diagnostics import UpdateStats, rollout_stats
 from sapo_vl.distributed import World
 from sapo_vl.engine import UpdateResult, full_state_dict
-from sapo_vl.evaluate import evaluate_all
 from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
+from sapo_vl.held_out import evaluate_held_out
 from sapo_vl.lora import merged_state
+from sapo_vl.nonfinite import watch_update
 from sapo_vl.objectives import ReferenceFn, global_denominators, policy_objective
 from sapo_vl.parity import ParityGate, probe_prompts
 from sapo_vl.progress import PhaseTimer, Progress
@@ -39,10 +40,6 @@ from sapo_vl.sft import make_micro_batches
 from sapo_vl.types import RolloutGroup
 
 log = logging.getLogger(__name__)
-
-
-class NonFiniteUpdate(RuntimeError):
-    """Too many updates in a row had a loss or gradient that is not finite. The samples are in nonfinite/."""
 
 
 def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[str, Any]:
@@ -84,16 +81,16 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
             groups = session.rollouts.generate(feed.next(), _sampling(config, step))
         with timer("reward"):
             groups = scorer.score(groups, config.rollout.max_new_tokens)
-        groups, _ = assign_advantages(groups, config.advantage)
+        groups, advantages = assign_advantages(groups, config.advantage)
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
-            updates = [_update(config, session, batch, reference, out, step) for batch in batches]
+            updates = [_update(config, session, batch, reference, out, step + 1) for batch in batches]
         step += 1
         with timer("sync"):
             session.rollouts.sync(step)
             parity = gate.after_sync(step)
 
-        values = rollout_stats(groups, world) | _update_values(updates) | parity
+        values = rollout_stats(groups, advantages, world) | _update_values(updates) | parity
         seconds = timer.take()
         values |= _throughput(groups, world, seconds) | seconds
         run_log.metrics(step, "train", values)
@@ -140,7 +137,7 @@ class MiniBatch:
     """One update's worth of this rank's groups."""
 
     micro_batches: list[MicroBatch]  # empty where every group of this rank is dead
-    filler: MicroBatch  # run with weight 0 where another rank has more micro-batches
+    filler: MicroBatch  # run without the objective, zero gradient, where another rank has more micro-batches
 
 
 def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
@@ -176,32 +173,8 @@ def _update(
     stats = UpdateStats()
     objective = policy_objective(config.loss, denominators, stats, reference)
     result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature)
-    if not result.applied:
-        _save_offenders(batch, result, out, step, world)
-        if engine.dropped_in_a_row > config.optim.max_dropped_updates:
-            raise NonFiniteUpdate(
-                f"step {step}: {engine.dropped_in_a_row} updates in a row had a non-finite loss or gradient and were "
-                f"dropped (optim.max_dropped_updates={config.optim.max_dropped_updates}); the samples are in "
-                f"{out / 'nonfinite'}. Lower optim.lr, or look at them"
-            )
+    watch_update(engine, result, batch.micro_batches, out, step)
     return result, stats.reduce(world)
-
-
-def _save_offenders(batch: MiniBatch, result: UpdateResult, out: Path, step: int, world: World) -> None:
-    """Writes the responses with a non-finite loss or gradient (all of this rank's, if none can be singled out)."""
-    named = {i for i, _ in result.offenders}
-    rows: list[RolloutGroup] = []
-    for i, mb in enumerate(batch.micro_batches):
-        flat = [(g, r) for g in mb.groups for r in g.rollouts]
-        picked = [j for k, j in result.offenders if k == i] if named else range(len(flat))
-        rows += [dataclasses.replace(flat[j][0], rollouts=(flat[j][1],)) for j in picked]
-    RolloutLog(out / "nonfinite", save_images=True).write(step, rows, world.rank)
-    ids = sorted({g.prompt.problem.id for g in rows})
-    log.warning(
-        "step %d: the update was dropped on all ranks, loss %s, gradient norm %s; %s on this rank: %s (saved in %s)",
-        step, result.loss, result.grad_norm, "offending problems" if named else "none singled out, problems",
-        ids[:8], out / "nonfinite",
-    )  # fmt: skip
 
 
 def _sampling(config: RunConfig, step: int) -> SamplingParams:
@@ -217,17 +190,7 @@ def _sampling(config: RunConfig, step: int) -> SamplingParams:
 
 
 def _evaluate(config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, step: int) -> dict[str, Any]:
-    result = evaluate_all(
-        session.rollouts,
-        session.chat,
-        config.data.path,
-        config.data.eval_split,
-        scorer,
-        config.eval,
-        session.world,
-        max_new_tokens=config.rollout.max_new_tokens,
-        seed=config.seed,
-    )
+    result = evaluate_held_out(config, session, scorer)
     values: dict[str, Any] = {}
     for name in (*config.eval.modes, "blank_image"):
         for task, r in [
@@ -245,12 +208,15 @@ def _resume(
     config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
 ) -> tuple[int, dict[str, Any] | None]:
     """(first step to run, accuracy measured before the first step if that is known)."""
-    folder = checkpoint_for(config.resume, out / "checkpoints")
+    root = out / "checkpoints"
+    folder = checkpoint_for(config.resume, root)
     if folder is None:
+        set_aside_from(root, 0, session.world)
         run_log.truncate_from(0)
         return 0, None
     state = load_checkpoint(folder, session.engine)
     feed.load_state_dict(state["per_rank"])
+    set_aside_from(root, state["step"], session.world, but=folder)
     run_log.truncate_from(state["step"] + 1)
     log.info("resuming from %s", folder)
     return state["step"], state["accuracy_before"]

@@ -45,7 +45,7 @@ def hub_weights(
     sharded = engine.zero.stage == 3
     for bucket in _buckets(_pieces(engine.module.hf), bucket_bytes):
         parameters = {name: p for piece in bucket for name, p in piece.parameters.items()}
-        with gathered(engine.module.hf, list(parameters.values()), engine.zero.stage):
+        with gathered(list(parameters.values()), engine.zero.stage):
             state = {name: p.detach().clone() if sharded else p.detach() for name, p in parameters.items()}
         if lora is not None:
             state = merged_state(state, lora)

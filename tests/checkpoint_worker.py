@@ -7,9 +7,8 @@ As distributed_worker.py, it records and the test judges.
 
 from __future__ import annotations
 
+import copy
 import dataclasses
-import json
-import pickle
 import shutil
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,16 @@ import torch
 from distributed_worker import LR_ONE, SPLITS, TEMPERATURE, Updates, Variant, local_hash, open_variant, run
 from helpers_models import make_case, with_old_logprobs
 
-from sapo_vl.checkpoint import MANIFEST, CheckpointError, _digest, find_damage, load_checkpoint, save_checkpoint
+from sapo_vl.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    _digest,
+    find_damage,
+    load_checkpoint,
+    read_manifest,
+    save_checkpoint,
+    seal,
+)
 from sapo_vl.distributed import World
 from sapo_vl.engine import PolicyEngine
 from sapo_vl.optim import ZeroConfig
@@ -49,7 +57,9 @@ def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, worl
         session.engine.updates = 10 * step
         torch.rand(world.rank + step)  # each rank its own random state
         state = {"accuracy_before": {"all": 0.25}, "per_rank": {"rank": world.rank, "step": step}}
+        given = copy.deepcopy(state)
         save_checkpoint(root, step, session.engine, state, keep=2)
+        assert state == given, "what is saved stays the caller's"
     out["saved"] = local_hash(session.engine)
     out["uninterrupted"] = one_more(session)
     session.engine.ds.destroy()
@@ -86,22 +96,22 @@ class Malicious:
 
 
 def refusal(checkpoint: Path, engine: PolicyEngine, plant: Path | None = None) -> str:
-    """Loads and returns the error. With `plant`: from a copy of that one whose files of a kind hold code."""
+    """Loads and returns the error with its cause. With `plant`: from a copy of that one, with code in some files."""
     world = engine.world
     if plant is not None and world.is_main:
         shutil.copytree(plant, checkpoint)
         for file in (checkpoint / "shards").glob(f"*{checkpoint.name}_states.pt"):
             torch.save({"module": Malicious(checkpoint.parents[1] / MARKER)}, file)
-        manifest = json.loads((checkpoint / MANIFEST).read_text())  # digests do not protect from an attacker
+        manifest = read_manifest(checkpoint)  # digests do not protect from an attacker
         manifest["files"] = {f: _digest(checkpoint / f) for f in manifest["files"]}
-        (checkpoint / MANIFEST).write_text(json.dumps(manifest))
+        (checkpoint / MANIFEST).write_text(seal(manifest))
     if plant is not None:
         world.barrier()
         assert find_damage(checkpoint) is None
     try:
         load_checkpoint(checkpoint, engine)
-    except (CheckpointError, pickle.UnpicklingError) as error:
-        return f"{type(error).__name__}: {error}"
+    except CheckpointError as error:
+        return f"{error} <- {type(error.__cause__).__name__}"
     return "loaded"
 
 

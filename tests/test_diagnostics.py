@@ -11,6 +11,7 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from sapo_vl.advantage import AdvantageConfig, assign_advantages
 from sapo_vl.diagnostics import LOG_RATIO_EDGES, UpdateStats, rollout_stats
 from sapo_vl.distributed import World
 from sapo_vl.stats import global_quantiles, wilson_interval
@@ -262,12 +263,27 @@ EXAMPLE_STATS = {
 }
 
 
+def assigned_stats(groups: list[RolloutGroup], world: World) -> dict[str, float]:
+    """As the training loop calls it."""
+    return rollout_stats(*assign_advantages(groups, AdvantageConfig()), world)
+
+
 def test_rollout_stats_by_hand():
-    assert rollout_stats(example_groups(), ALONE) == pytest.approx(EXAMPLE_STATS)
+    assert assigned_stats(example_groups(), ALONE) == pytest.approx(EXAMPLE_STATS)
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_a_group_is_dead_where_the_advantages_say_so(keep: bool):
+    """The same rewards, a std of 0.5 in the first group: dead or alive by the setting, and so in the metrics."""
+    for floor, dead in ((0.49, 3), (0.51, 4)):
+        config = AdvantageConfig(std_floor=floor, keep_dead_groups=keep)
+        groups, counted = assign_advantages(example_groups(), config)
+        without = sum(not any(r.advantage for r in g.rollouts) for g in groups)
+        assert rollout_stats(groups, counted, ALONE)["groups/dead_share"] == dead / 4 == without / 4
 
 
 def test_rollout_stats_of_nothing():
-    out = rollout_stats([], ALONE)
+    out = assigned_stats([], ALONE)
     assert out["groups/total"] == out["rollouts"] == out["score/scored"] == 0
     assert not any(name.startswith(("reward/", "length/", "accuracy/")) for name in out)
 
@@ -281,7 +297,7 @@ def run_rank(rank: int, folder: str) -> None:
     stats = UpdateStats()
     stats.add(*(c[mine][None] for c in columns), torch.ones(1, int(mine.sum())).bool())
     groups = example_groups()
-    result = [stats.reduce(world), rollout_stats(groups[:1] if rank == 0 else groups[1:], world)]
+    result = [stats.reduce(world), assigned_stats(groups[:1] if rank == 0 else groups[1:], world)]
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
 

@@ -12,6 +12,7 @@ import pytest
 from helpers_launch import run_python
 
 from data_recipes import RECIPES
+from sapo_vl.checkpoint import newest_checkpoint, step_dir
 from sapo_vl.config import load_config, save_config
 from sapo_vl.pipeline import build_tiny_model
 
@@ -62,11 +63,18 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
-def train(setup: Path, out: Path) -> None:
-    """`sapo-vl train` on two ranks."""
+def train(setup: Path, out: Path, *overrides: str) -> str:
+    """`sapo-vl train` on two ranks; what they printed."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
-    command = ("-m", "sapo_vl.cli", "train", "--config", setup / "config.yaml", "--out", out)
-    run_python(*launcher, *command, timeout=240)
+    command = ("-m", "sapo_vl.cli", "train", "--config", setup / "config.yaml", "--out", out, *overrides)
+    return run_python(*launcher, *command, timeout=240).stdout
+
+
+@pytest.fixture(scope="module")
+def whole(setup: Path) -> Path:
+    """The folder of a run of four steps that nothing disturbed."""
+    train(setup, setup / "whole")
+    return setup / "whole"
 
 
 def rows(out: Path) -> list[dict[str, Any]]:
@@ -79,9 +87,8 @@ def digests(folder: Path) -> dict[str, str]:
     return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
 
 
-def test_resumed_run_is_the_same_run(setup: Path) -> None:
-    whole, cut = setup / "whole", setup / "cut"
-    train(setup, whole)
+def test_resumed_run_is_the_same_run(setup: Path, whole: Path) -> None:
+    cut = setup / "cut"
     steps = [r for r in rows(whole) if r["phase"] == "train"]
     assert [r["step"] for r in steps] == [1, 2, 3, 4]
     assert all(r["updates/dropped"] == 0 and r["grad_norm"] > 0 for r in steps), "every step should learn"
@@ -111,3 +118,20 @@ def test_resumed_run_is_the_same_run(setup: Path) -> None:
     for key in ("accuracy", "steps", "bad_rows", "loss", "ranks", "seed"):
         assert summaries[0][key] == summaries[1][key]
     assert summaries[0]["accuracy"]["cold_start"] is not None, "measured once, before step 1, and carried along"
+
+
+def test_a_run_started_anew_keeps_its_own_checkpoints_and_the_old_ones(setup: Path, whole: Path) -> None:
+    """With older and newer ones lying there: what it writes stays, and is what resume=auto finds."""
+    anew = setup / "anew"
+    shutil.copytree(whole, anew)
+    printed = train(setup, anew, "resume=no", "steps=2", "checkpoint.keep=1")
+    root = anew / "checkpoints"
+    old = {2: "superseded_step_00000002", 4: "superseded_step_00000004"}
+    assert sorted(p.name for p in root.iterdir()) == ["step_00000002", *old.values()]
+    assert newest_checkpoint(root) == step_dir(root, 2)
+    for step, name in old.items():
+        assert f"step_{step:08d} is not of this run, which starts at step 0; it is kept as {name}" in printed
+        assert digests(root / name / "shards") == digests(step_dir(whole / "checkpoints", step) / "shards")
+    assert [r for r in rows(anew) if r["phase"] == "train"] == [
+        r for r in rows(whole) if r["phase"] == "train" and r["step"] <= 2
+    ]

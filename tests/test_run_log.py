@@ -99,6 +99,9 @@ def test_resume_drops_what_is_written_again_and_time_goes_on(tmp_path: Path):
     assert kept == [("sft", 1), ("sft", 9), *steps, ("train", 4)]
     assert 100.0 <= read_metrics(path)[-1]["time"] < 200.0
     assert read_metrics(path)[-1]["loss"] == 40
+    with RunLog(tmp_path, NO_TRACKERS, {}, ALONE) as log:
+        log.truncate_from(2, phases=("sft",))  # the cold start is done again from its step 2
+    assert [(row["phase"], row["step"]) for row in read_metrics(path)] == [("sft", 1), *steps, ("train", 4)]
     assert os.listdir(tmp_path) == ["metrics.jsonl"]  # nothing left beside it
 
 
