@@ -31,6 +31,7 @@ from sapo_vl.parity import ParityGate, probe_prompts
 from sapo_vl.progress import PhaseTimer, Progress
 from sapo_vl.reference import load_reference
 from sapo_vl.rollout import SamplingParams
+from sapo_vl.rollout.source import RolloutSource
 from sapo_vl.rollout_log import RolloutLog
 from sapo_vl.run_log import RunLog
 from sapo_vl.sampler import QuotaSampler
@@ -70,6 +71,14 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     progress = Progress(config.steps, enabled=world.is_main, start_step=step)
     timer = PhaseTimer(on_phase=progress.phase)
     gate = _parity_gate(config, session, problems)
+    source = RolloutSource(
+        feed.next,
+        feed.state_dict,
+        session.rollouts,
+        lambda step: _sampling(config, step),
+        staleness=config.rollout.staleness,
+        steps=range(step, config.steps),
+    )
     session.rollouts.sync(step)
     gate.after_sync(step)
     if accuracy_before is None and config.eval.before:
@@ -78,7 +87,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
 
     while step < config.steps:
         with timer("rollout"):
-            groups = session.rollouts.generate(feed.next(), _sampling(config, step))
+            groups = source.next()
         with timer("reward"):
             groups = scorer.score(groups, config.rollout.max_new_tokens)
         groups, advantages = assign_advantages(groups, config.advantage)
@@ -86,7 +95,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
             batches = pack_mini_batches(config, session, groups)
             updates = [_update(config, session, batch, reference, out, step + 1) for batch in batches]
         step += 1
-        with timer("sync"):
+        with timer("sync"), source.exclusive():
             session.rollouts.sync(step)
             parity = gate.after_sync(step)
 
@@ -98,13 +107,14 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         if config.log.save_rollouts_every and step % config.log.save_rollouts_every == 0:
             rollout_log.write(step, groups, world.rank)
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:
-            with timer("eval"):
+            with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, step)
         if config.checkpoint.every and step % config.checkpoint.every == 0:
             with timer("checkpoint"):
-                state = {"accuracy_before": accuracy_before, "per_rank": feed.state_dict()}
+                state = {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
                 save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
 
+    source.close()
     with timer("eval"):
         accuracy_after = _evaluate(config, session, scorer, run_log, step)
     session.rollouts.close()

@@ -34,6 +34,7 @@ class RolloutConfig(Strict):
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
     parity: ParityConfig = ParityConfig()  # engine against trainer; the transformers engine needs no check
+    staleness: int = Field(default=0, ge=0)  # steps that a batch is sampled ahead of its update; 0 = on-policy
     max_failed_share: float = Field(default=0.1, ge=0, le=1)  # of the latest responses; past it the run stops
     prompts_per_step: int = Field(default=32, ge=1)  # over all ranks
     group_size: int = Field(default=8, ge=1)  # responses per prompt (G)
@@ -46,6 +47,15 @@ class RolloutConfig(Strict):
     )  # prompts sampled together on a rank: bounds the memory of the KV cache
     # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
+
+    @model_validator(mode="after")
+    def _only_a_server_works_beside_the_trainer(self) -> RolloutConfig:
+        if self.staleness and self.engine in ("transformers", "vllm"):
+            raise ValueError(
+                f"rollout.staleness={self.staleness} with rollout.engine={self.engine}: it samples in the trainer's "
+                "processes and cannot work beside it; use rollout.engine=vllm_server, or staleness=0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _recorded_law_must_be_the_trained_one(self) -> RolloutConfig:
