@@ -60,6 +60,9 @@ def open_engine(
         worker_extension_cls=WORKER,
         max_model_len=max_model_len,
         max_num_seqs=config.max_num_seqs,
+        # A prompt cut in two samples a token too many and rewinds the request's generator, which no CPU one can do.
+        enable_chunked_prefill=not on_cpu,
+        max_num_batched_tokens=max(max_model_len, 8192),
         gpu_memory_utilization=config.gpu_memory_utilization,
         enforce_eager=config.enforce_eager or on_cpu,
         enable_sleep_mode=config.sleep and not on_cpu,
