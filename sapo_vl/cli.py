@@ -63,6 +63,11 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR") or None, help="run folder (or OUT_DIR)")
         p.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
 
+    doctor = add("doctor", _doctor, "Prove on tiny models that this installation fits together.")
+    doctor.add_argument("--model", default="", help="a model folder: runs the checks that need no weights on it")
+    doctor.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="run these checks only")
+    doctor.add_argument("--json", action="store_true", help="print one JSON object")
+
     report = add("report", _report, "Print the table of a run folder and draw its curves.")
     report.add_argument("run_dir", type=Path)
     return parser
@@ -77,14 +82,19 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.data import DataError, TooManyBadRows
     from sapo_vl.models import ModelError
     from sapo_vl.nonfinite import NonFiniteUpdate
+    from sapo_vl.parity import ParityError
+    from sapo_vl.rollout.failures import RolloutStopped
+    from sapo_vl.rollout.vllm.contract import VllmMissing
+    from sapo_vl.rollout.vllm.engine import EngineFailed
     from sapo_vl.sampler import QuotaError
     from sapo_vl.scoring import ScoringError, ScoringStopped
     from sapo_vl.stages import StageFailed
+    from sapo_vl.weights import ManifestError
 
     return (
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
         ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
-        WorkersStuck,
+        WorkersStuck, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
     )  # fmt: skip
 
 
@@ -135,6 +145,19 @@ def _run(args: argparse.Namespace) -> None:
     from sapo_vl.pipeline import run
 
     print(run(_config(args), Path(args.out)))
+
+
+def _doctor(args: argparse.Namespace) -> None:
+    from sapo_vl.doctor import CHECKS, ON_A_MODEL, Outcome, as_json, as_text, examine
+    from sapo_vl.session import quiet_libraries
+
+    if unknown := set(args.only) - set(CHECKS):
+        raise UsageError(f"no check {min(unknown)!r}; there are {', '.join(CHECKS)}")
+    quiet_libraries()
+    findings = examine(args.only or (ON_A_MODEL if args.model else tuple(CHECKS)), args.model)
+    print(as_json(findings) if args.json else as_text(findings))
+    if any(f.outcome is Outcome.FAIL for f in findings):
+        raise SystemExit(1)
 
 
 def _report(args: argparse.Namespace) -> None:

@@ -145,7 +145,8 @@ class ParityGate:
             surer = self._rollouts.surer_sync()
             if surer is None:
                 raise ParityError(f"after the sync of version {version}: {problem}")
-            log.warning("after the sync of version %d: %s. Syncing by %r from now on", version, problem, surer)
+            if self._world.is_main:
+                log.warning("after the sync of version %d: %s. Syncing by %r from now on", version, problem, surer)
             self._rollouts.sync(version)
 
     def _measure(self, version: int) -> ParityReport:

@@ -34,7 +34,7 @@ class RolloutConfig(Strict):
     engine: Literal["transformers", "vllm"] = "transformers"
     vllm: VllmConfig = VllmConfig()
     parity: ParityConfig = ParityConfig()  # engine against trainer; the transformers engine needs no check
-    staleness: int = Field(default=0, ge=0)  # steps that a batch is sampled ahead of its update; 0 = on-policy
+    staleness: int = Field(default=0, ge=0, le=1)  # 1 = sample a batch while the one before it trains; 0 = on-policy
     max_failed_share: float = Field(default=0.1, ge=0, le=1)  # of the latest responses; past it the run stops
     prompts_per_step: int = Field(default=32, ge=1)  # over all ranks
     group_size: int = Field(default=8, ge=1)  # responses per prompt (G)

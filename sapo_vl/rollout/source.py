@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import threading
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -19,8 +17,7 @@ class StaleRollouts(RuntimeError):
 
 
 @dataclass(frozen=True, slots=True)
-class _Pending:
-    step: int
+class _Ahead:
     groups: Future[list[RolloutGroup]]
     feed_state: dict[str, Any]  # of the feed once this batch was drawn
 
@@ -28,11 +25,12 @@ class _Pending:
 class RolloutSource:
     """Step by step, the rollouts to train on.
 
-    The weights have version k after k steps, and step k (from 0) trains weights of version k. With `staleness` s
-    the batch of step k is asked for at step k - s, so that sampling runs beside training: its rollouts have a
-    version in k - s ... k. s = 0 samples when asked, in the caller's thread.
+    The weights have version k after k steps, and step k (from 0) trains weights of version k. With `staleness` 1 the
+    batch of step k is sampled while step k - 1 trains, with the weights of version k - 1; with 0 when it is asked for,
+    in the caller's thread, with version k. A sync waits for the batch on its way, so which weights made which rollout
+    does not depend on how fast anything was. That is why staleness ends at 1: more would overlap nothing more.
 
-    While a batch is being sampled ahead, the engine may be used by others only inside `exclusive()`.
+    While a batch is sampled ahead, the engine may be used by others only inside `exclusive()`.
     """
 
     def __init__(
@@ -47,23 +45,25 @@ class RolloutSource:
     ) -> None:
         self._draw, self._draw_state, self._engine, self._params = draw, draw_state, engine, params
         self._staleness, self._steps = staleness, steps
-        self._asked = steps.start  # the next step to ask rollouts for
-        self._step = steps.start  # the next step to hand rollouts out for
-        self._pending: deque[_Pending] = deque()
+        self._ahead: _Ahead | None = None
+        self._next = steps.start  # the step to hand rollouts out for
         self._state: dict[str, Any] = draw_state()
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout") if staleness else None
-        self._engine_lock, self._turnstile = threading.Lock(), threading.Lock()
 
     def next(self) -> list[RolloutGroup]:
         """The groups of the next step. Raises StaleRollouts, or what the engine raised while sampling them."""
-        if not self._pending:
-            self._ask()
-        batch = self._pending.popleft()
-        groups = batch.groups.result()
-        check_versions(groups, batch.step, self._staleness)
-        self._state, self._step = batch.feed_state, batch.step + 1
-        while len(self._pending) < self._staleness and self._asked < self._steps.stop:
-            self._ask()
+        step = self._next
+        if self._ahead is not None:
+            groups, self._state = self._ahead.groups.result(), self._ahead.feed_state
+        else:
+            groups = self._engine.generate(self._draw(), self._params(step))
+            self._state = self._draw_state()
+        check_versions(groups, step, self._staleness)
+        self._next, self._ahead = step + 1, None
+        if self._thread is not None and step + 1 < self._steps.stop:
+            prompts = self._draw()
+            future = self._thread.submit(self._engine.generate, prompts, self._params(step + 1))
+            self._ahead = _Ahead(future, self._draw_state())
         return groups
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,34 +72,15 @@ class RolloutSource:
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
-        """Nothing is sampled ahead inside: for syncs, checks and evaluations. Waits for a batch on its way."""
-        with self._turnstile, self._engine_lock:
-            yield
+        """For syncs, checks and evaluations: waits for the batch on its way. `next` must not be called inside."""
+        if self._ahead is not None:
+            wait([self._ahead.groups])
+        yield
 
     def close(self) -> None:
         """Waits for a batch on its way and drops it."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
-
-    def _ask(self) -> None:
-        step, prompts = self._asked, self._draw()
-        self._asked += 1
-        params = self._params(step)
-        if self._thread is not None:
-            groups = self._thread.submit(self._sample, prompts, params)
-        else:
-            groups = Future()
-            groups.set_result(self._engine.generate(prompts, params))
-        self._pending.append(_Pending(step, groups, self._draw_state()))
-
-    def _sample(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
-        # Whoever waits in `exclusive` holds the turnstile and so goes before the next batch.
-        with self._turnstile:
-            self._engine_lock.acquire()
-        try:
-            return self._engine.generate(prompts, params)
-        finally:
-            self._engine_lock.release()
 
 
 def check_versions(groups: Sequence[RolloutGroup], step: int, staleness: int) -> None:

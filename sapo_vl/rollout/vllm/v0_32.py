@@ -50,7 +50,10 @@ def open_engine(
         # Its sampler is compiled at the first call, which takes a C++ compiler and up to a minute for nothing here.
         torch._dynamo.config.disable = True
     from vllm import LLM
+    from vllm.v1.engine import core
 
+    # At its end an engine would destroy torch's default process group, which is the trainer's.
+    core.cleanup_dist_env_and_memory = _drop_own_groups
     return LLM(
         model=str(path),
         revision=model.revision,
@@ -75,6 +78,12 @@ def open_engine(
         disable_log_stats=True,
         trust_remote_code=False,
     )
+
+
+def _drop_own_groups(shutdown_ray: bool = False) -> None:
+    from vllm.distributed.parallel_state import destroy_model_parallel
+
+    destroy_model_parallel()
 
 
 def sampling(params: SamplingParams, seed: int, eos: Sequence[int], banned: Sequence[int]) -> Any:
