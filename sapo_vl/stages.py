@@ -120,7 +120,7 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / ("config.yaml" if stage == "train" else f"config.{stage}.yaml"))
     world.barrier()
-    with Scorer(config.rewards) as scorer:
+    with Scorer(config.rewards, world) as scorer:
         {"sft": _sft, "train": _train, "eval": _eval}[stage](config, out, world, scorer)
     world.barrier()
     shutdown_world()
