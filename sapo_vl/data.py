@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -270,9 +270,9 @@ def _is_images(kind: pa.DataType) -> bool:
 class BadRows:
     """Counts the rows that were met and those that were bad, and stops a run that would go on with the rest.
 
-    The rule where rows are drawn without end (training): stop at MIN_BAD_ROWS (3) or more bad ones with bad >
-    max_share * seen. The minimum keeps one unlucky row early in a run from ending it; with max_share 0 the
-    first bad row does. A row counts each time it is met.
+    The rule where rows are drawn without end (training, after each batch): stop at MIN_BAD_ROWS (3) or more bad
+    ones with bad > max_share * seen. The minimum keeps one unlucky row early in a run from ending it; with
+    max_share 0 the first bad row does. A row counts each time it is met.
 
     The rule for one pass over `total` rows (a build): stop as soon as bad > max_share * total.
     """
@@ -286,14 +286,25 @@ class BadRows:
 
     def record(self, bad: BadRow | None) -> None:
         """Counts one row: `bad` says what was wrong with it, None that it was fine. Raises TooManyBadRows."""
-        self.seen += 1
-        if bad is None:
-            return
-        self.bad += 1
-        if len(self.first) < FIRST_BAD_ROWS_SHOWN:
-            self.first.append(str(bad))
-        enough = self.total is not None or self.max_share == 0 or self.bad >= MIN_BAD_ROWS
-        if enough and self.bad > self.max_share * (self.total or self.seen):
+        self.add(1, [] if bad is None else [str(bad)])
+        if bad is not None:
+            self.check()
+
+    def add(self, seen: int, bad: Sequence[str]) -> None:
+        """Counts `seen` rows at once; `bad` says in words what was wrong with the bad ones among them."""
+        self.seen += seen
+        self.bad += len(bad)
+        self.first += bad[: FIRST_BAD_ROWS_SHOWN - len(self.first)]
+
+    def too_many(self, seen: int = 0, bad: int = 0) -> bool:
+        """Whether the rule says stop, with so many more rows met and bad ones among them."""
+        seen, bad = self.seen + seen, self.bad + bad
+        enough = self.total is not None or self.max_share == 0 or bad >= MIN_BAD_ROWS
+        return enough and bad > self.max_share * (self.total or seen)
+
+    def check(self) -> None:
+        """Raises TooManyBadRows if the rule says stop."""
+        if self.too_many():
             raise TooManyBadRows(self._message())
 
     def _message(self) -> str:

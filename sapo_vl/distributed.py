@@ -25,6 +25,11 @@ class World:
     size: int
     device: torch.device
 
+    @classmethod
+    def alone(cls) -> World:
+        """A world of one on the CPU. Joins nothing."""
+        return cls(rank=0, size=1, device=torch.device("cpu"))
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

@@ -8,7 +8,7 @@ import warnings
 import zlib
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of an animation the first frame is taken
 MAX_IMAGE_PIXELS = 50_000_000  # a decoded RGB image of this size takes 150 MB
@@ -36,6 +36,9 @@ def decode_image(data: bytes) -> Image.Image:
             # Pillow warns about large images; the limit below is the lower one and raises.
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
+    except UnidentifiedImageError as error:
+        # Its text holds the address of our buffer, which would differ from run to run in logs and checkpoints.
+        raise ValueError(f"not a readable {'/'.join(IMAGE_FORMATS)} image ({len(data)} bytes)") from error
     except _DECODE_ERRORS as error:
         raise ValueError(f"not a readable {'/'.join(IMAGE_FORMATS)} image ({error})") from error
     width, height = image.size

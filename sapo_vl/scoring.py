@@ -13,7 +13,7 @@ these start on first use. Measured: 10 ms of CPU time for 256 responses of 120 t
 from __future__ import annotations
 
 import dataclasses
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -25,10 +25,13 @@ from rewards.base import needs_images, signature_problem
 from rewards.custom import CustomRewardError, CustomSource, read_custom
 from rewards.pool import RewardPool, inspect_in_worker
 from rewards.weighted import OWN
+from sapo_vl.distributed import World
 from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup, ScoreStatus
 
-FAILURE_WINDOW = 256  # the share of failures is taken over this many scorings, the latest ones
+# The share of failures is taken over this many scorings of all ranks, the latest ones, or over the latest batch if it
+# is larger: the last rank must not speak for all.
+FAILURE_WINDOW = 256
 FAILURE_MINIMUM = 32  # and not before there are this many
 ANY_TASK = "*"  # key of by_task that stands for every task without a line of its own
 
@@ -53,7 +56,7 @@ class ScoringConfig(Strict):
     workers: int = Field(default=2, ge=1)
     """Worker processes per trainer process, for rewards that are not built in."""
     max_failure_share: float = Field(default=0.5, ge=0, le=1)
-    """The run stops when a larger share of the latest responses could not be scored."""
+    """The run stops when a larger share of the latest responses, over all ranks, could not be scored."""
 
 
 class ScoringError(ValueError):
@@ -67,20 +70,24 @@ class ScoringStopped(RuntimeError):
 class Scorer:
     """Scores rollouts under a ScoringConfig. Use it as a context manager, or call `close`.
 
+    Failures are counted over all ranks of `world` (default: this process alone), in the order of the ranks, so
+    that the same batch stops a run on any number of ranks or on none.
+
     Raises:
         ScoringError: the config names a reward or an argument that does not exist, or a file that cannot be
             read.
     """
 
-    def __init__(self, config: ScoringConfig):
+    def __init__(self, config: ScoringConfig, world: World | None = None):
         self._config = config
+        self._world = world or World.alone()
         try:
             custom = read_custom(config.path, config.path_name) if config.path else None
         except CustomRewardError as error:
             raise ScoringError(str(error)) from error
         self._plan = worker.Plan(config.combine, config.params, config.timeout_s, custom)
         self._counts: Counter[ScoreStatus] = Counter()
-        self._window: deque[str] = deque(maxlen=FAILURE_WINDOW)  # why each could not be scored, "" if it was
+        self._window: list[str] = []  # why each could not be scored, "" if it was
         self._pool: RewardPool | None = None
         named = set(config.combine) | set(config.by_task.values())
         # A file of yours that no key names can only be meant for everything.
@@ -102,7 +109,7 @@ class Scorer:
 
     @property
     def counts(self) -> dict[ScoreStatus, int]:
-        """How many responses ended in each status since the start."""
+        """How many responses of this rank ended in each status since the start."""
         return {status: self._counts[status] for status in ScoreStatus}
 
     def check(self, pairs: Iterable[tuple[str, str]], dataset: str) -> None:
@@ -123,12 +130,14 @@ class Scorer:
     def score(self, groups: Sequence[RolloutGroup], max_tokens: int) -> list[RolloutGroup]:
         """The groups with reward, parts, score_status and score_detail filled in; order is kept.
 
+        All ranks must call it together.
+
         Args:
             groups: their rollouts need `text`. A rollout the engine failed on is not scored.
             max_tokens: the limit the responses were sampled under, in tokens.
 
         Raises:
-            ScoringStopped: more than max_failure_share of the latest responses could not be scored.
+            ScoringStopped: on all ranks, if more than max_failure_share of the latest responses could not be scored.
             ScoringError: a problem's task has no reward (`check` finds this before training).
         """
         rollouts = [(group.prompt.problem, rollout) for group in groups for rollout in group.rollouts]
@@ -140,10 +149,10 @@ class Scorer:
         jobs = [self._job(*rollouts[i], max_tokens) for i in scorable]
         for i, result in zip(scorable, self._run(jobs), strict=True):
             results[i] = result
-            self._window.append(result.detail if result.status != "scored" else "")
         scored = iter([_with_result(r, result) for (_, r), result in zip(rollouts, results, strict=True)])
         self._counts.update(ScoreStatus(result.status) for result in results)
-        self._stop_if_failing()
+        attempts = [results[i] for i in scorable]
+        self._watch(["" if result.status == "scored" else result.detail or result.status for result in attempts])
         return [dataclasses.replace(g, rollouts=tuple(next(scored) for _ in g.rollouts)) for g in groups]
 
     def _run(self, jobs: Sequence[worker.Job]) -> list[worker.Result]:
@@ -233,7 +242,12 @@ class Scorer:
             if name in REWARDS and (problem := signature_problem(REWARDS[name], params)):
                 raise ScoringError(f"rewards.params.{name}={params} does not fit the reward: {problem}")
 
-    def _stop_if_failing(self) -> None:
+    def _watch(self, why: list[str]) -> None:
+        """Takes the latest scorings of all ranks into the window: why each failed, "" if it did not; stops the run."""
+        scorings, failed = self._world.sum([len(why), sum(map(bool, why))])
+        # Most batches have no failure, and then there is no text to send around.
+        latest = [reason for part in self._world.gather(why) for reason in part] if failed else [""] * int(scorings)
+        self._window = [*self._window, *latest][-max(FAILURE_WINDOW, len(latest)) :]
         reasons = [reason for reason in self._window if reason]
         share = len(reasons) / max(1, len(self._window))
         if len(self._window) < FAILURE_MINIMUM or share <= self._config.max_failure_share:

@@ -34,8 +34,11 @@ def num_processes(config: RunConfig) -> int:
     return config.processes or torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
 
-def preflight(config: RunConfig, stage: str) -> None:
-    """Everything about a stage that can be known without loading weights. Raises the error of what is wrong."""
+def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
+    """Everything about a stage that can be known without loading weights. Raises the error of what is wrong.
+
+    `ranks` is how many there are, if a launcher has decided that; 0 = as many as `launch` would start.
+    """
     if not config.model.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     read_config(config.model.path, config.model.revision)
@@ -43,7 +46,7 @@ def preflight(config: RunConfig, stage: str) -> None:
     load_processor(config.model.path, config.model.revision)
     if stage != "eval":
         _check_trackers(config)
-    ranks = num_processes(config)
+    ranks = ranks or num_processes(config)
     if stage == "sft":
         if config.cold_start is None:
             raise ModelError("this config has no cold_start section; add one (cold_start.steps=...)")
@@ -117,10 +120,12 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
     world = init_world()
     setup_logging(world)
     if world.is_main:
+        # Under a launcher of the user's own nobody has done so; after `launch` it costs a second.
+        preflight(config, stage, world.size)
         out.mkdir(parents=True, exist_ok=True)
         save_config(config, out / ("config.yaml" if stage == "train" else f"config.{stage}.yaml"))
     world.barrier()
-    with Scorer(config.rewards) as scorer:
+    with Scorer(config.rewards, world) as scorer:
         {"sft": _sft, "train": _train, "eval": _eval}[stage](config, out, world, scorer)
     world.barrier()
     shutdown_world()

@@ -126,8 +126,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     return {
         "accuracy": {"cold_start": accuracy_before, "final": accuracy_after},
         "steps": step,
-        "bad_rows": int(world.sum([feed.bad_rows.bad])[0]),
-        "scoring": {str(k): v for k, v in scorer.counts.items()},
+        "bad_rows": feed.bad_rows.bad,
+        "scoring": dict(zip(map(str, scorer.counts), map(int, world.sum([*scorer.counts.values()])), strict=True)),
         "wall_s": {**timer.totals, "train_stage": time.monotonic() - started},
     }
 

@@ -132,8 +132,16 @@ class Updates:
 
     def update(self, batches: list[MicroBatch], objective: ObjectiveFn | None = None) -> dict[str, Any]:
         filler = flat(self.chat, [self.groups[4]])  # text only
-        result = self.engine.update(batches, filler, objective or self.objective(batches), TEMPERATURE)
+        function = objective or self.objective(batches)
+        asked: list[list[str]] = []
+
+        def watched(mb: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Objective:
+            asked.append([g.prompt.problem.id for g in mb.groups])
+            return function(mb, logprobs, entropy)
+
+        result = self.engine.update(batches, filler, watched, TEMPERATURE)
         return {
+            "asked": asked,
             "applied": result.applied,
             "loss": result.loss,
             "norm": result.grad_norm,
@@ -155,10 +163,15 @@ class Updates:
         seen = 0
 
         def bad(mb: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Objective:
-            """The same loss with a slope that is infinite, or with a value that is, but not the slope."""
+            """The same loss with a slope that is infinite, or with a value that is, but not the slope.
+
+            how="sum": a value that is, though no response's own is, as where a sum overflows.
+            """
             nonlocal seen
             out = right(mb, logprobs, entropy)
-            if mine and seen == place and how == "value":
+            if mine and seen == place and how == "sum":
+                out = dataclasses.replace(out, loss=out.loss + float("inf"))
+            elif mine and seen == place and how == "value":
                 finite = out.finite.clone()
                 finite[response] = False
                 out = Objective(loss=out.loss + float("inf"), finite=finite)
@@ -206,6 +219,8 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
         out["nan loss"] = updates.nonfinite(split, rank, 0, 1, "loss")
         session.engine.updates = LR_ONE
         out["infinite loss, finite gradient"] = updates.nonfinite(split, rank, 0, 1, "value")
+        session.engine.updates = LR_ONE
+        out["infinite sum of finite losses"] = updates.nonfinite(split, rank, 0, 1, "sum")
         session.engine.updates = LR_ONE
         out["nan gradient, first micro-batch"] = updates.nonfinite(split, 0, 0, 2, "gradient")
         session.engine.updates = LR_ONE

@@ -54,13 +54,13 @@ def sft(config: RunConfig, out: Path, world: World, poison: Poison) -> dict[str,
     assert config.cold_start is not None
     s = config.cold_start
     session = open_session(config.model, s.optim, s.zero, config.rollout, world, total_updates=s.steps, seed=0)
-    with Scorer(config.rewards) as scorer, RunLog(out, config.log, {}, world) as run_log:
+    with Scorer(config.rewards, world) as scorer, RunLog(out, config.log, {}, world) as run_log:
         return cold_start(config, poison.plant(session), scorer, run_log, out)
 
 
 def train(config: RunConfig, out: Path, world: World, poison: Poison) -> dict[str, Any]:
     sapo_vl.train.open_session = lambda *args, **kwargs: poison.plant(open_session(*args, **kwargs))
-    with Scorer(config.rewards) as scorer:
+    with Scorer(config.rewards, world) as scorer:
         return sapo_vl.train.train(config, out, world, scorer)
 
 

@@ -159,6 +159,14 @@ def test_gradient_and_loss(name: str, ranks: int, launched: dict[int, Path], exp
             assert result["applied"] and result["unchanged"] and result["lr"] == 0 and not result["offenders"]
 
 
+@pytest.mark.parametrize(("name", "ranks"), PLAIN_CASES)
+def test_the_objective_meets_a_ranks_own_micro_batches_only(name: str, ranks: int, launched: dict[int, Path]) -> None:
+    """Never the filler: its tokens would be in the diagnostics, and could be named as offenders."""
+    for split, by_rank in SPLITS[ranks].items():
+        for record, parts in zip(seen(launched, name, ranks), by_rank, strict=True):
+            assert record["splits"][split]["asked"] == [[f"problem-{i}" for i in part] for part in parts]
+
+
 @pytest.mark.parametrize(("name", "ranks"), CASES)
 def test_weights_after_an_update(name: str, ranks: int, launched: dict[int, Path], expected: Expected) -> None:
     """Clipped, through AdamW, moments of earlier updates included, those of dropped ones not."""
@@ -195,6 +203,7 @@ def test_one_rank_and_two_agree(name: str, launched: dict[int, Path]) -> None:
     [
         ("nan loss", {1: [[[0, 1]]], 2: [[], [[0, 1]]]}),
         ("infinite loss, finite gradient", {1: [[[0, 1]]], 2: [[], [[0, 1]]]}),
+        ("infinite sum of finite losses", {1: [[]], 2: [[], []]}),
         ("nan gradient, first micro-batch", {1: [[[0, 2]]], 2: [[[0, 2]], []]}),
         ("nan gradient, last micro-batch", {1: [[[4, 0]]], 2: [[[2, 0]], []]}),
     ],

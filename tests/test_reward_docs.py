@@ -11,11 +11,15 @@ import pytest
 import yaml
 from scoring_helpers import group
 
+from data_recipes import RECIPES
 from rewards import REWARDS
+from sapo_vl.config import load_config
+from sapo_vl.data import ProblemSet, split_names
 from sapo_vl.scoring import Scorer, ScoringConfig
 
 ROOT = Path(__file__).resolve().parents[1]
 DOC = (ROOT / "docs" / "rewards.md").read_text()
+README = (ROOT / "README.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
 FILES = {m[1]: code for kind, code in BLOCKS if kind == "python" and (m := re.match(r"# (\S+\.py)\n", code))}
 CONFIGS = [yaml.safe_load(code)["rewards"] for kind, code in BLOCKS if kind == "yaml"]
@@ -55,6 +59,24 @@ def test_a_reward_outside_the_repository(tmp_path: Path, monkeypatch: pytest.Mon
     # scale 4: one off leaves 0.75 of 0.9, and the format is right
     assert [r.reward for r in scored.rollouts] == pytest.approx([0.9 * 0.75 + 0.1, 0.0])
     assert scored.rollouts[0].parts["accuracy/distance"] == 1.0
+
+
+@pytest.mark.parametrize("text", [DOC, README], ids=["docs/rewards.md", "README.md"])
+def test_the_command_works_with_the_reward_beside_it(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """On the data its own arguments build: every problem can be scored, and the reference answer is worth 1."""
+    [arguments] = re.findall(r"^ {4}OUT_DIR=\S+ bash scripts/train_vl_moe.sh (.*my_reward.py.*)$", text, re.MULTILINE)
+    [code] = re.findall(r"^```python\n(# my_reward.py\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    (tmp_path / "my_reward.py").write_text(code)
+    monkeypatch.chdir(tmp_path)
+    config = load_config(ROOT / "configs" / "tiny_moe.yaml", arguments.split())
+    sizes = {"n_cold_start": 6, "n_train": 12, "n_test": 6}
+    RECIPES[config.recipe.name](tmp_path / "data", **config.recipe.args | sizes)
+    problems = [ProblemSet(tmp_path / "data", s).get(i) for s in split_names(tmp_path / "data") for i in range(6)]
+    golds = [group([f"<answer> {p.answer} </answer>"], task=p.task, reward=p.reward, answer=p.answer) for p in problems]
+    with Scorer(config.rewards) as scorer:
+        scorer.check([(p.task, p.reward) for p in problems], "puzzles")
+        scored = scorer.score(golds, max_tokens=100)
+    assert [g.rollouts[0].parts["accuracy"] for g in scored] == [1.0] * len(problems)
 
 
 def test_a_reward_in_the_repository(tmp_path: Path):

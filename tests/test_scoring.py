@@ -214,6 +214,24 @@ def test_too_many_failures_stop_the_run_and_name_the_commonest_reasons():
             scorer.score(mixed(1, 0), max_tokens=30)
 
 
+def test_a_batch_larger_than_the_window_is_judged_as_a_whole():
+    """The failures at its front are not pushed out by the rest: they may be those of another rank."""
+    bad, good = FAILURE_WINDOW + 144, FAILURE_WINDOW + 44  # 400 of 700
+    batch = [
+        group([GOOD.format(3)] * bad, reward="number", answer="three"),
+        group([GOOD.format(3)] * good, reward="number", answer="3"),
+    ]
+    with Scorer(ScoringConfig()) as scorer, pytest.raises(ScoringStopped, match=f"{bad} of the latest {bad + good} "):
+        scorer.score(batch, max_tokens=30)
+
+
+def test_a_failure_without_words_is_a_failure(tmp_path: Path):
+    path = tmp_path / "mine.py"
+    path.write_text("from rewards import Unscorable\ndef fn(x): raise Unscorable('')")
+    with Scorer(config(path, "fn")) as scorer, pytest.raises(ScoringStopped, match=r"\n  40 x unscorable\n"):
+        scorer.score([group(["x"] * 40)], max_tokens=30)
+
+
 def test_no_built_in_reward_returns_anything_but_finite_floats():
     for name in sorted(REWARDS):
         with Scorer(ScoringConfig(combine={"accuracy": 1.0, name: 1.0}, max_failure_share=1)) as scorer:

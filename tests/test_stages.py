@@ -1,4 +1,4 @@
-"""The launch of a stage: what its ranks find in their environment, and how a failed rank is reported."""
+"""The launch of a stage: what its ranks find in their environment, and what is checked before they begin."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import os
 from pathlib import Path
 
 import pytest
+from helpers_launch import run_python
 
+from data_recipes import RECIPES
 from sapo_vl import stages
 from sapo_vl.config import load_config
+from sapo_vl.pipeline import build_tiny_model
 
 
 @pytest.fixture
@@ -32,3 +35,19 @@ def test_cores_are_shared_by_the_ranks(threads_of_ranks, tmp_path, monkeypatch):
     stages.launch("train", load_config(None, ["processes=4", "rollout.prompts_per_step=8"]), tmp_path)
     assert threads_of_ranks == ["3"]  # 13 cores, 4 ranks
     assert list(tmp_path.iterdir()) == [], "the config of the launch is taken away again"
+
+
+@pytest.mark.slow
+def test_under_a_launcher_of_the_users_own_the_input_is_checked_too(tmp_path):
+    """Once, with the launcher's number of ranks, before anything is written."""
+    RECIPES["visual_puzzles"](tmp_path / "data", seed=1, n_cold_start=6, n_train=6, n_test=3, image_size=32)
+    build_tiny_model("dense", tmp_path / "data", tmp_path / "model", 0)
+    out = tmp_path / "run"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
+    given = (f"data.path={tmp_path / 'data'}", f"model.path={tmp_path / 'model'}", "processes=1")
+    command = ("-m", "sapo_vl", "sft", "--out", out, *given, "cold_start.batch_size=3")
+    ended = run_python(*launcher, *command, timeout=120, check=False)
+    assert ended.returncode != 0
+    message = "sapo-vl sft: DataError: cold_start.batch_size=3 must be a multiple of the 2 ranks"
+    assert ended.stdout.count(message) == 1
+    assert not out.exists()
