@@ -196,7 +196,7 @@ class Checks:
         return figures
 
     def _runner(self) -> Any:
-        return self.vllm._llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
+        return self.vllm.llm.llm_engine.engine_core.engine_core.model_executor.driver_worker.worker.model_runner
 
     def _lost_encoder_cache(self) -> str:
         """The runner forgets, the scheduler does not: the next image request must fail loudly."""

@@ -64,8 +64,8 @@ class VllmEngine:
         self._on_cpu = world.device.type == "cpu"
         self._max_model_len = model.max_prompt_tokens + max_new_tokens
         self._method = 0  # index into the contract's SYNC_METHODS
-        self._llm: Any = self._open(model.path)
-        self._vocab_size = self._llm.llm_engine.model_config.get_vocab_size()
+        self.llm: Any = self._open(model.path)
+        self._vocab_size = self.llm.llm_engine.model_config.get_vocab_size()
 
     @property
     def sync_method(self) -> str:
@@ -76,9 +76,9 @@ class VllmEngine:
         """Raises RolloutStopped when too many responses were refused; see responses.py for why one is."""
         if params.n < 1 or not prompts:
             raise ValueError(f"{len(prompts)} prompts with n={params.n}: give at least one of each")
-        self.contract.wake(self._llm)
+        self.contract.wake(self.llm)
         answers = self._answers(prompts, params)
-        self.contract.sleep(self._llm)
+        self.contract.sleep(self.llm)
         groups = [
             to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size)
             for p, a in zip(prompts, answers, strict=True)
@@ -88,12 +88,12 @@ class VllmEngine:
 
     def sync(self, version: int) -> None:
         """All ranks together: every rank reads all weights, an engine over several keeps its part."""
-        self.contract.wake(self._llm)
+        self.contract.wake(self.llm)
         if self.sync_method == "fresh":
             self._start_afresh()
         else:
-            self.contract.reload(self._llm, self._checked_weights(), repack=self.sync_method == "repack")
-        self.contract.reset_caches(self._llm)
+            self.contract.reload(self.llm, self._checked_weights(), repack=self.sync_method == "repack")
+        self.contract.reset_caches(self.llm)
         self.weight_version = version
 
     def surer_sync(self) -> str | None:
@@ -105,7 +105,7 @@ class VllmEngine:
 
     def close(self) -> None:
         """Frees the engine's memory."""
-        self._llm = None
+        self.llm = None
         gc.collect()
 
     def _checked_weights(self) -> Iterator[tuple[str, Tensor]]:
@@ -131,7 +131,7 @@ class VllmEngine:
             for p in prompts
         ]
         try:
-            answers = self.contract.generate(self._llm, prompts, requests)
+            answers = self.contract.generate(self.llm, prompts, requests)
         except RuntimeError as error:  # whatever went wrong inside, the engine cannot be used any more
             raise EngineFailed(f"vLLM failed while sampling {len(prompts)} prompts: {error}") from error
         if params.temperature == 0:
@@ -157,7 +157,7 @@ class VllmEngine:
                     shutil.copy(path, folder / path.name)
             write_weights(self._checked_weights(), folder)
             self.close()
-            self._llm = self._open(str(folder))
+            self.llm = self._open(str(folder))
         finally:
             shutil.rmtree(folder)
 

@@ -105,17 +105,20 @@ def sampling(params: SamplingParams, seed: int, eos: Sequence[int], banned: Sequ
     )
 
 
-def generate(llm: Any, prompts: Sequence[Prompt], params: Sequence[Any]) -> list[Answer]:
-    """Compact ids and images in; ids and log-probs out."""
+def request(prompt: Prompt) -> Any:
+    """Compact ids and images: vLLM expands the placeholders itself."""
     from vllm import TokensPrompt
 
-    requests: list[Any] = []
-    for p in prompts:
-        request = TokensPrompt(prompt_token_ids=p.compact_ids.tolist())
-        if p.images:
-            request["multi_modal_data"] = {"image": list(p.images)}
-        requests.append(request)
-    return [_answer(out) for out in llm.generate(requests, list(params), use_tqdm=False)]
+    tokens = TokensPrompt(prompt_token_ids=prompt.compact_ids.tolist())
+    if prompt.images:
+        tokens["multi_modal_data"] = {"image": list(prompt.images)}
+    return tokens
+
+
+def generate(llm: Any, prompts: Sequence[Prompt], params: Sequence[Any]) -> list[Answer]:
+    """Ids and log-probs of the responses, with the prompt's ids as vLLM expanded them."""
+    outputs = llm.generate([request(p) for p in prompts], list(params), use_tqdm=False)
+    return [_answer(out) for out in outputs]
 
 
 def _answer(output: Any) -> Answer:
