@@ -25,7 +25,8 @@ from sapo_vl.evaluate import evaluate_all
 from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.lora import merged_state
-from sapo_vl.objectives import ReferenceFn, global_denominators, policy_objective
+from sapo_vl.mismatch_stats import MismatchStats
+from sapo_vl.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
 from sapo_vl.progress import PhaseTimer, Progress
 from sapo_vl.reference import load_reference
 from sapo_vl.rollout import SamplingParams
@@ -82,14 +83,18 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         with timer("reward"):
             groups = scorer.score(groups, config.rollout.max_new_tokens)
         groups, _ = assign_advantages(groups, config.advantage)
+        gap = MismatchStats()
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
-            updates = [_update(config, session, batch, reference, out, step) for batch in batches]
+            updates = [
+                _update(config, session, batch, reference, _mismatch(config, gap, i), out, step)
+                for i, batch in enumerate(batches)
+            ]
         step += 1
         with timer("sync"):
             session.rollouts.sync(step)
 
-        values = rollout_stats(groups, world) | _update_values(updates)
+        values = rollout_stats(groups, world) | _update_values(updates) | gap.reduce(world)
         seconds = timer.take()
         values |= _throughput(groups, world, seconds) | seconds
         run_log.metrics(step, "train", values)
@@ -150,8 +155,21 @@ def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[Roll
     return out
 
 
+def _mismatch(config: RunConfig, stats: MismatchStats, update: int) -> Mismatch:
+    """For update number `update` of a step. Where pi_old is the engine's, only the first one can measure the gap."""
+    current = "current" if update == 0 else None
+    measured = "old" if config.rollout.old_logprobs == "trainer" else current
+    return Mismatch(config=config.mismatch, stats=stats, measured=measured)
+
+
 def _update(
-    config: RunConfig, session: Session, batch: MiniBatch, reference: ReferenceFn | None, out: Path, step: int
+    config: RunConfig,
+    session: Session,
+    batch: MiniBatch,
+    reference: ReferenceFn | None,
+    mismatch: Mismatch,
+    out: Path,
+    step: int,
 ) -> tuple[UpdateResult | None, dict[str, Any]]:
     """One update on all ranks and its diagnostics; (None, {}) if no rank has a group to learn from."""
     world, engine = session.world, session.engine
@@ -159,7 +177,7 @@ def _update(
     if denominators.num_sequences == 0:
         return None, {}
     stats = UpdateStats()
-    objective = policy_objective(config.loss, denominators, stats, reference)
+    objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
     result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature)
     if not result.applied:
         _save_offenders(batch, result, out, step, world)
