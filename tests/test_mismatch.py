@@ -4,10 +4,12 @@ import math
 import re
 import subprocess
 import sys
+from pathlib import Path
 from typing import get_args
 
 import pytest
 import torch
+import yaml
 from hypothesis import assume, given
 from hypothesis import strategies as st
 from pydantic import ValidationError
@@ -233,6 +235,17 @@ def test_registry_names_and_windows_agree():
 def test_settings_that_make_no_sense_are_refused(settings, words):
     with pytest.raises(ValidationError, match=re.escape(words)):
         MismatchConfig.model_validate(settings)
+
+
+def test_the_table_in_the_docs():
+    """Every correction with its default window, and a config that is accepted."""
+    text = (Path(__file__).parent.parent / "docs" / "mismatch.md").read_text()
+    for name in CORRECTIONS:
+        low, high = getattr(MismatchConfig(), name)
+        row = next(line for line in text.splitlines() if line.startswith(f"| `{name}` |"))
+        assert f"| [{low:g}, {high:g}] |" in row
+    [example] = re.findall(r"^```yaml\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert MismatchConfig.model_validate(yaml.safe_load(example)["mismatch"]).correction == "icepop"
 
 
 def test_the_file_can_be_used_alone():
