@@ -44,7 +44,8 @@ class MicroBatch:
     predictor_index: Tensor  # [N] int64 into ids flattened: the token whose hidden state predicts the target
     targets: Tensor  # [N] int64 response tokens
     lengths: Tensor  # [B] int64 tokens of each response; they sum to N
-    old_logprobs: Tensor  # [N] float32
+    rollout_logprobs: Tensor  # [N] float32, as the engine recorded them: log pi_rollout, the law that was sampled from
+    old_logprobs: Tensor  # [N] float32, log pi_old of the loss: the recorded ones, or the trainer's own
     advantages: Tensor  # [B] float32
     groups: tuple[RolloutGroup, ...]  # what was packed, for naming offenders and for diagnostics
 
@@ -110,10 +111,12 @@ def _images(prompts: Sequence[Prompt], blank: tuple[Tensor, Tensor]) -> tuple[Te
 
 
 def _common(rollouts: Sequence[Rollout], groups: Sequence[RolloutGroup]) -> dict:
+    recorded = torch.from_numpy(np.concatenate([r.logprobs for r in rollouts]).astype(np.float32))
     return {
         "targets": torch.from_numpy(np.concatenate([r.response_ids for r in rollouts])),
         "lengths": torch.tensor([len(r.response_ids) for r in rollouts]),
-        "old_logprobs": torch.from_numpy(np.concatenate([r.logprobs for r in rollouts]).astype(np.float32)),
+        "rollout_logprobs": recorded,
+        "old_logprobs": recorded,  # until the trainer takes its own, with rollout.old_logprobs=trainer
         "advantages": torch.tensor([r.advantage or 0.0 for r in rollouts], dtype=torch.float32),
         "groups": tuple(groups),
     }

@@ -20,6 +20,7 @@ from sapo_vl.checkpoint import CheckpointConfig
 from sapo_vl.data import DataConfig
 from sapo_vl.evaluate import EvalConfig
 from sapo_vl.losses import LossConfig
+from sapo_vl.mismatch import MismatchConfig
 from sapo_vl.models import ModelConfig
 from sapo_vl.optim import OptimConfig, ZeroConfig
 from sapo_vl.rollout import RolloutConfig
@@ -55,6 +56,7 @@ class RunConfig(Strict):
     rewards: ScoringConfig = ScoringConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
+    mismatch: MismatchConfig = MismatchConfig()
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
     zero: ZeroConfig = ZeroConfig()
@@ -100,6 +102,11 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
         (
             bool(c.processes) and per_step % max(1, c.processes) != 0,
             f"rollout.prompts_per_step={per_step} cannot be shared equally by processes={c.processes}",
+        ),
+        (
+            c.mismatch.correction != "none" and c.rollout.old_logprobs == "rollout",
+            f"mismatch.correction={c.mismatch.correction} with rollout.old_logprobs=rollout: pi_old is the engine's, "
+            "so rho is 1 and there is nothing to correct; set rollout.old_logprobs=trainer or correction=none",
         ),
         (
             c.optim.name == "muon" and c.zero.stage > 0,

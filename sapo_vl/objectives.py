@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,8 +15,21 @@ from sapo_vl.distributed import World
 from sapo_vl.engine import Objective, ObjectiveFn
 from sapo_vl.losses import Denominators, LossConfig, LossInput, kl_k3
 from sapo_vl.losses.reduce import Reduction, reduce
+from sapo_vl.mismatch import MismatchConfig, loss_weights
+from sapo_vl.mismatch_stats import MismatchStats
 
 ReferenceFn = Callable[[MicroBatch], Tensor]  # micro-batch -> log-probs [N] of the frozen reference
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mismatch:
+    """How one update treats the gap between trainer and rollout engine (docs/mismatch.md)."""
+
+    config: MismatchConfig = field(default_factory=MismatchConfig)
+    stats: MismatchStats = field(default_factory=MismatchStats)  # of the step; the update adds to it
+    # Which log-probs are the trainer's before the first update, to measure the gap with: the old ones, or the
+    # current ones as long as no weight has changed. None = neither, the gap is not measured.
+    measured: Literal["old", "current"] | None = None
 
 
 def global_denominators(
@@ -28,10 +43,21 @@ def global_denominators(
 
 
 def policy_objective(
-    config: LossConfig, denominators: Denominators, stats: UpdateStats, reference: ReferenceFn | None = None
+    config: LossConfig,
+    denominators: Denominators,
+    stats: UpdateStats,
+    reference: ReferenceFn | None = None,
+    mismatch: Mismatch | None = None,
 ) -> ObjectiveFn:
-    """The configured loss plus, with a reference, `kl_coef` times the k3 penalty per token."""
+    """The configured loss, times the weights of `mismatch`, plus `kl_coef` times the k3 penalty with a reference.
+
+    The weights stand outside the gate and leave the penalty alone: it is about pi_theta, not about who sampled.
+    They do not touch the denominators either: a dropped token counts as a loss of 0. Divided by what is left
+    instead, the other tokens would grow with the share dropped, and a response with one token left would weigh
+    as much as a whole one.
+    """
     function, params = config.loss_function(), config.loss_params()
+    mismatch = mismatch or Mismatch()
 
     def objective(mb: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Objective:
         mask = mb.mask()
@@ -43,6 +69,14 @@ def policy_objective(
         )
         out = function(x, params)
         per_token = out.per_token
+        weights = loss_weights(mismatch.config, x, mb.padded(mb.rollout_logprobs))
+        if weights is not None:
+            # A plain product: the weights are finite, and a NaN of the trainer's own must not hide under a 0.
+            per_token = per_token * weights.values
+            mismatch.stats.add_weights(mb, weights)
+        if mismatch.measured is not None:
+            before_updates = mb.old_logprobs if mismatch.measured == "old" else logprobs.detach()
+            mismatch.stats.add_gap(mb, before_updates - mb.rollout_logprobs)
         if reference is not None:
             ref = mb.padded(reference(mb))
             per_token = per_token + config.kl_coef * kl_k3(x.logprobs, ref, mask)

@@ -25,8 +25,9 @@ from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.held_out import evaluate_held_out
 from sapo_vl.lora import merged_state
+from sapo_vl.mismatch_stats import MismatchStats
 from sapo_vl.nonfinite import watch_update
-from sapo_vl.objectives import ReferenceFn, global_denominators, policy_objective
+from sapo_vl.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
 from sapo_vl.parity import ParityGate, probe_prompts
 from sapo_vl.progress import PhaseTimer, Progress
 from sapo_vl.reference import load_reference
@@ -91,15 +92,19 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         with timer("reward"):
             groups = scorer.score(groups, config.rollout.max_new_tokens)
         groups, advantages = assign_advantages(groups, config.advantage)
+        gap = MismatchStats()
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
-            updates = [_update(config, session, batch, reference, out, step + 1) for batch in batches]
+            updates = [
+                _update(config, session, batch, reference, _mismatch(config, gap, i), out, step + 1)
+                for i, batch in enumerate(batches)
+            ]
         step += 1
         with timer("sync"), source.exclusive():
             session.rollouts.sync(step)
             parity = gate.after_sync(step)
 
-        values = rollout_stats(groups, advantages, world) | _update_values(updates) | parity
+        values = rollout_stats(groups, advantages, world) | _update_values(updates) | gap.reduce(world) | parity
         seconds = timer.take()
         values |= _throughput(groups, world, seconds) | seconds
         run_log.metrics(step, "train", values)
@@ -172,8 +177,21 @@ def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[Roll
     return out
 
 
+def _mismatch(config: RunConfig, stats: MismatchStats, update: int) -> Mismatch:
+    """For update number `update` of a step. Where pi_old is the engine's, only the first one can measure the gap."""
+    current = "current" if update == 0 else None
+    measured = "old" if config.rollout.old_logprobs == "trainer" else current
+    return Mismatch(config=config.mismatch, stats=stats, measured=measured)
+
+
 def _update(
-    config: RunConfig, session: Session, batch: MiniBatch, reference: ReferenceFn | None, out: Path, step: int
+    config: RunConfig,
+    session: Session,
+    batch: MiniBatch,
+    reference: ReferenceFn | None,
+    mismatch: Mismatch,
+    out: Path,
+    step: int,
 ) -> tuple[UpdateResult | None, dict[str, Any]]:
     """One update on all ranks and its diagnostics; (None, {}) if no rank has a group to learn from."""
     world, engine = session.world, session.engine
@@ -181,7 +199,7 @@ def _update(
     if denominators.num_sequences == 0:
         return None, {}
     stats = UpdateStats()
-    objective = policy_objective(config.loss, denominators, stats, reference)
+    objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
     result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature)
     watch_update(engine, result, batch.micro_batches, out, step)
     return result, stats.reduce(world)

@@ -270,6 +270,14 @@ CONTRADICTIONS = {
     ),
     "cut law": (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "rollout.old_logprobs=rollout"]),
     "cut law by rank": (["rollout.top_k=5"], ["rollout.top_k=5", "rollout.old_logprobs=rollout"]),
+    "nothing to correct": (
+        ["mismatch.correction=icepop"],
+        ["mismatch.correction=icepop", "rollout.old_logprobs=rollout", "rho is 1"],
+    ),
+    "a window of another correction": (
+        ["mismatch.icepop=[0.2, 5]"],
+        ["mismatch.icepop=[0.2, 5.0]", "mismatch.correction=none"],
+    ),
     "a sum by nothing": (["loss.reduction=token_sum"], ["token_sum", "token_sum_constant"]),
     "a divisor of nothing": (["loss.token_sum_constant=3"], ["token_sum_constant = 3", "sequence_mean"]),
     "settings of another loss": (["loss.name=grpo", "loss.params.tau_pos=1"], ["'grpo'", "'tau_pos'"]),
@@ -294,6 +302,8 @@ def test_settings_that_cannot_both_be_meant(name):
     "overrides",
     [
         ["rollout.top_p=0.9", "rollout.old_logprobs=trainer"],
+        ["mismatch.correction=icepop", "mismatch.icepop=[0.2, 5]", "rollout.old_logprobs=trainer"],
+        ["mismatch.off_policy_delta=0.5"],  # needs no rho
         ["optim.name=muon", "zero.stage=0"],
         ["loss.reduction=token_sum", "loss.token_sum_constant=100"],
         ["zero.stage=3", "zero.offload_params=true", "zero.offload_optimizer=true"],

@@ -248,9 +248,9 @@ def test_a_group_is_packed_as_sampled(seed: int) -> None:
     np.testing.assert_array_equal(
         batch.targets.numpy(), np.concatenate([r.response_ids for g in groups for r in g.rollouts])
     )
-    np.testing.assert_array_equal(
-        batch.old_logprobs.numpy(), np.concatenate([r.logprobs for g in groups for r in g.rollouts])
-    )
+    recorded = np.concatenate([r.logprobs for g in groups for r in g.rollouts])
+    np.testing.assert_array_equal(batch.rollout_logprobs.numpy(), recorded)
+    np.testing.assert_array_equal(batch.old_logprobs.numpy(), recorded)
 
 
 def test_the_default_policy_of_a_fresh_model_has_one_eos(seed: int) -> None:
