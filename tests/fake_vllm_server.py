@@ -107,7 +107,7 @@ class FakeServer:
         self.let_go.set()
         self.stop()
 
-    def wait(self, seconds: float = 60) -> None:
+    def wait(self, seconds: float = 600) -> None:
         """Hangs until the test is over."""
         self.let_go.wait(seconds)
 
