@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -68,6 +69,11 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="run these checks only")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
 
+    serve = add("serve", _serve, "Become a vLLM server for rollout.engine=vllm_server of the same config.", pairs=True)
+    serve.add_argument("--config", type=Path)
+    serve.add_argument("--host", default="127.0.0.1")
+    serve.add_argument("--port", type=int, default=8000)
+
     report = add("report", _report, "Print the table of a run folder and draw its curves.")
     report.add_argument("run_dir", type=Path)
     return parser
@@ -86,6 +92,8 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.rollout.failures import RolloutStopped
     from sapo_vl.rollout.vllm.contract import VllmMissing
     from sapo_vl.rollout.vllm.engine import EngineFailed
+    from sapo_vl.rollout.vllm.serve import ServeError
+    from sapo_vl.rollout.vllm.server import ServersUnusable
     from sapo_vl.sampler import QuotaError
     from sapo_vl.scoring import ScoringError, ScoringStopped
     from sapo_vl.stages import StageFailed
@@ -94,7 +102,8 @@ def _bad_input() -> tuple[type[Exception], ...]:
     return (
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
         ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
-        WorkersStuck, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
+        WorkersStuck, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError, ServeError,
+        ServersUnusable,
     )  # fmt: skip
 
 
@@ -158,6 +167,28 @@ def _doctor(args: argparse.Namespace) -> None:
     print(as_json(findings) if args.json else as_text(findings))
     if any(f.outcome is Outcome.FAIL for f in findings):
         raise SystemExit(1)
+
+
+def _serve(args: argparse.Namespace) -> None:
+    """Replaces this process, so that signals and the exit status are the server's own."""
+    import torch
+
+    from sapo_vl.config import load_config
+    from sapo_vl.models import check_weights, read_config
+    from sapo_vl.rollout.vllm.contract import load_contract
+    from sapo_vl.rollout.vllm.serve import serve_command
+
+    config = load_config(args.config, args.pairs)
+    if not config.model.path:
+        raise UsageError("model.path is empty; give the folder of the model that the run trains")
+    read_config(config.model.path, config.model.revision)
+    check_weights(config.model.path)
+    load_contract()
+    command, environment = serve_command(
+        config.model, config.rollout, args.host, args.port, on_cpu=not torch.cuda.is_available()
+    )
+    print(*(f"{name}={value}" for name, value in environment.items()), shlex.join(command), flush=True)
+    os.execve(command[0], command, environment | os.environ)  # what the user set stays
 
 
 def _report(args: argparse.Namespace) -> None:

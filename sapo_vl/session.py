@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 import random
@@ -10,6 +11,7 @@ import warnings
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -24,6 +26,7 @@ from sapo_vl.optim import OptimConfig, ZeroConfig, deepspeed_config
 from sapo_vl.policy import PolicyModule
 from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
 from sapo_vl.rollout.vllm.engine import VllmEngine
+from sapo_vl.rollout.vllm.server import VllmServerEngine
 from sapo_vl.weights import check_manifests, folder_manifest, hub_weights, manifest
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "peft", "qwen-vl-utils", "pillow")
@@ -48,8 +51,12 @@ def open_session(
     *,
     total_updates: int,
     seed: int,
+    out: Path | None = None,
 ) -> Session:
-    """Loads the model once on every rank (sharded while reading with ZeRO-3) and wraps it for training."""
+    """Loads the model once on every rank (sharded while reading with ZeRO-3) and wraps it for training.
+
+    `out` is the run folder, in which a rollout engine may need room.
+    """
     if not model_config.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     seed_everything(seed, world.rank)
@@ -60,12 +67,12 @@ def open_session(
     policy = PolicyModule(model, chat.banned_ids).to(world.device)
     engine = PolicyEngine(policy, optim, zero, model_config.dtype, world, total_updates)
     del sharding
-    rollouts = open_rollouts(model_config, rollout, chat, engine, world)
+    rollouts = open_rollouts(model_config, rollout, chat, engine, world, out)
     return Session(world=world, chat=chat, engine=engine, rollouts=rollouts)
 
 
 def open_rollouts(
-    model_config: ModelConfig, config: RolloutConfig, chat: Chat, engine: PolicyEngine, world: World
+    model_config: ModelConfig, config: RolloutConfig, chat: Chat, engine: PolicyEngine, world: World, out: Path | None
 ) -> RolloutEngine:
     """The configured engine. Raises ManifestError if it would not take the trainer's weights, by name or shape."""
     if config.engine == "transformers":
@@ -79,16 +86,13 @@ def open_rollouts(
     ours = manifest(engine, model_config.lora)
     theirs = folder_manifest(Path(model_config.path)) if Path(model_config.path).is_dir() else ours
     check_manifests(ours, theirs)
-    return VllmEngine(
-        model_config,
-        config.vllm,
-        chat,
-        lambda: hub_weights(engine, model_config.lora),
-        theirs,
-        world,
-        max_new_tokens=config.max_new_tokens,
-        max_failed_share=config.max_failed_share,
-    )
+    weights = functools.partial(hub_weights, engine, model_config.lora)
+    limits: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "max_failed_share": config.max_failed_share}
+    if config.engine == "vllm":
+        return VllmEngine(model_config, config.vllm, chat, weights, theirs, world, **limits)
+    if out is None:
+        raise ValueError("rollout.engine=vllm_server needs a run folder to hand weights over in")
+    return VllmServerEngine(model_config, config.server, chat, weights, theirs, world, out, **limits)
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -156,8 +156,9 @@ def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
     started = time.monotonic()
     session = open_session(
         config.model, OptimConfig(), ZeroConfig(stage=config.zero.stage), config.rollout, world,
-        total_updates=1, seed=config.seed,
+        total_updates=1, seed=config.seed, out=out,
     )  # fmt: skip
     result = evaluate_held_out(config, session, scorer)
+    session.rollouts.close()
     if world.is_main:
         write_json(out / "eval.json", result | {"seconds": time.monotonic() - started, "versions": versions()})

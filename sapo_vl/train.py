@@ -62,6 +62,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         world,
         total_updates=config.steps * config.batch.mini_batches,
         seed=config.seed,
+        out=out,
     )
     reference = load_reference(config, session) if config.loss.kl_coef > 0 else None
     feed = ProblemFeed(problems, sampler, session.chat, config.data.max_bad_share, world)

@@ -285,6 +285,14 @@ CONTRADICTIONS = {
     "nothing to learn": (["model.freeze=[vision, merger, language, lm_head]"], ["model.freeze", "leaves nothing"]),
     "trained on the test": (["data.eval_split=train"], ["data.eval_split", "data.train_split", "'train'"]),
     "imitated the test": (["cold_start.split=test"], ["cold_start.split", "data.eval_split", "'test'"]),
+    "servers nowhere": (["rollout.engine=vllm_server"], ["rollout.server.urls", "sapo-vl serve"]),
+    "a server far away": (["rollout.server.urls=[http://10.0.0.1:8000]"], ["http://10.0.0.1:8000", "allow_remote"]),
+    "a server twice": (
+        ["rollout.server.urls=[http://localhost:8000, http://localhost:8000/]"],
+        ["names http://localhost:8000 twice"],
+    ),
+    "no address": (["rollout.server.urls=[127.0.0.1:8000]"], ["'127.0.0.1:8000'", "http://127.0.0.1:8000"]),
+    "an address with more": (["rollout.server.urls=[http://127.0.0.1:80/v1]"], ["'http://127.0.0.1:80/v1'"]),
     "no question of right or wrong": (["rewards.combine={format: 1.0}"], ["rewards.combine", "'accuracy'"]),
 }
 
@@ -311,6 +319,8 @@ def test_settings_that_cannot_both_be_meant(name):
         ["rollout.prompts_per_step=30", "batch.mini_batches=5", "processes=3"],
         ["model.freeze=[vision, merger, language, lm_head]", "model.lora.rank=2"],
         ["rewards.combine={accuracy: 0.0, format: 1.0}"],
+        ["rollout.engine=vllm_server", "rollout.server.urls=[http://127.0.0.1:8000]"],
+        ["rollout.server.urls=[http://10.0.0.1:8000]", "rollout.server.allow_remote=true"],
     ],
 )
 def test_what_the_messages_advise_is_accepted(overrides):

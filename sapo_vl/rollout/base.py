@@ -12,7 +12,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from sapo_vl.rollout.vllm.config import VllmConfig
+from sapo_vl.rollout.vllm.config import ServerConfig, VllmConfig
 from sapo_vl.strict import Strict
 from sapo_vl.types import Prompt, RolloutGroup
 
@@ -31,8 +31,10 @@ class RolloutConfig(Strict):
     """How responses are sampled during training."""
 
     # "transformers": in process, on the trainer's own weights. "vllm": vLLM in the trainer's processes.
-    engine: Literal["transformers", "vllm"] = "transformers"
+    # "vllm_server": vLLM servers that are already running (`sapo-vl serve`). See docs/rollouts.md.
+    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
     vllm: VllmConfig = VllmConfig()
+    server: ServerConfig = ServerConfig()
     parity: ParityConfig = ParityConfig()  # engine against trainer; the transformers engine needs no check
     staleness: int = Field(default=0, ge=0, le=1)  # 1 = sample a batch while the one before it trains; 0 = on-policy
     max_failed_share: float = Field(default=0.1, ge=0, le=1)  # of the latest responses; past it the run stops
@@ -64,6 +66,15 @@ class RolloutConfig(Strict):
                 f"rollout.top_p={self.top_p}, rollout.top_k={self.top_k} with rollout.old_logprobs=rollout: the "
                 "recorded law is cut to the likeliest tokens and the trained one is not: ratios would not start at 1; "
                 "set rollout.old_logprobs=trainer, or top_p=1 and top_k=0"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _servers_need_addresses(self) -> RolloutConfig:
+        if self.engine == "vllm_server" and not self.server.urls:
+            raise ValueError(
+                "rollout.engine=vllm_server without rollout.server.urls: start a server with `sapo-vl serve` and name "
+                "it, as in rollout.server.urls=[http://127.0.0.1:8000]"
             )
         return self
 

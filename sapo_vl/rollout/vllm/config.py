@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from pydantic import Field
+import ipaddress
+from urllib.parse import urlsplit
+
+from pydantic import Field, field_validator, model_validator
 
 from sapo_vl.strict import Strict
 
 
 class VllmConfig(Strict):
-    """Section `rollout.vllm`."""
+    """Section `rollout.vllm`: of the engine in process, and of a server that `sapo-vl serve` starts."""
 
     tensor_parallel: int = Field(default=1, ge=1)  # ranks that share an engine: 1, or all of them
     gpu_memory_utilization: float = Field(default=0.45, gt=0, lt=1)  # share of a GPU's memory for weights and KV cache
@@ -16,4 +19,60 @@ class VllmConfig(Strict):
     max_num_seqs: int = Field(default=256, ge=1)  # responses sampled at a time
     max_images_per_prompt: int = Field(default=8, ge=1)
     enforce_eager: bool = False  # no CUDA graphs: slower, starts sooner, needs less memory. Always so on a CPU
-    sleep: bool = True  # give the GPU's memory back while the trainer works. Nothing on a CPU
+    sleep: bool = True  # give the GPU's memory back while the trainer works. Nothing on a CPU, nothing for a server
+
+
+class ServerConfig(Strict):
+    """Section `rollout.server`: vLLM servers that are already running, best started by `sapo-vl serve`."""
+
+    urls: tuple[str, ...] = ()  # http://127.0.0.1:8000; all of them serve the model of model.path
+    # Servers beyond this machine, and `sapo-vl serve --host` beyond loopback. Whoever reaches such a port can run
+    # any method of vLLM's workers without a key: only inside a network that nobody else can reach.
+    allow_remote: bool = False
+    timeout_s: float = Field(default=600.0, gt=0)  # for the answer to one prompt, and for reading new weights
+    startup_s: float = Field(default=600.0, ge=0)  # waited for servers at the start, and when none is left
+    retries: int = Field(default=2, ge=0)  # times that a prompt without an answer is sent again
+    max_in_flight: int = Field(default=64, ge=1)  # prompts of one rank at one server
+    sync_dir: str = ""  # folder for new weights that trainer and servers both see; "" = inside the run folder
+
+    @field_validator("urls")
+    @classmethod
+    def _addresses(cls, urls: tuple[str, ...]) -> tuple[str, ...]:
+        found = tuple(_address(url) for url in urls)
+        if twice := sorted({url for url in found if found.count(url) > 1}):
+            raise ValueError(f"rollout.server.urls names {twice[0]} twice")
+        return found
+
+    @model_validator(mode="after")
+    def _this_machine_unless_told(self) -> ServerConfig:
+        far = [url for url in self.urls if not is_loopback(urlsplit(url).hostname or "")]
+        if far and not self.allow_remote:
+            raise ValueError(
+                f"rollout.server.urls: {far[0]} is not on this machine. Weights are handed over through routes that "
+                "ask for no key; set rollout.server.allow_remote=true if nobody else can reach that network"
+            )
+        return self
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address stands for this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+def _address(url: str) -> str:
+    """`url` without a slash at its end; ValueError unless it is scheme, host and port and nothing else."""
+    fault = f"rollout.server.urls: {url!r} is no address of a server; write it like http://127.0.0.1:8000"
+    try:
+        parts = urlsplit(url)
+        port = parts.port  # raises for one beyond 65535
+    except ValueError as error:
+        raise ValueError(f"{fault} ({error})") from None
+    plain = not (parts.path.strip("/") or parts.query or parts.fragment or parts.username)
+    if parts.scheme not in ("http", "https") or not parts.hostname or port is None or not plain:
+        raise ValueError(fault)
+    return url.rstrip("/")

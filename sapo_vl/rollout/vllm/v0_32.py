@@ -86,23 +86,31 @@ def _drop_own_groups(shutdown_ray: bool = False) -> None:
     destroy_model_parallel()
 
 
+def sampling_fields(params: SamplingParams, seed: int, eos: Sequence[int], banned: Sequence[int]) -> dict[str, Any]:
+    """vLLM's sampling parameters by name: for its class in process, as JSON for a server.
+
+    `seed` is of the first response; the j-th uses seed + j. Greedy: one response, vLLM refuses to repeat it.
+    """
+    return {
+        "n": params.n if params.temperature > 0 else 1,
+        "temperature": params.temperature,
+        "top_p": params.top_p,
+        "top_k": params.top_k,  # 0 = off, as here
+        "seed": seed,
+        "max_tokens": params.max_new_tokens,
+        "logprobs": 0,  # of the sampled token only
+        "stop_token_ids": list(eos),
+        "logit_bias": dict.fromkeys(banned, BAN),
+        "detokenize": False,
+        "skip_special_tokens": False,
+    }
+
+
 def sampling(params: SamplingParams, seed: int, eos: Sequence[int], banned: Sequence[int]) -> Any:
-    """`seed` is of the first response; the j-th uses seed + j. Greedy: one response, vLLM refuses to repeat it."""
+    """The parameters as vLLM's own class."""
     from vllm import SamplingParams as VllmSamplingParams
 
-    return VllmSamplingParams(
-        n=params.n if params.temperature > 0 else 1,
-        temperature=params.temperature,
-        top_p=params.top_p,
-        top_k=params.top_k,  # 0 = off, as here
-        seed=seed,
-        max_tokens=params.max_new_tokens,
-        logprobs=0,  # of the sampled token only
-        stop_token_ids=list(eos),
-        logit_bias=dict.fromkeys(banned, BAN),
-        detokenize=False,
-        skip_special_tokens=False,
-    )
+    return VllmSamplingParams(**sampling_fields(params, seed, eos, banned))
 
 
 def request(prompt: Prompt) -> Any:

@@ -5,13 +5,53 @@ vLLM mixes the class into its worker; `self` is that worker. Runs inside vLLM's 
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
 
 
 class WorkerExtension:
-    """Method names start with `sapo_`, so that they cannot meet one of vLLM's."""
+    """Method names start with `sapo_`, so that they cannot meet one of vLLM's.
 
-    model_runner: Any  # of vLLM's worker
+    Over HTTP only text comes in (`/collective_rpc`), and what is returned must be plain JSON.
+    """
+
+    # Of vLLM's worker.
+    model_runner: Any
+    vllm_config: Any
+    reload_weights: Any
+
+    def sapo_settings(self) -> dict[str, Any]:
+        """The settings that a trainer depends on, for it to compare with its own."""
+        model = self.vllm_config.model_config
+        processor = model.get_multimodal_config().mm_processor_kwargs or {}
+        return {
+            "dtype": str(model.dtype).removeprefix("torch."),
+            "logprobs_mode": str(model.logprobs_mode),
+            "max_model_len": int(model.max_model_len),
+            "vocab_size": int(model.get_vocab_size()),
+            "image_size": dict(processor.get("size") or {}),
+        }
+
+    def sapo_load_weights(self, folder: str, tensors: str) -> str:
+        """Takes over the weights in `folder`, which has so many tensors. Returns "", or why it did not begin.
+
+        The folder is looked at first: a reload that fails on the way leaves a model that ends the server at the next
+        request. vLLM's own `reload_weights(weights_path=...)` also remembers the folder as the model's, and ours is
+        deleted soon after.
+        """
+        files = sorted(Path(folder).glob("*.safetensors"))
+        count = 0
+        for path in files:
+            with safe_open(path, framework="pt") as f:
+                count += len(f.keys())
+        if count != int(tensors):
+            return f"{folder} has {count} of {tensors} tensors as this server sees it; is the file system shared?"
+        self.reload_weights(weights_iterator=_tensors(files))
+        return ""
 
     def sapo_repack_cpu(self) -> int:
         """Builds anew the packed copies of weights that a reload leaves behind in vLLM's CPU build.
@@ -34,3 +74,10 @@ class WorkerExtension:
         for packer, module in stale:
             packer.process_weights_after_loading(module)
         return len(stale)
+
+
+def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    for path in files:
+        with safe_open(path, framework="pt") as f:
+            for name in f.keys():  # noqa: SIM118
+                yield name, f.get_tensor(name)

@@ -1,0 +1,229 @@
+"""Rollouts from vLLM servers that are already running, over HTTP.
+
+**Weights** go through the file system: the main rank writes them into a folder (whole or absent), and every server
+reads it. Servers answer under a label that names one sync of one run, so an answer from any other weights is
+recognised. vLLM also takes weights over NCCL (`/init_weight_transfer_engine` and its kin), which would spare a GPU
+cluster the way over the disk; that is not built here.
+
+**When servers fail.** Each rank sends its own prompts to the server with the least to do. dispatch.py says what
+happens to a prompt that gets no answer, pool.py when a server is out of use. If prompts are left over when a rank can
+do no more, all ranks meet, servers that are out are given the current weights again if they are there, and what is
+left over is sent again, `rollout.server.retries` times. What is then still unanswered becomes responses with finish
+FAILED and the reason; the step goes on without them, and the run stops past rollout.max_failed_share.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+import secrets
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from sapo_vl.chat import Chat
+from sapo_vl.distributed import World
+from sapo_vl.models import ModelConfig
+from sapo_vl.rollout.base import SamplingParams
+from sapo_vl.rollout.failures import FailureWatch
+from sapo_vl.rollout.vllm.config import ServerConfig
+from sapo_vl.rollout.vllm.dispatch import Batch, Dispatcher
+from sapo_vl.rollout.vllm.engine import request_seed
+from sapo_vl.rollout.vllm.handover import Package, WeightFolder, check_servers, deliver
+from sapo_vl.rollout.vllm.pool import Pool
+from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
+from sapo_vl.rollout.vllm.v0_32 import SYNC_METHODS, sampling_fields
+from sapo_vl.rollout.vllm.v0_32_http import Wanted
+from sapo_vl.types import Prompt, RolloutGroup
+from sapo_vl.weights import check_manifests
+
+log = logging.getLogger(__name__)
+Weights = Callable[[], Iterator[tuple[str, Tensor]]]  # hub names, hub layout, whole on every rank
+
+# A server that somebody else started cannot be started afresh.
+METHODS = tuple(method for method in SYNC_METHODS if method != "fresh")
+
+
+class ServersUnusable(RuntimeError):
+    """The servers are not there, are set differently from the trainer, or cannot be given weights. Names each."""
+
+
+class VllmServerEngine:
+    """Follows the RolloutEngine protocol. `expected` is the name and shape of every weight of the served model.
+
+    The servers need not hold the trainer's weights: they get them at the first sync, or before the first prompt.
+    """
+
+    def __init__(
+        self,
+        model: ModelConfig,
+        config: ServerConfig,
+        chat: Chat,
+        weights: Weights,
+        expected: Mapping[str, tuple[int, ...]],
+        world: World,
+        run_folder: Path,
+        *,
+        max_new_tokens: int,
+        max_failed_share: float,
+    ) -> None:
+        """Waits for all servers and looks at their settings. Raises ServersUnusable on all ranks."""
+        self.chat, self.world, self.config = chat, world, config
+        self.weight_version = 0
+        self._weights, self._expected = weights, expected
+        self._watch = FailureWatch(max_failed_share)
+        self._method = 0
+        self._run, self._syncs = world.gather(secrets.token_hex(4))[0], 0
+        self._package: Package | None = None
+        self._vocab_size = self._check(
+            Wanted(
+                dtype=model.dtype,
+                max_model_len=model.max_prompt_tokens + max_new_tokens,
+                min_pixels=model.min_pixels,
+                max_pixels=model.max_pixels,
+            )
+        )
+        self._folder = WeightFolder(weights_root(config, run_folder)) if world.is_main else None
+        self._pool = Pool(config.urls, world.rank, "it has no weights of this run yet")
+        self._dispatcher = Dispatcher(self._pool, config, self._run, world.rank)
+
+    @property
+    def sync_method(self) -> str:
+        """The name of the way in which weights are taken over."""
+        return METHODS[self._method]
+
+    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+        """Raises RolloutStopped when too many responses are missing or were refused, see the head of this file."""
+        if params.n < 1 or not prompts:
+            raise ValueError(f"{len(prompts)} prompts with n={params.n}: give at least one of each")
+        if self._package is None:  # an evaluation, say: nothing was trained, and servers may hold anything
+            self.sync(self.weight_version)
+        answers = self._answers(prompts, params)
+        groups = [
+            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size)
+            for p, a in zip(prompts, answers, strict=True)
+        ]
+        self._watch.record(groups)
+        return groups
+
+    def sync(self, version: int) -> None:
+        """All ranks together; the main rank writes and hands over.
+
+        A server that cannot take the weights is out of use until it does. Raises ServersUnusable on all ranks if
+        none could, after waiting `startup_s` for those that were not there, or if the weights cannot be written.
+        """
+        self._package = self._write(version)
+        self._pool.expect(f"it has not taken the weights of version {version}")
+        self._bring_up()
+        if self._folder:
+            self._folder.keep(self._package.folder)  # for a server that comes back before the next sync
+        self.weight_version = version
+        if not self._pool.usable:
+            raise ServersUnusable(f"no server took the weights of version {version}: {self._pool}")
+
+    def surer_sync(self) -> str | None:
+        """Switches to the next way of taking weights over and names it; None if there is none left."""
+        if self._method + 1 >= len(METHODS):
+            return None
+        self._method += 1
+        return self.sync_method
+
+    def close(self) -> None:
+        """Deletes the weights on disk. The servers go on running."""
+        if self._folder:
+            self._folder.remove()
+
+    def _check(self, wanted: Wanted) -> int:
+        """The vocabulary of the served model."""
+        faults: dict[str, str] = {}
+        sizes: dict[str, int] = {}
+        if self.world.is_main:
+            faults, sizes = asyncio.run(check_servers(self.config.urls, wanted, self.config.startup_s))
+        faults, sizes = self.world.gather((faults, sizes))[0]
+        if len(set(sizes.values())) > 1:
+            faults["the servers"] = f"their vocabularies differ ({sizes}), so they serve different models"
+        if faults:
+            text = "; ".join(f"{url}: {fault}" for url, fault in faults.items())
+            raise ServersUnusable(
+                f"{text}. Start servers with `sapo-vl serve --config F --port N` and the config of this run, and name "
+                "them in rollout.server.urls"
+            )
+        return next(iter(sizes.values()))
+
+    def _answers(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Answer | str]:
+        assert self._package is not None
+        seeds = [request_seed(p.problem.id, params.seed) for p in prompts]
+        batch = Batch(
+            prompts, [sampling_fields(params, seed, self.chat.eos_ids, self.chat.banned_ids) for seed in seeds]
+        )
+        for turn in range(1 + self.config.retries):
+            if turn or not self._pool.usable:
+                self._bring_up()
+            if not self._pool.usable:
+                break
+            self._dispatcher.send(batch, self._package.label)
+            for lost in self.world.gather(self._pool.out):
+                self._pool.settle(lost)
+            if not self.world.any(bool(batch.open(self.config.retries))):
+                break
+        answers = batch.result(f"no server is left: {self._pool}")
+        if missing := [a for a, b in zip(answers, batch.answers, strict=True) if isinstance(a, str) and b is None]:
+            log.warning("%d of %d prompts have no answer; one of them: %s", len(missing), len(prompts), missing[0])
+        if params.temperature == 0:
+            answers = [a if isinstance(a, str) else repeat_greedy(a, params.n) for a in answers]
+        return answers
+
+    def _bring_up(self) -> None:
+        """Gives the current weights to all servers that are out, and notes on all ranks which took them."""
+        package = self._package
+        assert package is not None
+        took: dict[str, str] = {}
+        if self.world.is_main:
+            took = asyncio.run(
+                deliver(
+                    list(self._pool.out),
+                    package,
+                    repack=self.sync_method == "repack",
+                    timeout_s=self.config.timeout_s,
+                    wait_s=0.0 if self._pool.usable else self.config.startup_s,
+                )
+            )
+            for url, reason in took.items():
+                if reason:
+                    log.warning("rollout server %s did not take the weights %s: %s", url, package.label, reason)
+        self._pool.settle(self.world.gather(took)[0])
+
+    def _write(self, version: int) -> Package:
+        """Raises ManifestError or ServersUnusable, on all ranks."""
+        self._syncs += 1
+        label = f"{self._run}-{self._syncs}-v{version}"
+        sent: dict[str, tuple[int, ...]] = {}
+        folder, fault = Path(), ""
+        if self._folder:
+            try:
+                folder = self._folder.write(label, self._noted(sent))
+            except OSError as error:
+                fault = str(error)
+        else:
+            for _ in self._noted(sent):  # all ranks read together, see hub_weights
+                pass
+        check_manifests(sent, self._expected)
+        folder, fault = self.world.gather((folder, fault))[0]
+        if fault:
+            raise ServersUnusable(f"the weights of version {version} cannot be handed over: {fault}")
+        return Package(folder=folder, tensors=len(sent), label=label)
+
+    def _noted(self, sent: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
+        for name, value in self._weights():
+            sent[name] = tuple(value.shape)
+            yield name, value
+
+
+def weights_root(config: ServerConfig, run_folder: Path) -> Path:
+    """The folder for the weights of this run alone. In a `sync_dir` that several runs share, each has its own."""
+    if not config.sync_dir:
+        return run_folder.resolve() / "weights_for_servers"
+    name = hashlib.blake2b(str(run_folder.resolve()).encode(), digest_size=6).hexdigest()
+    return Path(config.sync_dir).resolve() / f"sapo_vl-{name}"

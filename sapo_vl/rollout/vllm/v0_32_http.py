@@ -1,0 +1,254 @@
+"""The contract of vLLM 0.32's server: every route that is used, what it takes and what it gives.
+
+Tokens go in and tokens come out (`/inference/v1/generate`, which needs `--enable-scale-out`): ids with one
+placeholder per image and the images beside them; back come the ids as the engine expanded them, the sampled ids, their
+log-probs and the label of the weights that sampled them. Weights, caches and labels are reached through routes of
+vLLM's development mode (`VLLM_SERVER_DEV_MODE=1`).
+"""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import httpx
+import numpy as np
+from PIL import Image
+from pydantic import BaseModel, Field, ValidationError
+
+from sapo_vl.rollout.vllm.client import BadAnswer, NoAnswer, Refusal, ServerFault, Unreachable, ask
+from sapo_vl.rollout.vllm.responses import Answer, Sample
+from sapo_vl.types import Prompt
+
+VERSION = "0.32"
+GENERATE = "/inference/v1/generate"
+PROBE_S = 10.0  # for what takes no time in a server that is alive
+NO_LOGPROB = -9999.0  # vLLM writes this for a log-prob that is missing, -inf or NaN
+
+Id = Annotated[int, Field(ge=0, lt=2**31)]
+
+
+class _Logprob(BaseModel):
+    token_id: Id
+    logprob: float
+
+
+class _Logprobs(BaseModel):
+    content: list[_Logprob] | None = None
+
+
+class _Span(BaseModel):
+    version: str
+
+
+class _Choice(BaseModel):
+    index: int
+    finish_reason: str | None = None
+    token_ids: list[Id] | None = None
+    logprobs: _Logprobs | None = None
+    weight_versions: list[_Span] | None = None
+
+
+class _Response(BaseModel):
+    request_id: str
+    prompt_token_ids: list[Id] | None = None
+    choices: list[_Choice]
+
+
+@dataclass(frozen=True, slots=True)
+class Labelled:
+    """An answer, and the labels of the weights that it was sampled from ("" for a response that names none)."""
+
+    answer: Answer
+    labels: frozenset[str]
+
+
+def request(prompt: Prompt, sampling: Mapping[str, Any]) -> dict[str, Any]:
+    """The body that asks for one prompt, but for its `request_id`. Images are sent as PNG, which keeps every pixel."""
+    body: dict[str, Any] = {
+        "token_ids": prompt.compact_ids.tolist(),
+        "sampling_params": {**sampling, "logit_bias": {str(k): v for k, v in sampling["logit_bias"].items()}},
+        "return_token_ids": True,
+    }
+    if prompt.images:
+        body["content_parts"] = [{"type": "image_url", "url": _png(image)} for image in prompt.images]
+    return body
+
+
+def read_answer(body: bytes, name: str) -> Labelled:
+    """Raises BadAnswer for what is not an answer to the request called `name`."""
+    try:
+        response = _Response.model_validate_json(body)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(map(str, first["loc"]))
+        raise BadAnswer(f"the answer cannot be read ({where + ': ' if where else ''}{first['msg']})") from error
+    if not response.request_id.endswith(name):
+        raise BadAnswer(f"the answer is for request {response.request_id[:80]!r}, asked was {name!r}")
+    choices = sorted(response.choices, key=lambda c: c.index)
+    if [c.index for c in choices] != list(range(len(choices))):
+        raise BadAnswer(f"the answer numbers its samples {[c.index for c in choices][:8]}")
+    answer = Answer(
+        prompt_ids=np.asarray(response.prompt_token_ids or [], np.int64), samples=tuple(map(_sample, choices))
+    )
+    labels = {span.version for c in choices for span in c.weight_versions or [_Span(version="")]}
+    return Labelled(answer=answer, labels=frozenset(labels))
+
+
+def _sample(choice: _Choice) -> Sample:
+    ids = choice.token_ids or []
+    content = (choice.logprobs.content if choice.logprobs else None) or []
+    if content and [entry.token_id for entry in content] != ids:
+        raise BadAnswer("the log-probs in the answer are of other tokens")
+    logprobs = [entry.logprob if entry.logprob > NO_LOGPROB else -np.inf for entry in content]
+    return Sample(
+        ids=np.asarray(ids, np.int64),
+        logprobs=np.asarray(logprobs, np.float32),
+        finish=choice.finish_reason or "nothing",
+    )
+
+
+def _png(image: Image.Image) -> str:
+    out = io.BytesIO()
+    image.save(out, "PNG", compress_level=1)  # quick; the wire is not what rollouts wait for
+    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a server must be set to."""
+
+    dtype: str
+    max_model_len: int  # tokens of prompt and response
+    min_pixels: int
+    max_pixels: int
+
+
+class _Rpc(BaseModel):
+    results: list[Any]
+
+
+class _Settings(BaseModel):
+    dtype: str
+    logprobs_mode: str
+    max_model_len: int
+    vocab_size: int
+    image_size: dict[str, int]
+
+
+async def is_up(http: httpx.AsyncClient, url: str) -> str:
+    """ "" if the server is ready, else why it is not yet. Raises Refusal for what is no vLLM server."""
+    try:
+        await ask(http, url, "GET", "/health", within=PROBE_S)
+    except Refusal as refusal:
+        if refusal.status != 503:  # that one: its engine is not alive, or not yet
+            raise
+        return str(refusal)
+    except (Unreachable, NoAnswer, BadAnswer) as fault:
+        return str(fault)
+    return ""
+
+
+async def check_settings(http: httpx.AsyncClient, url: str, wanted: Wanted) -> int:
+    """The size of the server's vocabulary. Raises ServerFault naming the setting that is wrong."""
+    version = _json(await ask(http, url, "GET", "/version", within=PROBE_S)).get("version", "")
+    if not str(version).startswith(VERSION + "."):
+        raise ServerFault(f"it runs vLLM {version}; known here: {VERSION}.x")
+    try:
+        (found, *_) = await rpc(http, url, "sapo_settings", within=PROBE_S)
+    except Refusal as refusal:
+        if refusal.status == 404:
+            raise ServerFault("its development mode is off (VLLM_SERVER_DEV_MODE=1), so it takes no weights") from None
+        raise ServerFault(f"it was started without our --worker-extension-cls ({refusal})") from None
+    try:
+        settings = _Settings.model_validate(found)
+    except ValidationError as error:
+        raise BadAnswer(f"it describes itself as {str(found)[:200]}") from error
+    try:
+        await ask(http, url, "POST", GENERATE, within=PROBE_S, json={})
+    except Refusal as refusal:
+        if refusal.status == 404:
+            raise ServerFault(f"it has no {GENERATE} (--enable-scale-out)") from None
+    faults = [text for wrong, text in _differences(settings, wanted) if wrong]
+    if faults:
+        raise ServerFault("; ".join(faults))
+    return settings.vocab_size
+
+
+def _differences(found: _Settings, wanted: Wanted) -> list[tuple[bool, str]]:
+    smallest, largest = found.image_size.get("shortest_edge"), found.image_size.get("longest_edge")
+    return [
+        (found.dtype != wanted.dtype, f"it computes in {found.dtype}, model.dtype is {wanted.dtype}"),
+        (
+            found.logprobs_mode != "processed_logprobs",
+            f"its --logprobs-mode is {found.logprobs_mode}, which is not the law it samples from; use "
+            "processed_logprobs",
+        ),
+        (
+            found.max_model_len < wanted.max_model_len,
+            f"its --max-model-len is {found.max_model_len}, model.max_prompt_tokens and rollout.max_new_tokens make "
+            f"{wanted.max_model_len}",
+        ),
+        (
+            smallest is not None and smallest > wanted.min_pixels,
+            f"it enlarges images to {smallest} pixels, model.min_pixels is {wanted.min_pixels}",
+        ),
+        (
+            largest is not None and largest < wanted.max_pixels,
+            f"it shrinks images to {largest} pixels, model.max_pixels is {wanted.max_pixels}",
+        ),
+    ]
+
+
+async def hand_over(
+    http: httpx.AsyncClient, url: str, folder: str, tensors: int, label: str, *, repack: bool, timeout_s: float
+) -> None:
+    """The server takes over the weights in `folder` and answers under `label` from now on. Raises ServerFault.
+
+    The label is set last: one that failed on the way still answers under its old label, which nobody accepts, and
+    stays paused.
+    """
+    await ask(http, url, "POST", "/pause", within=PROBE_S, params={"mode": "abort"})
+    kwargs = {"folder": folder, "tensors": str(tensors)}
+    said = await rpc(http, url, "sapo_load_weights", within=timeout_s, kwargs=kwargs)
+    if faults := [text for text in said if text]:
+        raise ServerFault(str(faults[0])[:500])
+    if repack:
+        await rpc(http, url, "sapo_repack_cpu", within=timeout_s)
+    # What was computed under the old weights: KV of prefixes, processed images, outputs of the vision tower.
+    if not _json(await ask(http, url, "POST", "/reset_prefix_cache", within=PROBE_S)).get("success"):
+        raise ServerFault("its prefix cache could not be reset: something holds blocks of it")
+    await ask(http, url, "POST", "/reset_mm_cache", within=PROBE_S)
+    await ask(http, url, "POST", "/reset_encoder_cache", within=PROBE_S)
+    await ask(http, url, "POST", "/update_weight_version", within=PROBE_S, json={"new_version": label})
+    await ask(http, url, "POST", "/resume", within=PROBE_S)
+    seen = _json(await ask(http, url, "GET", "/weight_info", within=PROBE_S)).get("weight_version")
+    if seen != label:
+        raise ServerFault(f"it says that it has weights {seen!r}, given were {label!r}")
+
+
+async def rpc(
+    http: httpx.AsyncClient, url: str, method: str, *, within: float, kwargs: dict[str, str] | None = None
+) -> list[Any]:
+    """Calls a method of all workers; what each returned. vLLM passes only text in."""
+    body = await ask(
+        http, url, "POST", "/collective_rpc", within=within, json={"method": method, "kwargs": kwargs or {}}
+    )
+    try:
+        return _Rpc.model_validate_json(body).results
+    except ValidationError as error:
+        raise BadAnswer(f"{method} gave {body[:100]!r}") from error
+
+
+def _json(body: bytes) -> dict[str, Any]:
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise BadAnswer(f"it said {body[:100]!r}") from error
+    if not isinstance(found, dict):
+        raise BadAnswer(f"it said {body[:100]!r}")
+    return found
