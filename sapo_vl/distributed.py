@@ -24,6 +24,18 @@ class World:
     rank: int
     size: int
     device: torch.device
+    group: Any = None  # of torch.distributed; None = the one of all ranks that training uses
+
+    def apart(self) -> World:
+        """The same ranks with a group of their own, on the CPU: for work in a thread beside training.
+
+        Collectives of one group must come in the same order on all ranks, which two threads cannot promise. Called
+        by all ranks together.
+        """
+        if self.size == 1:
+            return World.alone()
+        group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        return World(rank=self.rank, size=self.size, device=torch.device("cpu"), group=group)
 
     @classmethod
     def alone(cls) -> World:
@@ -38,7 +50,7 @@ class World:
         if self.size == 1:
             return values
         tensor = torch.from_numpy(values.copy()).to(self.device)
-        dist.all_reduce(tensor, op=op)
+        dist.all_reduce(tensor, op=op, group=self.group)
         return tensor.cpu().numpy()
 
     def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -56,12 +68,12 @@ class World:
         if self.size == 1:
             return [item]
         out: list[Any] = [None] * self.size
-        dist.all_gather_object(out, item)
+        dist.all_gather_object(out, item, group=self.group)
         return out
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
 
 def _free_port() -> int:
