@@ -8,8 +8,8 @@ from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
 from rewards.box_iou import box_iou
 from rewards.choice import choice
 from rewards.format import format_tags
-from rewards.length import length
 from rewards.number import number
+from rewards.overlong import overlong
 from rewards.repetition import repetition
 from rewards.word import word
 
@@ -17,8 +17,8 @@ REWARDS: dict[str, RewardFn] = {
     "box_iou": box_iou,
     "choice": choice,
     "format": format_tags,
-    "length": length,
     "number": number,
+    "overlong": overlong,
     "repetition": repetition,
     "word": word,
 }
@@ -26,6 +26,6 @@ REWARDS: dict[str, RewardFn] = {
 # Rewards that run in the trainer's own process. To be listed here a reward must end in time proportional to
 # the length of the response whatever the response is: string search, expressions without nested repetition,
 # arithmetic on bounded numbers. Everything else runs in worker processes that can be killed.
-IN_PROCESS = frozenset({"box_iou", "choice", "format", "length", "number", "repetition", "word"})
+IN_PROCESS = frozenset({"box_iou", "choice", "format", "number", "overlong", "repetition", "word"})
 
 __all__ = ["IN_PROCESS", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

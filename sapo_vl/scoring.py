@@ -37,12 +37,12 @@ class ScoringConfig(Strict):
     """How responses are scored."""
 
     combine: dict[str, float] = Field(default_factory=lambda: {"accuracy": 0.9, "format": 0.1})
-    """Weights of the terms. "accuracy" is the problem's own reward; others ("format", "length", "repetition",
+    """Weights of the terms. "accuracy" is the problem's own reward; others ("format", "overlong", "repetition",
     ...) are names of rewards. Penalties score below 0, so they take a positive weight; weight 0 only logs."""
     by_task: dict[str, str] = Field(default_factory=dict)
     """Task -> name of its own reward; goes before what the data set says. "*" stands for all other tasks."""
     params: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Name of a reward -> its keyword arguments, e.g. {"length": {"buffer": 64}}."""
+    """Name of a reward -> its keyword arguments, e.g. {"overlong": {"buffer": 64}}."""
     path: str = ""
     """A reward of yours outside the repository: "path/to/my_reward.py:function". If neither by_task nor combine names
     it (see path_name), it is the own reward of every task that by_task does not give to another one."""

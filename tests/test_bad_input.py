@@ -250,7 +250,7 @@ def test_a_model_folder_without_all_its_weights(refused, model, copy_of):
         ("train", ["rewards.combine={accuracy: 1, fromat: 1}"], "rewards.combine names the unknown reward 'fromat'"),
         ("eval", ["rewards.by_task.count=cuont"], "rewards.by_task names the unknown reward 'cuont'"),
         ("sft", ["rewards.by_task.count=cuont"], "rewards.by_task names the unknown reward 'cuont'"),
-        ("train", ["rewards.params.length.bufer=3"], "unexpected keyword argument 'bufer'"),
+        ("train", ["rewards.params.overlong.bufer=3"], "unexpected keyword argument 'bufer'"),
         ("train", ["optim.lrr=3"], "unknown key optim.lrr; nearest: optim.lr"),
         ("train", ["rollout.group_size=1"], "rollout.group_size=1"),
     ],

@@ -157,7 +157,7 @@ def test_any_text_gets_a_score_in_range_from_every_reward(text, tokens):
         gold, meta = golds.get(name, ("", {}))
         for response in (text, say(text)):
             out = reward(respond(response, gold, tokens, limit=20, **meta))
-            low, high = (-1, 0) if name in ("length", "repetition") else (0, 1)
+            low, high = (-1, 0) if name in ("overlong", "repetition") else (0, 1)
             assert low <= out.score <= high, name
             assert all(0 <= part <= 1 for part in out.parts.values())
 

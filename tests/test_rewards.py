@@ -200,7 +200,7 @@ def test_iou_counts_pixels(a, b):
         assert iou(parsed[0], parsed[1]) == iou(parsed[1], parsed[0]) == pytest.approx(len(both) / len(either))
 
 
-# --- format, length, repetition, weighted
+# --- format, overlong, repetition, weighted
 
 
 @pytest.mark.parametrize(
@@ -232,20 +232,23 @@ def test_format_when_the_prompt_opens_the_thinking():
     assert REWARDS["format"](respond("<think>a</think><answer>b</answer>"), think_in_prompt=True).score == 0
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(0, 0), (60, 0), (70, -0.25), (80, -0.5), (100, -1), (130, -1)])
-def test_length_slope(tokens, expected):
-    assert REWARDS["length"](respond("", tokens=(1,) * tokens), limit=100, buffer=40).score == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [(0, 0), (60, 0), (61, -0.025), (70, -0.25), (80, -0.5), (99, -0.975), (100, -1), (101, -1), (9999, -1)],
+)
+def test_overlong_slope(tokens, expected):
+    assert REWARDS["overlong"](respond("", tokens=(1,) * tokens), limit=100, buffer=40).score == pytest.approx(expected)
 
 
-def test_length_defaults_to_the_sampling_limit_and_a_fifth_of_it():
-    assert [REWARDS["length"](respond("", tokens=(1,) * n, limit=50)).score for n in (40, 45, 50)] == [
+def test_overlong_defaults_to_the_sampling_limit_and_a_fifth_of_it():
+    assert [REWARDS["overlong"](respond("", tokens=(1,) * n, limit=50)).score for n in (40, 45, 50)] == [
         0,
         -0.5,
         -1,
     ]
     for buffer in (0, 51):
         with pytest.raises(ValueError, match="buffer"):
-            REWARDS["length"](respond("", limit=50), buffer=buffer)
+            REWARDS["overlong"](respond("", limit=50), buffer=buffer)
 
 
 def test_repetition_by_hand():
@@ -259,7 +262,7 @@ def test_repetition_by_hand():
 
 
 def test_weighted_sum_and_parts():
-    terms = {"accuracy": lambda x: RewardOutput(1.0, {"iou": 0.7}), "length": lambda x: RewardOutput(-0.5)}
-    out = weighted(respond(""), {"accuracy": 0.9, "length": 0.2}, terms)
+    terms = {"accuracy": lambda x: RewardOutput(1.0, {"iou": 0.7}), "overlong": lambda x: RewardOutput(-0.5)}
+    out = weighted(respond(""), {"accuracy": 0.9, "overlong": 0.2}, terms)
     assert out.score == pytest.approx(0.8)
-    assert out.parts == {"accuracy": 1.0, "accuracy/iou": 0.7, "length": -0.5}
+    assert out.parts == {"accuracy": 1.0, "accuracy/iou": 0.7, "overlong": -0.5}

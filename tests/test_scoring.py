@@ -49,15 +49,15 @@ def test_built_in_rewards_by_hand_and_without_workers():
     assert groups[0].rollouts[0].reward is None  # the input is left as it was
 
 
-def test_length_and_repetition_terms_see_tokens():
+def test_overlong_and_repetition_terms_see_tokens():
     # The helper's responses have 20 different tokens. Slope of 10 tokens before 25: 20 is half way down.
     settings = ScoringConfig(
-        combine={"accuracy": 1.0, "length": 0.4, "repetition": 0.2},
-        params={"length": {"buffer": 10}, "repetition": {"n": 2}},
+        combine={"accuracy": 1.0, "overlong": 0.4, "repetition": 0.2},
+        params={"overlong": {"buffer": 10}, "repetition": {"n": 2}},
     )
     with Scorer(settings) as scorer:
         [scored] = scorer.score([group(["<answer>3</answer>"], reward="number", answer="3")], max_tokens=25)
-    assert scored.rollouts[0].parts == {"accuracy": 1.0, "length": -0.5, "repetition": 0.0}
+    assert scored.rollouts[0].parts == {"accuracy": 1.0, "overlong": -0.5, "repetition": 0.0}
     assert scored.rollouts[0].reward == pytest.approx(1.0 - 0.4 * 0.5)
 
 
@@ -114,7 +114,7 @@ def test_a_task_without_a_reward_is_named_with_the_keys_to_set():
         ({"combine": {}}, "rewards.combine is empty"),
         ({"by_task": {"maze": "mazes"}}, "rewards.by_task names the unknown reward 'mazes'"),
         ({"params": {"lenght": {}}}, "rewards.params names the unknown reward 'lenght'"),
-        ({"params": {"length": {"bufer": 3}}}, "unexpected keyword argument 'bufer'"),
+        ({"params": {"overlong": {"bufer": 3}}}, "unexpected keyword argument 'bufer'"),
         ({"path": "my_reward.py"}, "must look like 'my_reward.py:function_name'"),
         ({"path": "/nowhere/my_reward.py:f"}, "rewards.path names the file /nowhere/my_reward.py"),
         ({"path": f"{__file__}:f", "path_name": "number"}, "'number' is a built-in name"),
