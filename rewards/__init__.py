@@ -5,7 +5,7 @@ reward that lives outside this repository.
 """
 
 from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
-from rewards.box_iou import box_iou
+from rewards.box import box
 from rewards.choice import choice
 from rewards.format import format_tags
 from rewards.number import number
@@ -14,7 +14,7 @@ from rewards.repetition import repetition
 from rewards.word import word
 
 REWARDS: dict[str, RewardFn] = {
-    "box_iou": box_iou,
+    "box": box,
     "choice": choice,
     "format": format_tags,
     "number": number,
@@ -26,6 +26,16 @@ REWARDS: dict[str, RewardFn] = {
 # Rewards that run in the trainer's own process. To be listed here a reward must end in time proportional to
 # the length of the response whatever the response is: string search, expressions without nested repetition,
 # arithmetic on bounded numbers. Everything else runs in worker processes that can be killed.
-IN_PROCESS = frozenset({"box_iou", "choice", "format", "number", "overlong", "repetition", "word"})
+IN_PROCESS = frozenset(
+    {
+        "box",
+        "choice",
+        "format",
+        "number",
+        "overlong",
+        "repetition",
+        "word",
+    }
+)
 
 __all__ = ["IN_PROCESS", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

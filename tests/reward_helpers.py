@@ -33,6 +33,6 @@ GOLDS = [  # reward, gold, meta
     ("choice", "dark green", {"choices": COLOURS}),
     ("choice", "D", {}),
     ("word", "Blue", {}),
-    ("box_iou", "1 2 5 6", {}),
-    ("box_iou", "[3, 3, 3, 3]", {"inclusive": True}),
+    ("box", "1 2 5 6", {}),
+    ("box", "[3, 3, 3, 3]", {"inclusive": True}),
 ]

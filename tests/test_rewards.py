@@ -1,12 +1,11 @@
 """The value of each reward by hand."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from reward_helpers import COLOURS, respond, say, score
 
 from rewards import REWARDS, RewardOutput
-from rewards.box_iou import iou, parse_box
 from rewards.number import parse_number
 from rewards.weighted import weighted
 
@@ -138,66 +137,6 @@ def test_word():
     for wrong in ("green", "dark greens", "dark green or red", "darkgreen", "None"):
         assert score("word", say(wrong), "dark green") == 0
     assert score("word", say("stra\u00dfe"), "STRASSE") == 1
-
-
-# --- box
-
-
-def test_box_values_by_hand():
-    # 4x4 against 4x4 moved by 2: overlap 8, union 24
-    out = REWARDS["box_iou"](respond(say("[2, 0, 6, 4]"), "0 0 4 4", threshold=1 / 3))
-    assert out.parts["iou"] == pytest.approx(8 / 24) and out.score == 1
-    assert score("box_iou", say("2 0 6 4"), "0 0 4 4", threshold=0.34) == 0
-    # a quarter of the area, and the whole 16x16 picture around it
-    assert REWARDS["box_iou"](respond(say("0 0 16 16"), "0 0 8 8")) == RewardOutput(0.0, {"iou": 0.25})
-    # exactly on the default threshold
-    assert score("box_iou", say("(0,0),(4,2)"), "0 0 4 4") == 1
-    # one pixel and itself, in both conventions
-    assert score("box_iou", say("5 5 6 6"), "5 5 6 6", threshold=1) == 1
-    assert score("box_iou", say("5 5 5 5"), "5 5 5 5", threshold=1, inclusive=True) == 1
-    # units are those of the gold: the same box in fractions of the picture does not hit
-    assert score("box_iou", say("0.1 0.1 0.5 0.5"), "1 1 5 5") == 0
-
-
-def test_what_is_no_box():
-    wrong = [
-        "5 5 5 9",
-        "5 9 9 5",
-        "9 9 1 1",
-        "1 1 9",
-        "1 1 9 9 9",
-        "1 1 9 9 1 1 9 9",
-        "[1,1,9,9],[1,1,9,9]",
-        "",
-    ]
-    wrong += [
-        "1 1 9 nan",
-        "1 1 9 inf",
-        "1 1 9 9e9",
-        "1 1 9 9 or so",
-        "x1 1 9 9",
-        "1-1 9 9",
-        "11999",
-        "1.2.3 4",
-    ]
-    for answer in [*wrong, "1 1 9 " + "9" * 999]:
-        assert REWARDS["box_iou"](respond(say(answer), "1 1 9 9")) == RewardOutput(0.0, {"iou": 0.0}), answer
-
-
-corners = st.tuples(*[st.integers(0, 12)] * 4)
-
-
-@given(corners, corners)
-@example((5, 5, 6, 6), (5, 5, 6, 6))
-def test_iou_counts_pixels(a, b):
-    def pixels(box):
-        return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
-
-    parsed = [parse_box(" ".join(map(str, box))) for box in (a, b)]
-    assert [p is not None for p in parsed] == [bool(pixels(a)), bool(pixels(b))]
-    if parsed[0] and parsed[1]:
-        both, either = pixels(a) & pixels(b), pixels(a) | pixels(b)
-        assert iou(parsed[0], parsed[1]) == iou(parsed[1], parsed[0]) == pytest.approx(len(both) / len(either))
 
 
 # --- format, overlong, repetition, weighted

@@ -30,11 +30,11 @@ def test_built_in_rewards_by_hand_and_without_workers():
             reward="number",
             answer="3",
         ),
-        group([GOOD.format("1 2 5 7")], task="ground", reward="box_iou", answer="1 2 5 6"),
+        group([GOOD.format("1 2 5 7")], task="ground", reward="box", answer="1 2 5 6"),
         group([GOOD.format("red")], task="grid", reward="word", answer="Red"),
     ]
     with Scorer(ScoringConfig()) as scorer:
-        scorer.check([("count", "number"), ("ground", "box_iou"), ("grid", "word")], "data")
+        scorer.check([("count", "number"), ("ground", "box"), ("grid", "word")], "data")
         scored = scorer.score(groups, max_tokens=30)
         assert scorer._pool is None
     assert [r.reward for r in scored[0].rollouts] == pytest.approx([1.0, 0.1, 0.9, 0.0])
@@ -99,9 +99,7 @@ def test_a_task_without_a_reward_is_named_with_the_keys_to_set():
     with Scorer(ScoringConfig()) as scorer:
         with pytest.raises(ScoringError, match=r"puzzles: task 'maze' has no reward.*rewards\.by_task\.maze"):
             scorer.check([("count", "number"), ("maze", "")], "puzzles")
-        with pytest.raises(
-            ValueError, match=r"puzzles: the reward 'cuont' of task 'maze'.*box_iou, choice.*rewards\.path"
-        ):
+        with pytest.raises(ValueError, match=r"puzzles: the reward 'cuont' of task 'maze'.*box, choice.*rewards\.path"):
             scorer.check([("maze", "cuont")], "puzzles")
         with pytest.raises(ScoringError, match="problem p7: task 'maze' has no reward"):
             scorer.score([group(["x"], task="maze", reward="")], max_tokens=30)
