@@ -8,6 +8,7 @@ from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
 from rewards.box import box
 from rewards.choice import choice
 from rewards.format import format_tags
+from rewards.list import list_items
 from rewards.number import number
 from rewards.overlong import overlong
 from rewards.repetition import repetition
@@ -17,6 +18,7 @@ REWARDS: dict[str, RewardFn] = {
     "box": box,
     "choice": choice,
     "format": format_tags,
+    "list": list_items,
     "number": number,
     "overlong": overlong,
     "repetition": repetition,
@@ -31,6 +33,7 @@ IN_PROCESS = frozenset(
         "box",
         "choice",
         "format",
+        "list",
         "number",
         "overlong",
         "repetition",

@@ -35,4 +35,6 @@ GOLDS = [  # reward, gold, meta
     ("word", "Blue", {}),
     ("box", "1 2 5 6", {}),
     ("box", "[3, 3, 3, 3]", {"inclusive": True}),
+    ("list", "red, dark green, 7", {}),
+    ("list", '["b", "a, c"]', {"ordered": True}),
 ]
