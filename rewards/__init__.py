@@ -10,6 +10,7 @@ from rewards.choice import choice
 from rewards.format import format_tags
 from rewards.list import list_items
 from rewards.number import number
+from rewards.ocr import ocr
 from rewards.overlong import overlong
 from rewards.repetition import repetition
 from rewards.word import word
@@ -20,6 +21,7 @@ REWARDS: dict[str, RewardFn] = {
     "format": format_tags,
     "list": list_items,
     "number": number,
+    "ocr": ocr,
     "overlong": overlong,
     "repetition": repetition,
     "word": word,

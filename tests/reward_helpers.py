@@ -37,4 +37,5 @@ GOLDS = [  # reward, gold, meta
     ("box", "[3, 3, 3, 3]", {"inclusive": True}),
     ("list", "red, dark green, 7", {}),
     ("list", '["b", "a, c"]', {"ordered": True}),
+    ("ocr", "Total 12.50", {}),
 ]
