@@ -8,6 +8,7 @@ from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
 from rewards.box import box
 from rewards.choice import choice
 from rewards.format import format_tags
+from rewards.json_grid import json_grid
 from rewards.list import list_items
 from rewards.number import number
 from rewards.ocr import ocr
@@ -19,6 +20,7 @@ REWARDS: dict[str, RewardFn] = {
     "box": box,
     "choice": choice,
     "format": format_tags,
+    "json_grid": json_grid,
     "list": list_items,
     "number": number,
     "ocr": ocr,
@@ -35,6 +37,7 @@ IN_PROCESS = frozenset(
         "box",
         "choice",
         "format",
+        "json_grid",
         "list",
         "number",
         "overlong",
