@@ -10,6 +10,7 @@ from rewards.choice import choice
 from rewards.format import format_tags
 from rewards.json_grid import json_grid
 from rewards.list import list_items
+from rewards.maze import maze
 from rewards.number import number
 from rewards.ocr import ocr
 from rewards.overlong import overlong
@@ -22,6 +23,7 @@ REWARDS: dict[str, RewardFn] = {
     "format": format_tags,
     "json_grid": json_grid,
     "list": list_items,
+    "maze": maze,
     "number": number,
     "ocr": ocr,
     "overlong": overlong,
@@ -39,6 +41,7 @@ IN_PROCESS = frozenset(
         "format",
         "json_grid",
         "list",
+        "maze",
         "number",
         "overlong",
         "repetition",

@@ -37,5 +37,6 @@ GOLDS = [  # reward, gold, meta
     ("box", "[3, 3, 3, 3]", {"inclusive": True}),
     ("list", "red, dark green, 7", {}),
     ("list", '["b", "a, c"]', {"ordered": True}),
+    ("maze", "R R D D", {"grid": ["S..", "##.", "..G"]}),
     ("ocr", "Total 12.50", {}),
 ]
