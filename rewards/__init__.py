@@ -9,6 +9,7 @@ from rewards.box import box
 from rewards.choice import choice
 from rewards.format import format_tags
 from rewards.json_grid import json_grid
+from rewards.language import language
 from rewards.list import list_items
 from rewards.maze import maze
 from rewards.number import number
@@ -22,6 +23,7 @@ REWARDS: dict[str, RewardFn] = {
     "choice": choice,
     "format": format_tags,
     "json_grid": json_grid,
+    "language": language,
     "list": list_items,
     "maze": maze,
     "number": number,
@@ -40,6 +42,7 @@ IN_PROCESS = frozenset(
         "choice",
         "format",
         "json_grid",
+        "language",
         "list",
         "maze",
         "number",
