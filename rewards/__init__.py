@@ -7,6 +7,7 @@ reward that lives outside this repository.
 from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
 from rewards.box import box
 from rewards.choice import choice
+from rewards.code import code
 from rewards.format import format_tags
 from rewards.json_grid import json_grid
 from rewards.language import language
@@ -21,6 +22,7 @@ from rewards.word import word
 REWARDS: dict[str, RewardFn] = {
     "box": box,
     "choice": choice,
+    "code": code,
     "format": format_tags,
     "json_grid": json_grid,
     "language": language,
