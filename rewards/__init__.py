@@ -17,6 +17,7 @@ from rewards.number import number
 from rewards.ocr import ocr
 from rewards.overlong import overlong
 from rewards.repetition import repetition
+from rewards.weighted import weighted_by_name
 from rewards.word import word
 
 REWARDS: dict[str, RewardFn] = {
@@ -32,6 +33,7 @@ REWARDS: dict[str, RewardFn] = {
     "ocr": ocr,
     "overlong": overlong,
     "repetition": repetition,
+    "weighted": weighted_by_name(lambda: REWARDS),
     "word": word,
 }
 

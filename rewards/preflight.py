@@ -8,6 +8,7 @@ from typing import Any
 from rewards import REWARDS
 from rewards.base import signature_problem
 from rewards.code import code_problem
+from rewards.weighted import weighted_problem
 
 
 def setting_problem(name: str, params: Mapping[str, Any], timeout_s: float) -> str:
@@ -22,4 +23,6 @@ def setting_problem(name: str, params: Mapping[str, Any], timeout_s: float) -> s
         return f"the params {dict(params)} do not fit the reward {name!r}: {problem}"
     if name == "code":
         return code_problem(params, timeout_s)
+    if name == "weighted":
+        return weighted_problem(params, lambda term, own: setting_problem(term, own, timeout_s))
     return ""
