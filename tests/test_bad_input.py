@@ -164,7 +164,7 @@ def test_a_task_without_a_reward(stage, refused, tmp_path, data):
     folder = save(tmp_path / "d", train=rows_of(data), test=held_out, cold_start=rows_of(data, "cold_start"))
     message = refused(f"data.path={folder}", stage=stage)
     assert f"ScoringError: {folder}: task 'count' has no reward. Set rewards.by_task.count=NAME" in message
-    assert "Known rewards: box_iou, choice" in message
+    assert "Known rewards: box, choice" in message
 
 
 def test_quotas_that_cannot_be_met(refused):
@@ -250,7 +250,7 @@ def test_a_model_folder_without_all_its_weights(refused, model, copy_of):
         ("train", ["rewards.combine={accuracy: 1, fromat: 1}"], "rewards.combine names the unknown reward 'fromat'"),
         ("eval", ["rewards.by_task.count=cuont"], "rewards.by_task names the unknown reward 'cuont'"),
         ("sft", ["rewards.by_task.count=cuont"], "rewards.by_task names the unknown reward 'cuont'"),
-        ("train", ["rewards.params.length.bufer=3"], "unexpected keyword argument 'bufer'"),
+        ("train", ["rewards.params.overlong.bufer=3"], "unexpected keyword argument 'bufer'"),
         ("train", ["optim.lrr=3"], "unknown key optim.lrr; nearest: optim.lr"),
         ("train", ["rollout.group_size=1"], "rollout.group_size=1"),
     ],

@@ -67,12 +67,12 @@ def test_gold_in_the_wrong_place_scores_zero(name, gold, meta, text):
         ("choice", "A", {"choices": []}),
         ("choice", "A", {"choices": "red"}),
         ("word", " ", {}),
-        ("box_iou", "1 2 3", {}),
-        ("box_iou", "5 5 5 5", {}),
-        ("box_iou", "9 9 1 1", {}),
-        ("box_iou", "1 2 5 6", {"threshold": 0}),
-        ("box_iou", "1 2 5 6", {"threshold": 1.1}),
-        ("box_iou", "1 2 5 6", {"inclusive": 1}),
+        ("box", "1 2 3", {}),
+        ("box", "5 5 5 5", {}),
+        ("box", "9 9 1 1", {}),
+        ("box", "1 2 5 6", {"threshold": 0}),
+        ("box", "1 2 5 6", {"threshold": 1.1}),
+        ("box", "1 2 5 6", {"inclusive": 1}),
     ],
 )
 def test_a_senseless_gold_is_unscorable_whatever_the_response(name, gold, meta):
@@ -147,24 +147,29 @@ BITS = [
     " ",
 ]
 BITS += ["B", "blue", "(", ")", ":", "$", "\uff11", "\u2212", "\n", "nan", "1 2 5 6"]
+PENALTIES = ("language", "overlong", "repetition")
+OTHER_INPUT = ("code", "weighted")  # any text is tried on them in their own tests
 texts = st.one_of(st.text(), st.lists(st.sampled_from(BITS), max_size=40).map("".join))
 
 
 @given(texts, st.lists(st.integers(0, 3), max_size=30).map(tuple))
 def test_any_text_gets_a_score_in_range_from_every_reward(text, tokens):
     golds = {name: (gold, meta) for name, gold, meta in GOLDS}
+    golds |= {"json_grid": ('{"1": {"a": "x"}}', {}), "language": ("", {"language": "en"})}
     for name, reward in REWARDS.items():
+        if name in OTHER_INPUT:
+            continue
         gold, meta = golds.get(name, ("", {}))
         for response in (text, say(text)):
             out = reward(respond(response, gold, tokens, limit=20, **meta))
-            low, high = (-1, 0) if name in ("length", "repetition") else (0, 1)
+            low, high = (-1, 0) if name in PENALTIES else (0, 1)
             assert low <= out.score <= high, name
             assert all(0 <= part <= 1 for part in out.parts.values())
 
 
 @given(texts, texts)
 def test_any_gold_and_response_give_a_score_or_unscorable(gold, text):
-    for name in ("number", "choice", "word", "box_iou"):
+    for name in ("number", "choice", "word", "box"):
         for meta in ({}, {"choices": [gold, "blue"]}, json.loads('{"threshold": 0.5, "tolerance": 1}')):
             try:
                 assert score(name, text, gold, **meta) in (0, 1)
@@ -195,12 +200,20 @@ def test_what_is_thought_never_counts(text):
         "((",
         "(A) ",
         "-1 ",
+        "[",
+        '"',
+        '\\"',
+        "```json\n",
+        "a,\n",
+        "up ",
+        "\u4e00e\u0301",
     ],
 )
 @pytest.mark.timeout(20)
 def test_rewards_run_in_process_only_if_long_adversarial_text_does_not_stop_them(name, bit):
     # A quadratic reader would need hours for these megabytes, an exponential one for ever.
     golds = {reward: (gold, meta) for reward, gold, meta in GOLDS}
+    golds |= {"json_grid": ('{"1": {"a": "x"}}', {}), "language": ("", {"language": "en"})}
     gold, meta = golds.get(name, ("", {}))
     for text in (bit * (2_000_000 // len(bit)), say(bit * (2_000_000 // len(bit)))):
         REWARDS[name](respond(text, gold, tokens=(1,) * 10_000, **meta))

@@ -44,7 +44,7 @@ def test_the_routing_example():
     with Scorer(ScoringConfig.model_validate(CONFIGS[0])) as scorer:
         scorer.check([("count", ""), ("grid", "")], "puzzles")
         [scored] = scorer.score([group(["<answer>3</answer>"], task="count", answer="3")], max_tokens=100)
-    assert scored.rollouts[0].parts == {"accuracy": 1.0, "format": 0.0, "length": 0.0}
+    assert scored.rollouts[0].parts == {"accuracy": 1.0, "format": 0.0, "overlong": 0.0}
 
 
 def test_a_reward_outside_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

@@ -1,12 +1,11 @@
 """The value of each reward by hand."""
 
 import pytest
-from hypothesis import example, given
+from hypothesis import given
 from hypothesis import strategies as st
 from reward_helpers import COLOURS, respond, say, score
 
 from rewards import REWARDS, RewardOutput
-from rewards.box_iou import iou, parse_box
 from rewards.number import parse_number
 from rewards.weighted import weighted
 
@@ -140,67 +139,7 @@ def test_word():
     assert score("word", say("stra\u00dfe"), "STRASSE") == 1
 
 
-# --- box
-
-
-def test_box_values_by_hand():
-    # 4x4 against 4x4 moved by 2: overlap 8, union 24
-    out = REWARDS["box_iou"](respond(say("[2, 0, 6, 4]"), "0 0 4 4", threshold=1 / 3))
-    assert out.parts["iou"] == pytest.approx(8 / 24) and out.score == 1
-    assert score("box_iou", say("2 0 6 4"), "0 0 4 4", threshold=0.34) == 0
-    # a quarter of the area, and the whole 16x16 picture around it
-    assert REWARDS["box_iou"](respond(say("0 0 16 16"), "0 0 8 8")) == RewardOutput(0.0, {"iou": 0.25})
-    # exactly on the default threshold
-    assert score("box_iou", say("(0,0),(4,2)"), "0 0 4 4") == 1
-    # one pixel and itself, in both conventions
-    assert score("box_iou", say("5 5 6 6"), "5 5 6 6", threshold=1) == 1
-    assert score("box_iou", say("5 5 5 5"), "5 5 5 5", threshold=1, inclusive=True) == 1
-    # units are those of the gold: the same box in fractions of the picture does not hit
-    assert score("box_iou", say("0.1 0.1 0.5 0.5"), "1 1 5 5") == 0
-
-
-def test_what_is_no_box():
-    wrong = [
-        "5 5 5 9",
-        "5 9 9 5",
-        "9 9 1 1",
-        "1 1 9",
-        "1 1 9 9 9",
-        "1 1 9 9 1 1 9 9",
-        "[1,1,9,9],[1,1,9,9]",
-        "",
-    ]
-    wrong += [
-        "1 1 9 nan",
-        "1 1 9 inf",
-        "1 1 9 9e9",
-        "1 1 9 9 or so",
-        "x1 1 9 9",
-        "1-1 9 9",
-        "11999",
-        "1.2.3 4",
-    ]
-    for answer in [*wrong, "1 1 9 " + "9" * 999]:
-        assert REWARDS["box_iou"](respond(say(answer), "1 1 9 9")) == RewardOutput(0.0, {"iou": 0.0}), answer
-
-
-corners = st.tuples(*[st.integers(0, 12)] * 4)
-
-
-@given(corners, corners)
-@example((5, 5, 6, 6), (5, 5, 6, 6))
-def test_iou_counts_pixels(a, b):
-    def pixels(box):
-        return {(x, y) for x in range(box[0], box[2]) for y in range(box[1], box[3])}
-
-    parsed = [parse_box(" ".join(map(str, box))) for box in (a, b)]
-    assert [p is not None for p in parsed] == [bool(pixels(a)), bool(pixels(b))]
-    if parsed[0] and parsed[1]:
-        both, either = pixels(a) & pixels(b), pixels(a) | pixels(b)
-        assert iou(parsed[0], parsed[1]) == iou(parsed[1], parsed[0]) == pytest.approx(len(both) / len(either))
-
-
-# --- format, length, repetition, weighted
+# --- format, overlong, repetition, weighted
 
 
 @pytest.mark.parametrize(
@@ -232,20 +171,23 @@ def test_format_when_the_prompt_opens_the_thinking():
     assert REWARDS["format"](respond("<think>a</think><answer>b</answer>"), think_in_prompt=True).score == 0
 
 
-@pytest.mark.parametrize(("tokens", "expected"), [(0, 0), (60, 0), (70, -0.25), (80, -0.5), (100, -1), (130, -1)])
-def test_length_slope(tokens, expected):
-    assert REWARDS["length"](respond("", tokens=(1,) * tokens), limit=100, buffer=40).score == pytest.approx(expected)
+@pytest.mark.parametrize(
+    ("tokens", "expected"),
+    [(0, 0), (60, 0), (61, -0.025), (70, -0.25), (80, -0.5), (99, -0.975), (100, -1), (101, -1), (9999, -1)],
+)
+def test_overlong_slope(tokens, expected):
+    assert REWARDS["overlong"](respond("", tokens=(1,) * tokens), limit=100, buffer=40).score == pytest.approx(expected)
 
 
-def test_length_defaults_to_the_sampling_limit_and_a_fifth_of_it():
-    assert [REWARDS["length"](respond("", tokens=(1,) * n, limit=50)).score for n in (40, 45, 50)] == [
+def test_overlong_defaults_to_the_sampling_limit_and_a_fifth_of_it():
+    assert [REWARDS["overlong"](respond("", tokens=(1,) * n, limit=50)).score for n in (40, 45, 50)] == [
         0,
         -0.5,
         -1,
     ]
     for buffer in (0, 51):
         with pytest.raises(ValueError, match="buffer"):
-            REWARDS["length"](respond("", limit=50), buffer=buffer)
+            REWARDS["overlong"](respond("", limit=50), buffer=buffer)
 
 
 def test_repetition_by_hand():
@@ -259,7 +201,7 @@ def test_repetition_by_hand():
 
 
 def test_weighted_sum_and_parts():
-    terms = {"accuracy": lambda x: RewardOutput(1.0, {"iou": 0.7}), "length": lambda x: RewardOutput(-0.5)}
-    out = weighted(respond(""), {"accuracy": 0.9, "length": 0.2}, terms)
+    terms = {"accuracy": lambda x: RewardOutput(1.0, {"iou": 0.7}), "overlong": lambda x: RewardOutput(-0.5)}
+    out = weighted(respond(""), {"accuracy": 0.9, "overlong": 0.2}, terms)
     assert out.score == pytest.approx(0.8)
-    assert out.parts == {"accuracy": 1.0, "accuracy/iou": 0.7, "length": -0.5}
+    assert out.parts == {"accuracy": 1.0, "accuracy/iou": 0.7, "overlong": -0.5}

@@ -30,11 +30,11 @@ def test_built_in_rewards_by_hand_and_without_workers():
             reward="number",
             answer="3",
         ),
-        group([GOOD.format("1 2 5 7")], task="ground", reward="box_iou", answer="1 2 5 6"),
+        group([GOOD.format("1 2 5 7")], task="ground", reward="box", answer="1 2 5 6"),
         group([GOOD.format("red")], task="grid", reward="word", answer="Red"),
     ]
     with Scorer(ScoringConfig()) as scorer:
-        scorer.check([("count", "number"), ("ground", "box_iou"), ("grid", "word")], "data")
+        scorer.check([("count", "number"), ("ground", "box"), ("grid", "word")], "data")
         scored = scorer.score(groups, max_tokens=30)
         assert scorer._pool is None
     assert [r.reward for r in scored[0].rollouts] == pytest.approx([1.0, 0.1, 0.9, 0.0])
@@ -49,15 +49,15 @@ def test_built_in_rewards_by_hand_and_without_workers():
     assert groups[0].rollouts[0].reward is None  # the input is left as it was
 
 
-def test_length_and_repetition_terms_see_tokens():
+def test_overlong_and_repetition_terms_see_tokens():
     # The helper's responses have 20 different tokens. Slope of 10 tokens before 25: 20 is half way down.
     settings = ScoringConfig(
-        combine={"accuracy": 1.0, "length": 0.4, "repetition": 0.2},
-        params={"length": {"buffer": 10}, "repetition": {"n": 2}},
+        combine={"accuracy": 1.0, "overlong": 0.4, "repetition": 0.2},
+        params={"overlong": {"buffer": 10}, "repetition": {"n": 2}},
     )
     with Scorer(settings) as scorer:
         [scored] = scorer.score([group(["<answer>3</answer>"], reward="number", answer="3")], max_tokens=25)
-    assert scored.rollouts[0].parts == {"accuracy": 1.0, "length": -0.5, "repetition": 0.0}
+    assert scored.rollouts[0].parts == {"accuracy": 1.0, "overlong": -0.5, "repetition": 0.0}
     assert scored.rollouts[0].reward == pytest.approx(1.0 - 0.4 * 0.5)
 
 
@@ -99,9 +99,7 @@ def test_a_task_without_a_reward_is_named_with_the_keys_to_set():
     with Scorer(ScoringConfig()) as scorer:
         with pytest.raises(ScoringError, match=r"puzzles: task 'maze' has no reward.*rewards\.by_task\.maze"):
             scorer.check([("count", "number"), ("maze", "")], "puzzles")
-        with pytest.raises(
-            ValueError, match=r"puzzles: the reward 'cuont' of task 'maze'.*box_iou, choice.*rewards\.path"
-        ):
+        with pytest.raises(ValueError, match=r"puzzles: the reward 'cuont' of task 'maze'.*box, choice.*rewards\.path"):
             scorer.check([("maze", "cuont")], "puzzles")
         with pytest.raises(ScoringError, match="problem p7: task 'maze' has no reward"):
             scorer.score([group(["x"], task="maze", reward="")], max_tokens=30)
@@ -114,7 +112,7 @@ def test_a_task_without_a_reward_is_named_with_the_keys_to_set():
         ({"combine": {}}, "rewards.combine is empty"),
         ({"by_task": {"maze": "mazes"}}, "rewards.by_task names the unknown reward 'mazes'"),
         ({"params": {"lenght": {}}}, "rewards.params names the unknown reward 'lenght'"),
-        ({"params": {"length": {"bufer": 3}}}, "unexpected keyword argument 'bufer'"),
+        ({"params": {"overlong": {"bufer": 3}}}, "unexpected keyword argument 'bufer'"),
         ({"path": "my_reward.py"}, "must look like 'my_reward.py:function_name'"),
         ({"path": "/nowhere/my_reward.py:f"}, "rewards.path names the file /nowhere/my_reward.py"),
         ({"path": f"{__file__}:f", "path_name": "number"}, "'number' is a built-in name"),

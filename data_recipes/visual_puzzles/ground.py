@@ -65,7 +65,7 @@ def _target(scene: Scene) -> dict[str, Any]:
 
 TASK = Task(
     name="ground",
-    reward="box_iou",
+    reward="box",
     num_levels=3,
     labels=lambda level: ["box"],  # no classes to balance: position and size are drawn uniformly
     sample=_sample,

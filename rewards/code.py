@@ -1,0 +1,204 @@
+"""Does the program of the answer pass its tests? It runs in a sandbox."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import time
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
+from importlib import resources
+from typing import Any, NamedTuple
+
+from rewards.base import RewardInput, RewardOutput, Unscorable
+from rewards.blocks import answer_or_reply, last_fenced
+from rewards.sandbox import Limits, SandboxError, pipe, run, start
+from rewards.sandbox_probe import probe
+
+LANGUAGES = ("python", "python3", "py")
+MAX_CHARS = 100_000
+MAX_CASES = 100
+_SPARE_OUTPUT = 1 << 16  # bytes that a program may print beyond twice what is expected
+_CALLS = resources.files("rewards.inside").joinpath("calls.py").read_bytes()
+
+
+class Cases(NamedTuple):
+    io: list[tuple[str, str]]  # what the program reads, what it must print
+    asserts: list[str]
+    entry: str
+
+
+def code(
+    x: RewardInput,
+    cpu_s: int = 2,
+    wall_s: float = 4.0,
+    total_s: float = 8.0,
+    memory_mb: int = 512,
+    unsafe: bool = False,
+) -> RewardOutput:
+    """1 if the program passes all cases, else 0. parts["passed"] is the share of the cases that it passes.
+
+    The program is the last closed ```python block in the last `<answer>...</answer>` or, where there is no answer
+    tag, after the thinking. It has Python's standard library, no network, and no files but its own in /tmp. The
+    cases are, from the problem's meta:
+
+    * "tests": [{"input": "3 4\\n", "output": "7\\n"}, ...]. The program reads the input on its standard input; it
+      must end with status 0 and have printed the output, up to white space at the ends of lines and of all. Each
+      case is a run of its own.
+    * "asserts": ["assert add(3, 4) == 7", ...], one or more statements each, that call what the program defines.
+      They run in a second sandbox and reach the program by messages (rewards/inside/calls.py): ending the process,
+      replacing builtins or returning an object that equals everything is of no use. What is handed over and
+      returned is copied, and must be plain data, so a change that a function makes to its argument is not seen;
+      objects of the program's own classes can be called and have attributes. Built-in functions are the real
+      ones; meta["entry_point"] names a function of the program that has the name of one. All asserts share one
+      process of the program. Its `if __name__ == "__main__"` does not run.
+
+    A case that takes too long fails, and so do those after it. parts["timed_out"] and parts["crashed"] are the
+    shares of cases that failed for want of time or because the program ended or raised.
+
+    Args:
+        cpu_s: CPU seconds of a run of the program (for asserts, for each of them).
+        wall_s: seconds of a case.
+        total_s: seconds of all cases; less than rewards.timeout_s, or a program that loops is not scored at all.
+        memory_mb: MiB of each process of the program.
+        unsafe: run it without the sandbox: it can then read, change and send whatever the trainer can.
+
+    Raises:
+        Unscorable: there are no cases or they make no sense, or the sandbox does not start.
+    """
+    cases = _cases(x.meta)
+    program = last_fenced(answer_or_reply(x.text) or "", LANGUAGES)
+    total = len(cases.io) + len(cases.asserts)
+    if program is None or not program.strip() or len(program) > MAX_CHARS:
+        return _output(Counter(), total)
+    limits = Limits(cpu_s=cpu_s, wall_s=wall_s, memory_mb=memory_mb)
+    text, deadline = program.encode(errors="replace"), time.monotonic() + total_s
+    try:
+        if not unsafe:
+            probe()  # once in a process; a run that was started around the checks before training is held to it too
+        outcomes = _run_io(text, cases.io, limits, deadline, unsafe)
+        if cases.asserts and "timeout" not in outcomes:
+            outcomes += _run_asserts(text, cases, limits, deadline, unsafe)
+    except SandboxError as error:
+        raise Unscorable(str(error)) from error
+    outcomes += ["timeout"] * (total - len(outcomes))
+    return _output(Counter(outcomes), total)
+
+
+def code_problem(params: Mapping[str, Any], timeout_s: float) -> str:
+    """Why `code` cannot run with these params on this machine, or ""; to be found before training."""
+    defaults = {name: p.default for name, p in inspect.signature(code).parameters.items() if p.default is not p.empty}
+    values = defaults | dict(params)
+    unsafe = values.pop("unsafe")
+    for name, value in values.items():
+        whole = name in ("cpu_s", "memory_mb")
+        if isinstance(value, bool) or not isinstance(value, int if whole else int | float) or not value > 0:
+            return f"code: {name} must be a positive {'integer' if whole else 'number'}, got {value!r}"
+    if values["total_s"] >= timeout_s:
+        return (
+            f"code: total_s={values['total_s']} must be less than rewards.timeout_s={timeout_s}, or programs that "
+            "never end would be left out instead of scoring 0"
+        )
+    if not isinstance(unsafe, bool):
+        return f"code: unsafe must be true or false, got {unsafe!r}"
+    if not unsafe:
+        try:
+            probe()
+        except SandboxError as error:
+            return (
+                f"code runs programs that the model has written, and there is no sandbox for them here: {error}. "
+                "Or, if this machine may be lost and holds nothing secret, set rewards.params.code.unsafe=true"
+            )
+    return ""
+
+
+def _run_io(
+    program: bytes, cases: Sequence[tuple[str, str]], limits: Limits, deadline: float, unsafe: bool
+) -> list[str]:
+    """Outcomes of the cases, up to the first that ran out of time."""
+    outcomes: list[str] = []
+    for given, expected in cases:
+        left = deadline - time.monotonic()
+        if left <= 0 or "timeout" in outcomes:
+            break
+        bounds = dataclasses.replace(
+            limits, wall_s=min(limits.wall_s, left), output_bytes=2 * len(expected.encode()) + _SPARE_OUTPUT
+        )
+        ended = run(program, given.encode(), bounds, unsafe)
+        if ended.how == "timeout":
+            outcomes.append("timeout")
+        elif ended.how == "flood" or ended.status != 0:
+            outcomes.append("crashed")
+        else:
+            same = _lines(ended.stdout.decode(errors="replace")) == _lines(expected)
+            outcomes.append("passed" if same else "wrong")
+    return outcomes
+
+
+def _run_asserts(program: bytes, cases: Cases, limits: Limits, deadline: float, unsafe: bool) -> list[str]:
+    """Outcomes of the asserts, up to where time ran out.
+
+    Raises:
+        SandboxError: a sandbox does not start.
+        Unscorable: an assert is no Python, or hands the program something that cannot be handed over.
+    """
+    left = deadline - time.monotonic()
+    if left <= 0:
+        return []
+    per_case = min(limits.wall_s, left)
+    together = dataclasses.replace(limits, cpu_s=limits.cpu_s * (len(cases.asserts) + 1), wall_s=left)
+    texts = {f"case_{i}.py": text.encode() for i, text in enumerate(cases.asserts)}
+    with pipe() as (verdicts, say), ExitStack() as running:
+        with pipe() as (asked, ask), pipe() as (replied, reply):  # closed here, so that each sees the other's end
+            solution = {"calls.py": _CALLS, "solution.py": program}
+            served = running.enter_context(
+                start(solution, "calls.py", together, stdin=asked, stdout=reply, arguments=["serve"], unsafe=unsafe)
+            )
+            judged = running.enter_context(
+                start(
+                    {"calls.py": _CALLS, **texts},
+                    "calls.py",
+                    dataclasses.replace(together, memory_mb=Limits().memory_mb),
+                    stdin=replied,
+                    stdout=say,
+                    arguments=["judge", str(per_case), str(ask), cases.entry],
+                    keep=[ask],
+                    unsafe=unsafe,
+                )
+            )
+        served.wait_ready()
+        ended = judged.wait(verdicts, together)
+    lines = ended.stdout.decode(errors="replace").splitlines()
+    broken = [line for line in lines if line.startswith("broken")]
+    if broken:
+        raise Unscorable(f"meta['asserts']: {broken[0]}")
+    return ["crashed" if line in ("error", "died") else line for line in lines]
+
+
+def _output(outcomes: Counter[str], total: int) -> RewardOutput:
+    passed = outcomes["passed"]
+    parts = {"passed": passed, "timed_out": outcomes["timeout"], "crashed": outcomes["crashed"]}
+    return RewardOutput(float(passed == total), {name: count / total for name, count in parts.items()})
+
+
+def _lines(text: str) -> list[str]:
+    return [line.rstrip() for line in text.rstrip().split("\n")]
+
+
+def _cases(meta: Mapping[str, Any]) -> Cases:
+    tests, asserts, entry = meta.get("tests", []), meta.get("asserts", []), meta.get("entry_point", "")
+    for key, value in (("tests", tests), ("asserts", asserts)):
+        if not isinstance(value, list | tuple) or len(value) > MAX_CASES:
+            raise Unscorable(f"meta['{key}'] must be a list of at most {MAX_CASES} cases, got {str(value)[:60]!r}")
+    if not all(isinstance(test, Mapping) and _two_texts(test.get("input"), test.get("output")) for test in tests):
+        raise Unscorable("meta['tests'] must hold {'input': TEXT, 'output': TEXT}")
+    if not all(isinstance(text, str) and text.strip() for text in asserts) or not isinstance(entry, str):
+        raise Unscorable("meta['asserts'] must hold texts of statements, and meta['entry_point'] be a name")
+    if not tests and not asserts:
+        raise Unscorable("there is nothing to test the program with: no meta['tests'] and no meta['asserts']")
+    return Cases([(test["input"], test["output"]) for test in tests], list(asserts), entry)
+
+
+def _two_texts(*values: Any) -> bool:
+    return all(isinstance(value, str) for value in values)

@@ -1,0 +1,104 @@
+"""Does the answer list the right items?"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Sequence
+from fractions import Fraction
+
+from rewards.base import RewardInput, RewardOutput, Unscorable
+from rewards.blocks import parse_json
+from rewards.extract import last_answer_or_boxed as final_answer
+from rewards.extract import plain
+
+SEPARATORS = ",;\n"
+MAX_ITEMS = 1000
+_MAX_CHARS = 20_000
+_BULLET = re.compile(r"^(?:[-*\u2022]|[0-9]{1,3}[.)]) +(?=\S)")
+_NUMBER = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?")
+_PAIRS = ("[]", "()", "{}")
+_QUOTES = ('""', "''", "``", "\u201c\u201d")
+
+
+def list_items(x: RewardInput) -> RewardOutput:
+    """1 if the answer lists exactly the items of the gold, each as often as the gold does, else 0.
+
+    With meta["ordered"] = true they must come in the order of the gold; the default is any order. An item too
+    many scores 0 like one too few, so listing everything gains nothing.
+
+    Gold and answer are read alike: a JSON array of texts and numbers, or items between commas, semicolons or
+    line breaks, with or without one pair of brackets around all. A separator that occurs inside an item of the
+    gold does not separate (such a gold is written as a JSON array). Items are compared without regard to case,
+    the amount of white space, a bullet ("- ", "2. ") before and quotes around them; numbers by value ("1.50" is
+    "1.5"). A separator at the end of a line is ignored; an empty item elsewhere is an item.
+
+    parts["overlap"], in [0, 1], is the F1 of the items without regard to order.
+
+    Raises:
+        Unscorable: the gold has no items, or more than 1000, or meta["ordered"] is not a truth value.
+    """
+    ordered = x.meta.get("ordered", False)
+    if not isinstance(ordered, bool):
+        raise Unscorable(f"meta['ordered'] must be true or false, got {ordered!r}")
+    texts = _array(x.answer)
+    inside = set() if texts is None else {mark for mark in SEPARATORS for text in texts if mark in text}
+    separators = "".join(mark for mark in SEPARATORS if mark not in inside)
+    gold = _items(x.answer, separators)
+    if not gold or "" in gold:
+        raise Unscorable(f"the reference answer {x.answer[:60]!r} is no list of at most {MAX_ITEMS} items")
+    answer = _items(final_answer(x.text) or "", separators)
+    if not answer:
+        return RewardOutput(0.0, {"overlap": 0.0})
+    common = (Counter(gold) & Counter(answer)).total()
+    same = answer == gold if ordered else common == len(gold) == len(answer)
+    return RewardOutput(float(same), {"overlap": 2 * common / (len(gold) + len(answer))})
+
+
+def _items(text: str, separators: str) -> list[str]:
+    """The items, ready to be compared; [] if there are none, or too many."""
+    if len(text) > _MAX_CHARS:
+        return []
+    texts = _array(text)
+    if texts is None:
+        texts = _split(text, separators)
+    return [] if len(texts) > MAX_ITEMS else [_comparable(item) for item in texts]
+
+
+def _array(text: str) -> list[str] | None:
+    """The items of a JSON array of texts and numbers; None if `text` is none."""
+    if not text.lstrip().startswith("[") or len(text) > _MAX_CHARS:
+        return None
+    try:
+        value = parse_json(text)
+    except ValueError:  # "[red, blue]" is a list, too, if not in JSON
+        return None
+    if not isinstance(value, list):
+        return None
+    plain_items = all(isinstance(item, str | int | float) and not isinstance(item, bool) for item in value)
+    return [str(item) for item in value] if plain_items else None
+
+
+def _split(text: str, separators: str) -> list[str]:
+    items: list[str] = []
+    marks = f"[{re.escape(separators)}]" if separators else ""
+    text = _inside(text.strip(), _PAIRS)
+    for line in text.split("\n") if "\n" in separators else [text]:
+        parts = re.split(marks, line.strip()) if marks else [line]
+        # A separator at the end of a line, or of all, is followed by no item; nor is a blank line one.
+        items += parts if parts[-1].strip() else parts[:-1]
+    return items
+
+
+def _comparable(item: str) -> str:
+    item = _inside(_BULLET.sub("", plain(item)), _QUOTES)
+    return str(Fraction(item)) if _NUMBER.fullmatch(item) else item.casefold()
+
+
+def _inside(text: str, pairs: Sequence[str]) -> str:
+    """Without the pair of marks around the whole of `text`, if there is one and none inside."""
+    for left, right in pairs:
+        inside = text[1:-1]
+        if len(text) > 1 and text[0] == left and text[-1] == right and left not in inside and right not in inside:
+            return inside.strip()
+    return text
