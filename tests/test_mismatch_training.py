@@ -92,11 +92,12 @@ def test_without_a_correction_nothing_changes_by_a_bit(name: str, kl_coef: float
 def test_the_gradient_is_the_weight_times_the_gradient(correction: str, loss: str, reduction: str, seed: int) -> None:
     """Token by token, with the denominators of the whole batch: so the weights are outside of the gate, carry no
     gradient, and leave the tokens that are not theirs alone."""
-    mb, logprobs = micro_batch(make_samples(seed))
+    mb, logprobs = micro_batch(make_samples(seed, count=20))
     window = {"geometric_mask": [0.9, 1.1]} if correction == "geometric_mask" else {}
     config = MismatchConfig.model_validate({"correction": correction, "off_policy_delta": 0.05, **window})
     weights = weights_of(mb, logprobs, config)
-    assert 0 < (weights == 0).float().mean() < 1 and (correction == "none" or len(weights.unique()) > 2)
+    assert (weights == 0).any() and (weights > 0).any()
+    assert correction == "none" or ((weights > 0) & (weights != 1)).any()
     out, found = run(mb, logprobs, loss_config(loss, reduction), Mismatch(config=config))
     _, plain = run(mb, logprobs, loss_config(loss, reduction))
     torch.testing.assert_close(found, weights * plain, rtol=1e-5, atol=1e-9)
