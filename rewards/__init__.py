@@ -6,7 +6,9 @@ reward that lives outside this repository.
 
 from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
 from rewards.box_iou import box_iou
+from rewards.chart import chart
 from rewards.choice import choice
+from rewards.count import count
 from rewards.format import format_tags
 from rewards.length import length
 from rewards.number import number
@@ -15,7 +17,9 @@ from rewards.word import word
 
 REWARDS: dict[str, RewardFn] = {
     "box_iou": box_iou,
+    "chart": chart,
     "choice": choice,
+    "count": count,
     "format": format_tags,
     "length": length,
     "number": number,
@@ -26,6 +30,21 @@ REWARDS: dict[str, RewardFn] = {
 # Rewards that run in the trainer's own process. To be listed here a reward must end in time proportional to
 # the length of the response whatever the response is: string search, expressions without nested repetition,
 # arithmetic on bounded numbers. Everything else runs in worker processes that can be killed.
-IN_PROCESS = frozenset({"box_iou", "choice", "format", "length", "number", "repetition", "word"})
+IN_PROCESS = frozenset(
+    {
+        "box_iou",
+        "chart",
+        "choice",
+        "count",
+        "format",
+        "length",
+        "number",
+        "repetition",
+        "word",
+    }
+)
 
-__all__ = ["IN_PROCESS", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]
+# Reward -> the module it imports when it first scores, where that takes long. Workers import it when they start.
+PRELOAD: dict[str, str] = {}
+
+__all__ = ["IN_PROCESS", "PRELOAD", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

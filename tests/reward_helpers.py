@@ -32,7 +32,13 @@ GOLDS = [  # reward, gold, meta
     ("choice", "B", {"choices": COLOURS}),
     ("choice", "dark green", {"choices": COLOURS}),
     ("choice", "D", {}),
+    ("choice", "C", {"options": {"A": "red", "B": "blue", "C": ""}}),
     ("word", "Blue", {}),
+    ("number", "5 cm", {"unit": ["cm", "centimeters"]}),
+    ("number", "20", {"percent": "points", "precision": 1}),
+    ("chart", "12.5", {}),
+    ("chart", "Brazil", {}),
+    ("count", "12", {}),
     ("box_iou", "1 2 5 6", {}),
     ("box_iou", "[3, 3, 3, 3]", {"inclusive": True}),
 ]
