@@ -11,6 +11,7 @@ from rewards.choice import choice
 from rewards.count import count
 from rewards.format import format_tags
 from rewards.length import length
+from rewards.mathematics import math_equal
 from rewards.number import number
 from rewards.repetition import repetition
 from rewards.word import word
@@ -22,6 +23,7 @@ REWARDS: dict[str, RewardFn] = {
     "count": count,
     "format": format_tags,
     "length": length,
+    "math": math_equal,
     "number": number,
     "repetition": repetition,
     "word": word,
@@ -45,6 +47,8 @@ IN_PROCESS = frozenset(
 )
 
 # Reward -> the module it imports when it first scores, where that takes long. Workers import it when they start.
-PRELOAD: dict[str, str] = {}
+PRELOAD = {
+    "math": "rewards.symbolic",
+}
 
 __all__ = ["IN_PROCESS", "PRELOAD", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

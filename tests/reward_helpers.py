@@ -39,6 +39,8 @@ GOLDS = [  # reward, gold, meta
     ("chart", "12.5", {}),
     ("chart", "Brazil", {}),
     ("count", "12", {}),
+    ("math", "\\frac{1}{2}", {}),
+    ("math", "x^2 + 1", {}),
     ("box_iou", "1 2 5 6", {}),
     ("box_iou", "[3, 3, 3, 3]", {"inclusive": True}),
 ]
