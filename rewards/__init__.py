@@ -6,12 +6,15 @@ reward that lives outside this repository.
 
 from rewards.base import RewardFn, RewardInput, RewardOutput, Unscorable
 from rewards.box import box
+from rewards.chart import chart
 from rewards.choice import choice
 from rewards.code import code
+from rewards.count import count
 from rewards.format import format_tags
 from rewards.json_grid import json_grid
 from rewards.language import language
 from rewards.list import list_items
+from rewards.mathematics import math_equal
 from rewards.maze import maze
 from rewards.number import number
 from rewards.ocr import ocr
@@ -22,12 +25,15 @@ from rewards.word import word
 
 REWARDS: dict[str, RewardFn] = {
     "box": box,
+    "chart": chart,
     "choice": choice,
     "code": code,
+    "count": count,
     "format": format_tags,
     "json_grid": json_grid,
     "language": language,
     "list": list_items,
+    "math": math_equal,
     "maze": maze,
     "number": number,
     "ocr": ocr,
@@ -43,7 +49,9 @@ REWARDS: dict[str, RewardFn] = {
 IN_PROCESS = frozenset(
     {
         "box",
+        "chart",
         "choice",
+        "count",
         "format",
         "json_grid",
         "language",
@@ -56,4 +64,9 @@ IN_PROCESS = frozenset(
     }
 )
 
-__all__ = ["IN_PROCESS", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]
+# Reward -> the module it imports when it first scores, where that takes long. Workers import it when they start.
+PRELOAD = {
+    "math": "rewards.symbolic",
+}
+
+__all__ = ["IN_PROCESS", "PRELOAD", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

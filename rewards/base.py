@@ -29,10 +29,18 @@ class RewardInput:
 
 @dataclass(frozen=True, slots=True)
 class RewardOutput:
-    """A score and the numbers it was made of (logged under their names)."""
+    """A score, the numbers it was made of (logged under their names), and why it is what it is."""
 
     score: float
     parts: Mapping[str, float] = field(default_factory=dict)
+    reason: str = ""  # a few fixed words such as NO_ANSWER, never text of the response; "" needs no explanation
+
+
+# Reasons that several rewards give.
+NO_ANSWER = "no answer"  # nothing in the response is a final answer: rewards.extract.last_answer
+EMPTY = "empty answer"
+TOO_LONG = "answer too long"
+WRONG = "wrong"
 
 
 class Unscorable(Exception):

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from rewards.base import RewardInput, RewardOutput, Unscorable
 from rewards.blocks import answer_or_reply, last_fenced, parse_json
-from rewards.extract import last_answer_or_boxed as final_answer
+from rewards.extract import last_answer as final_answer
 from rewards.extract import plain
 
 DEFAULT_THRESHOLD = 0.5

@@ -1,58 +1,116 @@
 """Is the answer the right option?"""
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
-from rewards.base import RewardInput, RewardOutput, Unscorable
-from rewards.extract import last_answer, plain
+from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
+from rewards.extract import bare, last_answer
+from rewards.number import parse_number
 
+MAX_OPTIONS = 100
+_LABEL = re.compile(r"[A-Za-z0-9]{1,3}")
 # "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option.
-_LETTER = re.compile(r"\(([A-Za-z])\)(?: (.+))?|([A-Za-z])(?:[.):](?: (.+))?)?")
+_NAMED = re.compile(r"\(([A-Za-z0-9]{1,3})\)(?: (.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?")
+# \text{B}, \text{B. red} and \textbf{(B) }red, as LaTeX sets a label.
+_SET_LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{([^{}\\]*)\}")
 
 
 def choice(x: RewardInput) -> RewardOutput:
-    """1 if the last `<answer>` names the gold option, by its letter or by its text, else 0.
+    r"""1 if the answer names the gold option, by its label or by its text, else 0.
 
-    The whole answer must name it: "B", "(B)", "B. red" and "red" do (if option B reads "red"); "B or C", "B.
-    blue" and a sentence with a B in it do not. meta["choices"] lists the texts of options A, B, ...; where it
-    is absent, gold and answer are letters. An answer that is literally the text of an option means that
-    option, also where it looks like a letter.
+    The whole answer must name it: "B", "(B)", "B. red", `\text{(B)}` and "red" do (if option B reads "red"); "B or
+    C", "B. blue" and a sentence with a B in it do not. Case does not matter. The options are
+
+    * meta["options"], a mapping {"A": text, ...}: labels of one to three letters or digits. An answer that is
+      literally a label means that label, also where another option reads like it. A text may be "" (a picture).
+    * or meta["choices"], the texts of options A, B, ...: here an answer that is literally the text of an
+      option means that option, also where it looks like a letter.
+    * or neither: gold and answer are single letters.
+
+    An answer that is no option's text but a number ("5.0", "1/2") means the option whose text is that number
+    ("5", "0.5"), if exactly one is.
 
     Raises:
-        Unscorable: the gold names no option, or two options read the same.
+        Unscorable: the gold names no option, two options read the same, or the options are malformed.
     """
-    options = _options(x.meta.get("choices"))
-    gold = _option(plain(x.answer), options)
+    options = _Options(x.meta.get("options"), x.meta.get("choices"))
+    gold = options.named(x.answer)
     if gold is None:
-        raise Unscorable(f"reference answer {x.answer[:40]!r} names none of the options {options or 'A-Z'}")
+        raise Unscorable(f"reference answer {x.answer[:40]!r} names none of the options {options}")
     answer = last_answer(x.text)
-    return RewardOutput(float(answer is not None and _option(plain(answer), options) == gold))
+    if not answer:
+        return RewardOutput(0.0, reason=NO_ANSWER if answer is None else EMPTY)
+    named = options.named(answer)
+    if named is None:
+        return RewardOutput(0.0, reason="not an option")
+    return RewardOutput(1.0) if named == gold else RewardOutput(0.0, reason=WRONG)
 
 
-def _options(choices: Any) -> list[str]:
-    if choices is None:
-        return []
-    texts = isinstance(choices, list | tuple) and all(isinstance(c, str) for c in choices)
-    if not texts or len(choices) > 26:
-        raise Unscorable(f"meta['choices'] must be a list of at most 26 texts, got {str(choices)[:60]!r}")
-    options = [plain(c).casefold() for c in choices]
-    if not options or "" in options or len(set(options)) < len(options):
-        raise Unscorable(f"meta['choices'] must hold different, non-empty texts, got {options}")
+class _Options:
+    """Labels and texts of the options, case-folded."""
+
+    def __init__(self, labelled: Any, listed: Any):
+        if labelled is not None and listed is not None:
+            raise Unscorable("meta['options'] and meta['choices'] are both given; give one")
+        texts = _labelled(labelled) if labelled is not None else _listed(listed)
+        self._labels_first = labelled is not None
+        self._texts = {label.casefold(): _folded(text) for label, text in texts.items()}
+        shown = [text for text in self._texts.values() if text]
+        if len(self._texts) < len(texts) or len(set(shown)) < len(shown):
+            raise Unscorable(f"the options must have different labels and texts, got {str(dict(texts))[:200]}")
+        self._by_text = {text: label for label, text in self._texts.items() if text}
+
+    def __str__(self) -> str:
+        return str(self._texts)[:200] if self._texts else "A-Z"
+
+    def named(self, text: str) -> str | None:
+        """Label of the option that `text` names, or None."""
+        answer = _folded(text)
+        exact = [self._texts.keys() & {answer}, {self._by_text[answer]} if answer in self._by_text else set()]
+        for found in exact if self._labels_first else reversed(exact):
+            for label in found:
+                return label
+        return self._by_label(answer) or self._by_value(answer)
+
+    def _by_label(self, answer: str) -> str | None:
+        match = _NAMED.fullmatch(answer)
+        if match is None:
+            return None
+        label, text = match[1] or match[3], match[2] or match[4]
+        if not self._texts:  # letters are all that is known
+            return label if text is None and len(label) == 1 and label.isalpha() else None
+        known = label in self._texts and (text is None or text == self._texts[label])
+        return label if known else None
+
+    def _by_value(self, answer: str) -> str | None:
+        value = parse_number(answer)
+        if value is None:
+            return None
+        found = [label for text, label in self._by_text.items() if parse_number(text) == value]
+        return found[0] if len(found) == 1 else None
+
+
+def _folded(text: str) -> str:
+    text = bare(text)
+    return bare(_SET_LABEL.sub(r"\1", text)).casefold()
+
+
+def _labelled(options: Any) -> Mapping[str, str]:
+    if not isinstance(options, Mapping) or not 0 < len(options) <= MAX_OPTIONS:
+        raise Unscorable(f"meta['options'] must map labels to texts, up to {MAX_OPTIONS}, got {str(options)[:60]!r}")
+    for label, text in options.items():
+        if not isinstance(label, str) or not _LABEL.fullmatch(label) or not isinstance(text, str):
+            raise Unscorable(f"meta['options'] must map labels like 'A' to texts, got {label!r}: {text!r}")
     return options
 
 
-def _option(answer: str, options: list[str]) -> int | None:
-    """Index of the option that `answer` names, or None."""
-    answer = answer.casefold()
-    if answer in options:
-        return options.index(answer)
-    match = _LETTER.fullmatch(answer)
-    if match is None:
-        return None
-    index = ord(match[1] or match[3]) - ord("a")
-    text = match[2] or match[4]
-    if options and index >= len(options):
-        return None
-    if text is not None and (not options or text != options[index]):
-        return None
-    return index
+def _listed(choices: Any) -> Mapping[str, str]:
+    if choices is None:
+        return {}
+    texts = isinstance(choices, list | tuple) and all(isinstance(c, str) for c in choices)
+    if not texts or len(choices) > 26:
+        raise Unscorable(f"meta['choices'] must be a list of at most 26 texts, got {str(choices)[:60]!r}")
+    if not choices or not all(map(_folded, choices)):
+        raise Unscorable(f"meta['choices'] must hold different, non-empty texts, got {str(choices)[:200]}")
+    return {chr(ord("A") + i): text for i, text in enumerate(choices)}

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from rewards.base import RewardInput, RewardOutput, Unscorable
 from rewards.blocks import parse_json
-from rewards.extract import last_answer_or_boxed as final_answer
+from rewards.extract import last_answer as final_answer
 from rewards.extract import plain
 
 SEPARATORS = ",;\n"

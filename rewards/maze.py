@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rewards.base import RewardInput, RewardOutput, Unscorable
-from rewards.extract import last_answer_or_boxed as final_answer
+from rewards.extract import last_answer as final_answer
 from rewards.extract import plain
 
 MAX_CELLS = 10_000

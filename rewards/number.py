@@ -1,49 +1,103 @@
 """Is the answer the right number?"""
 
-import re
+from collections.abc import Mapping
 from fractions import Fraction
+from math import floor
 from typing import Any
 
-from rewards.base import RewardInput, RewardOutput, Unscorable
-from rewards.extract import last_answer_or_boxed, plain
+from rewards.base import EMPTY, NO_ANSWER, TOO_LONG, WRONG, RewardInput, RewardOutput, Unscorable
+from rewards.extract import last_answer
+from rewards.numerals import MAX_CHARS, Numeral, read_numeral, unit_name
 
 DEFAULT_TOLERANCE = Fraction(1, 10**9)
-_MAX_CHARS = 40
-# ASCII digits only; an exponent of at most two digits keeps the exact arithmetic small.
-_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,3}(?:,[0-9]{3})+|[0-9]+)?(?:\.[0-9]*)?(?:[eE][+-]?[0-9]{1,2})?")
+MAX_PRECISION = 15
+PERCENT = {"points": Fraction(1), "fraction": Fraction(1, 100)}  # value of "1%"
 
 
 def parse_number(text: str) -> Fraction | None:
     """The one number `text` consists of, exactly; None for words, units, two numbers, NaN, inf."""
-    text = plain(text)
-    if len(text) > 1 and text.startswith("$") and text.endswith("$"):
-        text = text[1:-1].strip()
-    if len(text) > _MAX_CHARS or not _NUMBER.fullmatch(text):
-        return None
-    mantissa = re.split("[eE]", text)[0]
-    if not re.search("[0-9]", mantissa):
-        return None
-    return Fraction(text.replace(",", ""))
+    numeral = read_numeral(text)
+    return None if numeral is None or numeral.unit else numeral.value
 
 
 def number(x: RewardInput) -> RewardOutput:
-    r"""1 if the last `<answer>` (or, without answer tags, the last `\boxed{}`) is the gold number, else 0.
+    """1 if the answer is the gold number, else 0.
 
-    "Is" means |answer - gold| <= meta["tolerance"], absolute, in the unit of the gold (1e-9 if not given).
+    "Is" means |answer - gold| <= meta["tolerance"], absolute, in the unit of the gold (1e-9 if not given). Or, with
+    meta["precision"], a count of decimals in 0..15, that both are the same once rounded to it, halves away from
+    zero. Spellings: rewards.numerals.read_numeral.
+
+    A unit is wrong unless meta["unit"] allows it: a text, or a list of texts that mean the same. The answer may
+    then carry one of these or none. meta["percent"] says what "20%" means: "points" (20) or "fraction" (0.2);
+    without it a per cent sign is a wrong unit. A rule that is null counts as not given.
 
     Raises:
-        Unscorable: the gold is not a number, or the tolerance is not a finite number >= 0.
+        Unscorable: the gold is not such a number, a rule of meta is malformed, or both tolerance and precision
+            are given.
     """
-    gold = parse_number(x.answer)
-    if gold is None:
+    rule = _Rule(x.meta)
+    gold = read_numeral(x.answer)
+    gold_value = None if gold is None else rule.value(gold)
+    if gold_value is None:
         raise Unscorable(f"the reference answer {x.answer[:40]!r} is not a number")
-    tolerance = _tolerance(x.meta["tolerance"]) if "tolerance" in x.meta else DEFAULT_TOLERANCE
-    answer = last_answer_or_boxed(x.text)
-    value = None if answer is None else parse_number(answer)
-    return RewardOutput(float(value is not None and abs(value - gold) <= tolerance))
+    answer = last_answer(x.text)
+    if not answer:
+        return RewardOutput(0.0, reason=NO_ANSWER if answer is None else EMPTY)
+    numeral = read_numeral(answer)
+    if numeral is None:
+        return RewardOutput(0.0, reason=TOO_LONG if len(answer) > MAX_CHARS else "not a number")
+    value = rule.value(numeral)
+    if value is None:
+        return RewardOutput(0.0, reason="wrong unit")
+    return RewardOutput(1.0) if rule.same(value, gold_value) else RewardOutput(0.0, reason=WRONG)
+
+
+class _Rule:
+    """How the data set wants numbers compared."""
+
+    def __init__(self, meta: Mapping[str, Any]):
+        tolerance, precision, unit, percent = map(meta.get, ("tolerance", "precision", "unit", "percent"))
+        if tolerance is not None and precision is not None:
+            raise Unscorable("meta['tolerance'] and meta['precision'] contradict each other; give one")
+        self._tolerance = DEFAULT_TOLERANCE if tolerance is None else _tolerance(tolerance)
+        self._precision = None if precision is None else _precision(precision)
+        self._units = frozenset[str]() if unit is None else _units(unit)
+        if percent is not None and (not isinstance(percent, str) or percent not in PERCENT):
+            raise Unscorable(f"meta['percent'] must be one of {sorted(PERCENT)}, got {percent!r}")
+        self._percent = None if percent is None else PERCENT[percent]
+
+    def value(self, numeral: Numeral) -> Fraction | None:
+        """The number in the unit of the gold; None if its unit is not allowed."""
+        if not numeral.unit or numeral.unit in self._units:
+            return numeral.value
+        return numeral.value * self._percent if numeral.percent and self._percent is not None else None
+
+    def same(self, value: Fraction, gold: Fraction) -> bool:
+        if self._precision is not None:
+            return _rounded(value, self._precision) == _rounded(gold, self._precision)
+        return abs(value - gold) <= self._tolerance
+
+
+def _rounded(value: Fraction, decimals: int) -> int:
+    """`value` in units of the last decimal, halves away from zero."""
+    size = floor(abs(value) * 10**decimals + Fraction(1, 2))
+    return size if value >= 0 else -size
 
 
 def _tolerance(value: Any) -> Fraction:
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
         raise Unscorable(f"meta['tolerance'] must be a finite number >= 0, got {value!r}")
     return Fraction(str(value))
+
+
+def _precision(value: Any) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRECISION:
+        raise Unscorable(f"meta['precision'] must be a count of decimals in 0..{MAX_PRECISION}, got {value!r}")
+    return value
+
+
+def _units(value: Any) -> frozenset[str]:
+    names = [value] if isinstance(value, str) else value
+    if not isinstance(names, list | tuple) or not all(isinstance(name, str) and unit_name(name) for name in names):
+        raise Unscorable(f"meta['unit'] must be a unit or a list of units, got {value!r}")
+    return frozenset(map(unit_name, names))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from rewards.base import RewardInput, RewardOutput, Unscorable
-from rewards.extract import last_answer_or_boxed as final_answer
+from rewards.extract import last_answer as final_answer
 from rewards.extract import plain
 
 THRESHOLD = 0.5

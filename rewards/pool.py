@@ -18,7 +18,9 @@ from typing import Any
 
 from pebble import ProcessExpired, ProcessPool
 
+from rewards import PRELOAD
 from rewards.custom import CustomRewardError
+from rewards.weighted import OWN
 from rewards.worker import Job, Plan, Result, inspect_custom, score_chunk, start_worker
 
 CHUNK = 16  # responses per call
@@ -50,6 +52,7 @@ class RewardPool:
 
     def __init__(self, plan: Plan, workers: int):
         self._plan, self._workers = plan, workers
+        self._preload: frozenset[str] = frozenset()  # rewards whose imports the workers start with
         self._pool = _new_pool(plan, workers)
 
     def __enter__(self) -> RewardPool:
@@ -70,12 +73,22 @@ class RewardPool:
             WorkersStuck: the workers cannot start.
         """
         batch = _Batch(jobs)
+        self._prepare(jobs)
         self._finish(batch, [list(range(i, min(i + CHUNK, len(jobs)))) for i in range(0, len(jobs), CHUNK)])
         for i in batch.suspects:  # with nothing else running, whoever breaks the pool has shown itself
             alone = _Batch([jobs[i]])
             self._finish(alone, [[0]])
             batch.results[i] = alone.results.get(0, Result("crash", detail="the worker process died"))
         return [batch.results[i] for i in range(len(jobs))]
+
+    def _prepare(self, jobs: Sequence[Job]) -> None:
+        """Start the workers anew if they have not imported what `jobs` need; a response has no time for that."""
+        names = frozenset(PRELOAD) & {job.own if name == OWN else name for job in jobs for name in self._plan.weights}
+        if names <= self._preload:
+            return
+        self._preload |= names
+        self.close()
+        self._pool = _new_pool(self._plan, self._workers, self._preload)
 
     def _finish(self, batch: _Batch, chunks: list[list[int]]) -> None:
         """Run chunks until each of their jobs has a result or is a suspect."""
@@ -139,7 +152,7 @@ class RewardPool:
         """Replace a broken pool, for example after an idle worker was killed by the system."""
         if not self._pool.active:
             self.close()
-            self._pool = _new_pool(self._plan, self._workers)
+            self._pool = _new_pool(self._plan, self._workers, self._preload)
 
 
 def inspect_in_worker(plan: Plan) -> bool:
@@ -170,9 +183,9 @@ def inspect_in_worker(plan: Plan) -> bool:
     return images
 
 
-def _new_pool(plan: Plan, workers: int) -> ProcessPool:
+def _new_pool(plan: Plan, workers: int, preload: frozenset[str] = frozenset()) -> ProcessPool:
     context: Any = multiprocessing.get_context("spawn")
-    return ProcessPool(workers, initializer=start_worker, initargs=(plan.custom,), context=context)
+    return ProcessPool(workers, initializer=start_worker, initargs=(plan.custom, sorted(preload)), context=context)
 
 
 def _exit_reason(code: int) -> str:

@@ -18,15 +18,18 @@ def weighted(
     """Sum of weights[name] * score of rewards[name]; `rewards` maps "accuracy" to the problem's own reward.
 
     Every term appears in the parts under its name, before weighting, and its own parts as "name/part". A
-    weight of 0 logs a reward without training on it.
+    weight of 0 logs a reward without training on it. The reason joins those of the terms, "name: reason" for
+    terms other than the problem's own.
     """
-    score, parts = 0.0, {}
+    score, parts, reasons = 0.0, {}, []
     for name, weight in weights.items():
         output = rewards[name](x)
         score += weight * output.score
         parts[name] = output.score
         parts |= {f"{name}/{part}": value for part, value in output.parts.items()}
-    return RewardOutput(score, parts)
+        if output.reason:
+            reasons.append(output.reason if name == OWN else f"{name}: {output.reason}")
+    return RewardOutput(score, parts, "; ".join(reasons))
 
 
 def weighted_by_name(registry: Callable[[], Mapping[str, RewardFn]]) -> RewardFn:

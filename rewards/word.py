@@ -1,17 +1,19 @@
 """Is the answer the right word?"""
 
-from rewards.base import RewardInput, RewardOutput, Unscorable
-from rewards.extract import last_answer, plain
+from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
+from rewards.extract import bare, last_answer
 
 
 def word(x: RewardInput) -> RewardOutput:
-    """1 if the last `<answer>` equals the gold, ignoring case and the amount of white space, else 0.
+    r"""1 if the answer equals the gold, ignoring case, the amount of white space and a `\text{}` around it, else 0.
 
     Raises:
         Unscorable: the gold is empty.
     """
-    gold = plain(x.answer).casefold()
+    gold = bare(x.answer).casefold()
     if not gold:
         raise Unscorable("the reference answer is empty")
     answer = last_answer(x.text)
-    return RewardOutput(float(answer is not None and plain(answer).casefold() == gold))
+    if not answer:
+        return RewardOutput(0.0, reason=NO_ANSWER if answer is None else EMPTY)
+    return RewardOutput(1.0) if bare(answer).casefold() == gold else RewardOutput(0.0, reason=WRONG)

@@ -7,11 +7,13 @@ of a second. The trainer calls `score_one` directly for the rewards listed in re
 from __future__ import annotations
 
 import functools
+import importlib
 import math
 import numbers
 import os
 import resource
 import signal
+import sys
 import time
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -19,7 +21,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rewards import REWARDS, RewardFn, RewardInput, RewardOutput, Unscorable
+from rewards import PRELOAD, REWARDS, RewardFn, RewardInput, RewardOutput, Unscorable
 from rewards.base import needs_images, signature_problem
 from rewards.custom import CustomRewardError, CustomSource, load_custom
 from rewards.weighted import OWN, weighted
@@ -51,7 +53,7 @@ class Result:
     status: str
     score: float | None = None  # None unless the status is "scored"
     parts: Mapping[str, float] = field(default_factory=dict)
-    detail: str = ""  # one line, "" if scored
+    detail: str = ""  # one line: the reward's reason if scored, else what went wrong
 
 
 def score_one(plan: Plan, job: Job, caught: type[BaseException] = Exception) -> Result:
@@ -64,7 +66,7 @@ def score_one(plan: Plan, job: Job, caught: type[BaseException] = Exception) -> 
         return Result("unscorable", detail=_one_line(reason))
     except caught as error:
         return Result("error", detail=describe(error))
-    return Result("scored", output.score, output.parts)
+    return Result("scored", output.score, output.parts, output.reason)
 
 
 def score_chunk(plan: Plan, jobs: Sequence[Job], budget_s: float) -> list[Result]:
@@ -96,13 +98,19 @@ def inspect_custom(source: CustomSource, params: Mapping[str, Any]) -> tuple[str
     return problem, needs_images(function)
 
 
-def start_worker(custom: CustomSource | None) -> None:
+def start_worker(custom: CustomSource | None, preload: Sequence[str] = ()) -> None:
     """Initialise a worker process.
 
-    The custom reward is loaded here so that its imports do not count against the time limit of a response. An
-    error is not lost: the call that needs the reward loads it again and reports.
+    What the rewards `preload` import (SymPy takes more than a second) and the custom reward are loaded here,
+    once per worker and not against the time limit of a response. An error is not lost: the call that needs the
+    reward loads it again and reports.
     """
     signal.signal(signal.SIGTERM, signal.SIG_DFL)  # a Python-level handler would never run inside a C loop
+    for name in preload:
+        try:
+            importlib.import_module(PRELOAD[name])
+        except ImportError as error:
+            print(f"reward {name}: {describe(error)}", file=sys.stderr, flush=True)
     if custom is not None:
         inspect_custom(custom, {})
 
@@ -137,7 +145,7 @@ def _checked(reward: RewardFn, name: str, params: Mapping[str, Any], x: RewardIn
     if not isinstance(output, RewardOutput):
         raise TypeError(f"reward {name!r} must return a RewardOutput, got {type(output).__name__}")
     parts = {str(key): _finite(part, f"part {key!r} of reward {name!r}") for key, part in output.parts.items()}
-    return RewardOutput(_finite(output.score, f"the score of reward {name!r}"), parts)
+    return RewardOutput(_finite(output.score, f"the score of reward {name!r}"), parts, _one_line(output.reason))
 
 
 def _finite(value: Any, what: str) -> float:
@@ -148,9 +156,9 @@ def _finite(value: Any, what: str) -> float:
     return float(value)
 
 
-def _one_line(error: BaseException) -> str:
+def _one_line(message: object) -> str:
     try:
-        text = str(error)
+        text = str(message)
     except Exception:  # the message comes from code we do not own
         text = "(its message cannot be printed)"
     return " ".join(text.split())[:_DETAIL_CHARS]

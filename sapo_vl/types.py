@@ -85,7 +85,7 @@ class Rollout:
     reward: float | None = None  # None = not scored (see score_status)
     parts: Mapping[str, float] = field(default_factory=dict)  # named parts of the reward
     score_status: ScoreStatus | None = None  # None until scoring ran
-    score_detail: str = ""  # why it could not be scored
+    score_detail: str = ""  # the reward's reason ("no answer"), or why it could not be scored
     advantage: float | None = None  # None = takes no part in the update
 
 

@@ -203,5 +203,15 @@ def test_repetition_by_hand():
 def test_weighted_sum_and_parts():
     terms = {"accuracy": lambda x: RewardOutput(1.0, {"iou": 0.7}), "overlong": lambda x: RewardOutput(-0.5)}
     out = weighted(respond(""), {"accuracy": 0.9, "overlong": 0.2}, terms)
-    assert out.score == pytest.approx(0.8)
+    assert out.score == pytest.approx(0.8) and out.reason == ""
     assert out.parts == {"accuracy": 1.0, "accuracy/iou": 0.7, "overlong": -0.5}
+
+
+def test_weighted_reasons():
+    terms = {
+        "overlong": lambda x: RewardOutput(-0.5, reason="too long"),
+        "accuracy": lambda x: RewardOutput(0.0, reason="wrong"),
+        "format": lambda x: RewardOutput(1.0),
+    }
+    out = weighted(respond(""), {"accuracy": 1.0, "overlong": 0.1, "format": 0.1}, terms)
+    assert out.reason == "wrong; overlong: too long"

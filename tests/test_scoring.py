@@ -71,6 +71,16 @@ def test_a_senseless_gold_leaves_its_group_unscored_and_counted():
     assert [r.reward for r in good.rollouts] == [1.0, 1.0]
 
 
+def test_score_detail_says_why_a_response_scored_zero():
+    texts = [GOOD.format("3 cm"), "it is 3", GOOD.format(4), GOOD.format(3)]
+    groups = [group(texts, reward=name, answer="3") for name in ("number", "math")]  # in this process, in a worker
+    with Scorer(ScoringConfig(workers=1)) as scorer:
+        scored = scorer.score(groups, max_tokens=30)
+    details = [[r.score_detail for r in g.rollouts] for g in scored]
+    assert details == [["wrong unit", "no answer", "wrong", ""], ["", "no answer", "wrong", ""]]
+    assert all(r.score_status is ScoreStatus.SCORED for g in scored for r in g.rollouts)
+
+
 def test_a_response_the_engine_failed_on_is_not_scored():
     with Scorer(ScoringConfig()) as scorer:
         [scored] = scorer.score([group([""] * 40, Finish.FAILED, reward="number", answer="3")], max_tokens=30)
@@ -99,7 +109,9 @@ def test_a_task_without_a_reward_is_named_with_the_keys_to_set():
     with Scorer(ScoringConfig()) as scorer:
         with pytest.raises(ScoringError, match=r"puzzles: task 'maze' has no reward.*rewards\.by_task\.maze"):
             scorer.check([("count", "number"), ("maze", "")], "puzzles")
-        with pytest.raises(ValueError, match=r"puzzles: the reward 'cuont' of task 'maze'.*box, choice.*rewards\.path"):
+        with pytest.raises(
+            ValueError, match=r"puzzles: the reward 'cuont' of task 'maze'.*box, .*choice.*rewards\.path"
+        ):
             scorer.check([("maze", "cuont")], "puzzles")
         with pytest.raises(ScoringError, match="problem p7: task 'maze' has no reward"):
             scorer.score([group(["x"], task="maze", reward="")], max_tokens=30)

@@ -1,0 +1,76 @@
+r"""Responses that try to cheat or to break a reward, with the score that each must get.
+
+They stand in tests/hostile/*.jsonl, one a line:
+
+    {"reward": "number", "gold": "5", "meta": {"unit": "m"}, "text": "<answer>5 m m</answer>", "score": 0, "why": "..."}
+
+`text` is the response, or a list of pieces, each a text or [text, repeats], for the long ones. "{marker}" in it becomes
+the path of a file that must not come into being. With the reward "*" the response goes to every reward in CANARIES, and
+"{gold}" in it becomes the reward's gold.
+
+To cover another reward: a line in CANARIES, and a file of its own beside the others.
+"""
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rewards import RewardInput
+from rewards.worker import Job
+
+FOLDER = Path(__file__).parent / "hostile"
+
+
+@dataclass(frozen=True)
+class Canary:
+    """A problem with one answer that is right and one that is wrong, scored after every hostile response."""
+
+    gold: str
+    right: str
+    wrong: str
+    meta: dict[str, Any] = field(default_factory=dict)
+
+
+CANARIES = {
+    "chart": Canary("250", "262", "263"),
+    "choice": Canary("B", "b", "C", {"options": {"A": "red", "B": "blue", "C": "green"}}),
+    "count": Canary("12", "twelve", "13"),
+    "math": Canary(r"\frac{1}{2}", "0.5", r"\frac{1}{3}"),
+    "number": Canary("42", "42.0", "43"),
+    "word": Canary("red", "Red", "blue"),
+}
+
+
+@dataclass(frozen=True)
+class Case:
+    reward: str
+    gold: str
+    meta: dict[str, Any]
+    text: str
+    score: float
+    why: str
+
+    def __str__(self) -> str:
+        return f"{self.reward}, gold {self.gold!r}: {self.text[:120]!r} ({self.why})"
+
+
+def cases(marker: Path) -> Iterator[Case]:
+    """Every case of the corpus; `marker` is the file that must not come into being."""
+    for path in sorted(FOLDER.glob("*.jsonl")):
+        for line in path.read_text(encoding="ascii").splitlines():
+            row = json.loads(line)
+            pieces = [row["text"]] if isinstance(row["text"], str) else row["text"]
+            text = "".join(piece if isinstance(piece, str) else piece[0] * piece[1] for piece in pieces)
+            text = text.replace("{marker}", str(marker))
+            if row["reward"] == "*":
+                for name, canary in CANARIES.items():
+                    filled = text.replace("{gold}", canary.gold)
+                    yield Case(name, canary.gold, canary.meta, filled, row["score"], row["why"])
+            else:
+                yield Case(row["reward"], row["gold"], row.get("meta", {}), text, row["score"], row["why"])
+
+
+def job(reward: str, text: str, gold: str, meta: dict[str, Any]) -> Job:
+    return Job(reward, RewardInput(text=text, num_tokens=9, max_tokens=99, finish="stop", answer=gold, meta=meta))

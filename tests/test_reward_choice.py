@@ -1,0 +1,120 @@
+"""The reward "choice", case by case. The scores are worked out by hand; the last column says how."""
+
+import pytest
+from reward_helpers import respond, say
+
+from rewards import REWARDS
+
+LIST = {"choices": ["red", "blue", "dark green"]}
+DICT = {"options": {"A": "red", "B": "blue", "C": "dark green"}}
+PLACES = {"choices": ["Downhill", "Uphill", "4 CD", "Eric"]}
+TEN = {"options": {letter: f"{i} cm" for i, letter in enumerate("ABCDEFGHIJ", start=1)}}
+MANY = {"options": {f"{i}": f"shape {i}" for i in range(1, 41)}}
+SWAPPED = {"A": "B", "B": "A"}  # which letter is painted first?
+NUMBERS = {"options": {"A": "5", "B": "5.5", "C": "1/2", "D": "0.25"}}
+TWINS = {"options": {"A": "0.5", "B": "1/2", "C": "2"}}
+PICTURES = {"options": {"A": "", "B": "", "C": "none of them"}}
+
+CASES = [  # answer, gold, meta, score, why
+    ("B", "B", {}, 1, "a letter"),
+    ("b", "B", {}, 1, "case does not matter"),
+    ("(B)", "B", {}, 1, "brackets"),
+    ("B.", "B", {}, 1, "full stop"),
+    ("B:", "B", {}, 1, "colon"),
+    ("\uff22", "B", {}, 1, "full-width"),
+    (r"\text{B}", "B", {}, 1, "set as text"),
+    (r"$\mathrm{B}$", "B", {}, 1, "in math marks"),
+    (r"\textbf{(B)}", "B", {}, 1, "as textbooks set it"),
+    ("J", "J", {}, 1, "a tenth option"),
+    ("A", "B", {}, 0, "another letter"),
+    ("AB", "B", {}, 0, "two letters"),
+    ("A, B", "B", {}, 0, "a list"),
+    ("A B C D", "B", {}, 0, "all of them"),
+    ("B or C", "B", {}, 0, "not settled"),
+    ("(A) (B)", "B", {}, 0, "two in brackets"),
+    ("not B", "B", {}, 0, "the opposite"),
+    ("Option B", "B", {}, 0, "more than the letter"),
+    ("A big blue one", "A", {}, 0, "the article"),
+    ("I", "B", {}, 0, "the pronoun"),
+    ("B because", "B", {}, 0, "a sentence"),
+    ("\u0412", "B", {}, 0, "a Cyrillic letter"),
+    ("2", "B", {}, 0, "a position"),
+    ("Z", "B", {}, 0, "the letter of a refusal"),
+    ("B. blue", "B", {}, 0, "a text that nothing says is the option's"),
+    # texts
+    ("blue", "B", LIST, 1, "text instead of letter"),
+    ("BLUE", "B", LIST, 1, "case of a text"),
+    ("dark\n  green", "C", LIST, 1, "white space of a text"),
+    (r"\text{blue}", "B", LIST, 1, "text in LaTeX"),
+    ("B. blue", "B", LIST, 1, "letter and text agree"),
+    ("(b) Blue", "B", LIST, 1, "in brackets too"),
+    (r"\textbf{(B) }blue", "B", LIST, 1, "letter set apart"),
+    ("B. red", "B", LIST, 0, "letter and text disagree"),
+    ("A. blue", "B", LIST, 0, "the other way round"),
+    ("blue", "blue", LIST, 1, "the gold is a text"),
+    ("B", "blue", LIST, 1, "letter for a gold that is a text"),
+    ("green", "C", LIST, 0, "part of a text"),
+    ("dark green or blue", "C", LIST, 0, "two texts"),
+    ("red blue dark green", "B", LIST, 0, "all texts"),
+    ("D", "B", LIST, 0, "there is no fourth option"),
+    ("None", "B", LIST, 0, "no option"),
+    ("blue", "B", DICT, 1, "the same with labels"),
+    ("B. blue", "B", DICT, 1, "label and text"),
+    ("B. red", "B", DICT, 0, "label and text disagree"),
+    ("D", "B", DICT, 0, "no such label"),
+    # golds with letters in them
+    ("D", "Downhill", PLACES, 0, "the gold is no letter"),
+    ("A", "Downhill", PLACES, 1, "its letter"),
+    ("Down", "Downhill", PLACES, 0, "a part of it"),
+    ("C", "4 CD", PLACES, 1, "its letter"),
+    ("D", "4 CD", PLACES, 0, "a letter in it"),
+    ("E", "Eric", PLACES, 0, "a letter in it"),
+    ("Eric", "D", PLACES, 1, "the text of option D"),
+    # texts that look like letters
+    ("A", "A", {"choices": list(SWAPPED.values())}, 1, "choices: text first, on both sides"),
+    ("B", "A", {"choices": list(SWAPPED.values())}, 0, "choices: B is the first option, A the gold is the second"),
+    ("A", "A", {"options": SWAPPED}, 1, "options: label first, on both sides"),
+    ("B", "A", {"options": SWAPPED}, 0, "options: B is the label of the second"),
+    ("A. B", "A", {"options": SWAPPED}, 1, "label with its text"),
+    # many options
+    ("J", "J", TEN, 1, "ten options"),
+    ("10 cm", "J", TEN, 1, "the tenth by its text"),
+    ("1 cm", "J", TEN, 0, "the first one's text is a part of the tenth's"),
+    ("10", "J", TEN, 0, "the text without its unit"),
+    ("K", "J", TEN, 0, "no eleventh"),
+    ("17", "17", MANY, 1, "forty options with numbers as labels"),
+    ("(17)", "17", MANY, 1, "label in brackets"),
+    ("shape 17", "17", MANY, 1, "its text"),
+    ("1", "17", MANY, 0, "a part of the label"),
+    # numbers as texts
+    ("5", "A", NUMBERS, 1, "text"),
+    ("5.0", "A", NUMBERS, 1, "the value of one option"),
+    ("5.50", "B", NUMBERS, 1, "the value of one option"),
+    ("0.5", "C", NUMBERS, 1, "one half"),
+    ("1/4", "D", NUMBERS, 1, "a quarter"),
+    (r"\frac{1}{2}", "C", NUMBERS, 1, "in LaTeX"),
+    ("5", "B", NUMBERS, 0, "5 is not 5.5, though a part of it"),
+    ("0.50", "A", TWINS, 0, "the value of two options"),
+    ("0.50", "B", TWINS, 0, "for both of them"),
+    ("0.5", "A", TWINS, 1, "the exact text of one"),
+    ("1/2", "A", TWINS, 0, "the exact text of the other"),
+    ("2.0", "C", TWINS, 1, "unambiguous beside them"),
+    # options without text
+    ("B", "B", PICTURES, 1, "pictures have labels only"),
+    ("None of them", "C", PICTURES, 1, "a text beside pictures"),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "meta", "expected", "why"), CASES)
+def test_choice(answer, gold, meta, expected, why):
+    out = REWARDS["choice"](respond(say(answer), gold, **meta))
+    assert out.score == expected, why
+    assert bool(out.reason) == (not expected)
+
+
+@pytest.mark.parametrize("meta", [LIST, DICT, PLACES, TEN, MANY, NUMBERS, TWINS])
+def test_every_option_is_named_by_its_text_and_by_no_other(meta):
+    texts = list(meta["options"].values()) if "options" in meta else meta["choices"]
+    for gold in texts:
+        for answer in texts:
+            assert REWARDS["choice"](respond(say(answer), gold, **meta)).score == (answer == gold), (answer, gold)
