@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from collections.abc import Sequence
@@ -24,11 +25,22 @@ class World:
     rank: int
     size: int
     device: torch.device
+    group: Any = None  # the process group of its collectives; None = the default one
 
     @classmethod
     def alone(cls) -> World:
         """A world of one on the CPU. Joins nothing."""
         return cls(rank=0, size=1, device=torch.device("cpu"))
+
+    def apart(self) -> World:
+        """The same ranks, on the CPU, with collectives that cannot meet those of this world: for another thread.
+
+        All ranks call it together.
+        """
+        if self.size == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        return dataclasses.replace(self, device=torch.device("cpu"), group=group)
 
     @property
     def is_main(self) -> bool:
@@ -38,7 +50,7 @@ class World:
         if self.size == 1:
             return values
         tensor = torch.from_numpy(values.copy()).to(self.device)
-        dist.all_reduce(tensor, op=op)
+        dist.all_reduce(tensor, op=op, group=self.group)
         return tensor.cpu().numpy()
 
     def sum(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
@@ -56,12 +68,12 @@ class World:
         if self.size == 1:
             return [item]
         out: list[Any] = [None] * self.size
-        dist.all_gather_object(out, item)
+        dist.all_gather_object(out, item, group=self.group)
         return out
 
     def barrier(self) -> None:
         if self.size > 1:
-            dist.barrier()
+            dist.barrier(group=self.group)
 
 
 def _free_port() -> int:
