@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from collections.abc import Sequence
@@ -24,23 +25,22 @@ class World:
     rank: int
     size: int
     device: torch.device
-    group: Any = None  # of torch.distributed; None = the one of all ranks that training uses
-
-    def apart(self) -> World:
-        """The same ranks with a group of their own, on the CPU: for work in a thread beside training.
-
-        Collectives of one group must come in the same order on all ranks, which two threads cannot promise. Called
-        by all ranks together.
-        """
-        if self.size == 1:
-            return World.alone()
-        group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
-        return World(rank=self.rank, size=self.size, device=torch.device("cpu"), group=group)
+    group: Any = None  # the process group of its collectives; None = the default one
 
     @classmethod
     def alone(cls) -> World:
         """A world of one on the CPU. Joins nothing."""
         return cls(rank=0, size=1, device=torch.device("cpu"))
+
+    def apart(self) -> World:
+        """The same ranks, on the CPU, with collectives that cannot meet those of this world: for another thread.
+
+        All ranks call it together.
+        """
+        if self.size == 1:
+            return self
+        group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
+        return dataclasses.replace(self, device=torch.device("cpu"), group=group)
 
     @property
     def is_main(self) -> bool:

@@ -92,8 +92,7 @@ def open_rollouts(
         return VllmEngine(model_config, config.vllm, chat, weights, theirs, world, **limits)
     if out is None:
         raise ValueError("rollout.engine=vllm_server needs a run folder to hand weights over in")
-    # With rollout.staleness it samples in a thread, beside the collectives of training.
-    return VllmServerEngine(model_config, config.server, chat, weights, theirs, world.apart(), out, **limits)
+    return VllmServerEngine(model_config, config.server, chat, weights, theirs, world, out, **limits)
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -70,12 +70,13 @@ class VllmServerEngine:
         max_failed_share: float,
     ) -> None:
         """Waits for all servers and looks at their settings. Raises ServersUnusable on all ranks."""
-        self.chat, self.world, self.config = chat, world, config
+        # Its own collectives: with rollout.staleness=1 `generate` runs in a thread beside the trainer's.
+        self.chat, self.world, self.config = chat, world.apart(), config
         self.weight_version = 0
         self._weights, self._expected = weights, expected
         self._watch = FailureWatch(max_failed_share)
         self._method = 0
-        self._run, self._syncs = world.gather(secrets.token_hex(4))[0], 0
+        self._run, self._syncs = self.world.gather(secrets.token_hex(4))[0], 0
         self._package: Package | None = None
         self._vocab_size = self._check(
             Wanted(
