@@ -54,6 +54,13 @@ class Unscorable(Exception):
 RewardFn = Callable[..., RewardOutput]  # fn(x: RewardInput, **params) -> RewardOutput
 
 
+def missing(answer: str | None) -> str:
+    """The reason why an answer cannot be read at all: there is none, or it is empty; "" if there is one."""
+    if answer is None:
+        return NO_ANSWER
+    return "" if answer.strip() else EMPTY
+
+
 def needs_images(reward: RewardFn) -> bool:
     """Whether the reward looks at the images (it carries the attribute `needs_images = True`)."""
     return bool(getattr(reward, "needs_images", False))

@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
-from rewards.base import RewardInput, RewardOutput, Unscorable
+from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
 from rewards.blocks import parse_json
 from rewards.extract import last_answer as final_answer
 from rewards.extract import plain
@@ -47,12 +47,13 @@ def list_items(x: RewardInput) -> RewardOutput:
     gold = _items(x.answer, separators)
     if not gold or "" in gold:
         raise Unscorable(f"the reference answer {x.answer[:60]!r} is no list of at most {MAX_ITEMS} items")
-    answer = _items(final_answer(x.text) or "", separators)
+    found = final_answer(x.text)
+    answer = _items(found or "", separators)
     if not answer:
-        return RewardOutput(0.0, {"overlap": 0.0})
+        return RewardOutput(0.0, {"overlap": 0.0}, missing(found) or "not a list")
     common = (Counter(gold) & Counter(answer)).total()
     same = answer == gold if ordered else common == len(gold) == len(answer)
-    return RewardOutput(float(same), {"overlap": 2 * common / (len(gold) + len(answer))})
+    return RewardOutput(float(same), {"overlap": 2 * common / (len(gold) + len(answer))}, "" if same else WRONG)
 
 
 def _items(text: str, separators: str) -> list[str]:

@@ -7,7 +7,7 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from rewards.base import RewardInput, RewardOutput, Unscorable
+from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
 from rewards.extract import last_answer as final_answer
 from rewards.extract import plain
 
@@ -55,16 +55,17 @@ def maze(x: RewardInput) -> RewardOutput:
     distance = _distance(board)
     if distance is None:
         raise Unscorable("no path leads from S to G of meta['grid']")
-    steps = _path(final_answer(x.text) or "", board, order, _MAX_STEPS_PER_CELL * len(board.open))
+    found = final_answer(x.text)
+    steps = _path(found or "", board, order, _MAX_STEPS_PER_CELL * len(board.open))
     if not steps:
-        return RewardOutput(0.0, {"legal": 0.0})
+        return RewardOutput(0.0, {"legal": 0.0}, missing(found) or "not a path")
     place = board.start
     for legal, (row, column) in enumerate(steps):
         place = place[0] + row, place[1] + column
         if place not in board.open or abs(row) + abs(column) != 1:
-            return RewardOutput(0.0, {"legal": legal / len(steps)})
+            return RewardOutput(0.0, {"legal": legal / len(steps)}, "through a wall")
     arrived = place == board.goal and (not shortest or len(steps) == distance)
-    return RewardOutput(float(arrived), {"legal": 1.0})
+    return RewardOutput(float(arrived), {"legal": 1.0}, "" if arrived else WRONG)
 
 
 def _path(text: str, board: Maze, order: str, most: int) -> list[Place] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from rewards.base import RewardInput, RewardOutput, Unscorable
+from rewards.base import RewardInput, RewardOutput, Unscorable, missing
 from rewards.extract import last_answer as final_answer
 from rewards.extract import plain
 
@@ -29,8 +29,9 @@ def ocr(x: RewardInput) -> RewardOutput:
     if not isinstance(case, bool):
         raise Unscorable(f"meta['case'] must be true or false, got {case!r}")
     golds = _golds(x.answer, x.meta.get("answers", ()), case)
-    answer = _comparable(final_answer(x.text) or "", case)
-    return RewardOutput(max(_similarity(gold, answer) for gold in golds))
+    found = final_answer(x.text)
+    answer = _comparable(found or "", case)
+    return RewardOutput(max(_similarity(gold, answer) for gold in golds), reason=missing(found))
 
 
 def edit_distance(a: str, b: str, limit: int) -> int:

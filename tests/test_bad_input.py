@@ -164,7 +164,7 @@ def test_a_task_without_a_reward(stage, refused, tmp_path, data):
     folder = save(tmp_path / "d", train=rows_of(data), test=held_out, cold_start=rows_of(data, "cold_start"))
     message = refused(f"data.path={folder}", stage=stage)
     assert f"ScoringError: {folder}: task 'count' has no reward. Set rewards.by_task.count=NAME" in message
-    assert "Known rewards: box, " in message and "choice, count" in message
+    assert "Known rewards: box, " in message and "choice, code, count" in message
 
 
 def test_quotas_that_cannot_be_met(refused):
