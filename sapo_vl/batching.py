@@ -17,7 +17,7 @@ from torch import Tensor
 
 from sapo_vl.prefix_attention import PrefixLayout, build_layout
 from sapo_vl.strict import Strict
-from sapo_vl.types import Prompt, Rollout, RolloutGroup
+from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 
 
 class BatchConfig(Strict):
@@ -72,6 +72,14 @@ def trainable(group: RolloutGroup) -> RolloutGroup | None:
     """The group without the responses that take no part in the update; None if none is left."""
     kept = tuple(r for r in group.rollouts if r.advantage is not None and len(r.response_ids) > 0)
     return dataclasses.replace(group, rollouts=kept) if kept else None
+
+
+def filler(prompt: Prompt, end_id: int) -> RolloutGroup:
+    """The prompt and a response that ends at once: something to run while another rank has more to do."""
+    nothing = Rollout(
+        response_ids=np.array([end_id]), logprobs=np.zeros(1, np.float32), finish=Finish.STOP, weight_version=0
+    )
+    return RolloutGroup(prompt=prompt, rollouts=(nothing,))
 
 
 def group_cost(group: RolloutGroup) -> int:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sapo_vl.batching import pack
+from sapo_vl.batching import filler, pack
 from sapo_vl.chat import Chat
 from sapo_vl.data import ProblemSet
 from sapo_vl.distributed import World
@@ -21,7 +21,7 @@ from sapo_vl.engine import PolicyEngine
 from sapo_vl.feed import read_prompt
 from sapo_vl.rollout import RolloutEngine, SamplingParams
 from sapo_vl.rollout.base import ParityConfig
-from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
+from sapo_vl.types import Finish, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ def measure(
     usable = [g for g in groups if all(r.finish is not Finish.FAILED for r in g.rollouts)]
     refused = {r.score_detail for g in groups for r in g.rollouts if r.finish is Finish.FAILED}
     batches = [pack([g], blank) for g in usable]
-    own = engine.logprobs(batches, pack([_shortest(prompts[0], chat)], blank), params.temperature)
+    own = engine.logprobs(batches, pack([filler(prompts[0], chat.eos_ids[0])], blank), params.temperature)
     gaps: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     for batch, (logprobs, _) in zip(batches, own, strict=True):
         difference = (batch.old_logprobs - logprobs.float().cpu()).abs().numpy()
@@ -94,14 +94,6 @@ def _gap(values: np.ndarray) -> Gap:
         quantile=float(np.quantile(values, QUANTILE)),
         largest=float(values.max()),
     )
-
-
-def _shortest(prompt: Prompt, chat: Chat) -> RolloutGroup:
-    """Something to run while another rank has more batches."""
-    nothing = Rollout(
-        response_ids=np.array(chat.eos_ids[:1]), logprobs=np.zeros(1, np.float32), finish=Finish.STOP, weight_version=0
-    )
-    return RolloutGroup(prompt=prompt, rollouts=(nothing,))
 
 
 class ParityGate:

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from sapo_vl.advantage import assign_advantages
-from sapo_vl.batching import MicroBatch, split_mini_batches, trainable
+from sapo_vl.batching import MicroBatch, filler, split_mini_batches, trainable
 from sapo_vl.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
 from sapo_vl.config import RunConfig
 from sapo_vl.data import ProblemSet
@@ -162,19 +162,20 @@ def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[Roll
     With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update.
     """
     chat, batch = session.chat, config.batch
-    filler_group = dataclasses.replace(groups[0], rollouts=groups[0].rollouts[:1])
-    filler = make_micro_batches([filler_group], chat, batch.tokens_per_micro_batch, batch.shared_prefix)[0]
+    # Not a response of the batch: an engine that failed may have given none.
+    spare = filler(groups[0].prompt, chat.eos_ids[0])
+    spare_batch = make_micro_batches([spare], chat, batch.tokens_per_micro_batch, batch.shared_prefix)[0]
     out = []
     for dealt in split_mini_batches(groups, batch.mini_batches):
         kept = [g for g in map(trainable, dealt) if g is not None]
         micro = make_micro_batches(kept, chat, batch.tokens_per_micro_batch, batch.shared_prefix) if kept else []
         if config.rollout.old_logprobs == "trainer":
-            taken = session.engine.logprobs(micro, filler, config.rollout.temperature)
+            taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature)
             micro = [
                 dataclasses.replace(mb, old_logprobs=old.float().cpu())
                 for mb, (old, _) in zip(micro, taken, strict=True)
             ]
-        out.append(MiniBatch(micro_batches=micro, filler=filler))
+        out.append(MiniBatch(micro_batches=micro, filler=spare_batch))
     return out
 
 
