@@ -35,10 +35,12 @@ def test_the_server_is_set_as_the_trainer_needs_it() -> None:
         "--mm-processor-kwargs": '{"size": {"shortest_edge": 256, "longest_edge": 16384}}',
         "--limit-mm-per-prompt": '{"image": 8, "video": 0}',
     } == given  # fmt: skip
-    assert "--enable-scale-out" in given and "--enforce-eager" not in given and "--trust-remote-code" not in given
+    flags = {"--enable-scale-out", "--no-enforce-eager", "--no-trust-remote-code", "--enable-chunked-prefill"}
+    assert flags <= set(command)
     assert environment == {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     command, environment = serve_command(model, rollout, "::1", 8123, on_cpu=True)
-    assert "--enforce-eager" in command and environment["TORCHDYNAMO_DISABLE"] == "1"
+    assert {"--enforce-eager", "--no-enable-chunked-prefill"} <= set(command)
+    assert environment["TORCHDYNAMO_DISABLE"] == "1"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "trainer.example"])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Any
 
 from sapo_vl.models import ModelConfig
 from sapo_vl.rollout.base import RolloutConfig
 from sapo_vl.rollout.vllm.config import is_loopback
-from sapo_vl.rollout.vllm.v0_32 import WORKER
+from sapo_vl.rollout.vllm.v0_32 import engine_settings
 
 
 class ServeError(ValueError):
@@ -30,32 +31,18 @@ def serve_command(
             "rollout.server.allow_remote=true inside a network that nobody else can reach"
         )
     vllm = rollout.vllm
-    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server", "--model", model.path]
-    command += ["--revision", model.revision] if model.revision else []
-    options = {
+    settings = engine_settings(model.path, model, vllm, model.max_prompt_tokens + rollout.max_new_tokens, on_cpu=on_cpu)
+    settings |= {
         "host": host,
         "port": port,
-        "dtype": model.dtype,
-        "tensor-parallel-size": vllm.tensor_parallel,
-        "gpu-memory-utilization": vllm.gpu_memory_utilization,
-        "max-num-seqs": vllm.max_num_seqs,
-        "max-model-len": model.max_prompt_tokens + rollout.max_new_tokens,
-        "worker-extension-cls": WORKER,
-        # Log-probs of the law that is sampled from: after bans, temperature, top-k and top-p.
-        "logprobs-mode": "processed_logprobs",
-        "limit-mm-per-prompt": json.dumps({"image": vllm.max_images_per_prompt, "video": 0}),
-        # Images arrive resized; with the same bounds a second resize changes nothing.
-        "mm-processor-kwargs": json.dumps(
-            {"size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}}
-        ),
-        "allowed-media-domains": "none.invalid",
-        "generation-config": "vllm",  # nothing of the folder's sampling settings: requests carry all of theirs
-        "seed": 0,  # of what no request names; all requests carry their own
+        "allowed_media_domains": "none.invalid",
+        "generation_config": "vllm",  # nothing of the folder's sampling settings: requests carry all of theirs
+        "enable_scale_out": True,
+        "disable_uvicorn_access_log": True,
     }
-    for name, value in options.items():
-        command += [f"--{name}", str(value)]
-    command += ["--enable-scale-out", "--disable-uvicorn-access-log"]
-    command += ["--enforce-eager"] if vllm.enforce_eager or on_cpu else []
+    command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
+    for name, value in settings.items():
+        command += _option(name.replace("_", "-"), value)
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
     if on_cpu:
         environment |= {
@@ -65,3 +52,11 @@ def serve_command(
             "TORCHDYNAMO_DISABLE": "1",
         }
     return command, environment
+
+
+def _option(name: str, value: Any) -> list[str]:
+    if value is None:
+        return []
+    if isinstance(value, bool):
+        return [f"--{name}" if value else f"--no-{name}"]
+    return [f"--{name}", json.dumps(value) if isinstance(value, dict) else str(value)]

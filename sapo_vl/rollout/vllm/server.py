@@ -54,6 +54,7 @@ class VllmServerEngine:
     """Follows the RolloutEngine protocol. `expected` is the name and shape of every weight of the served model.
 
     The servers need not hold the trainer's weights: they get them at the first sync, or before the first prompt.
+    With rollout.staleness=1 `generate` runs in a thread beside training, so `world` is one with a group of its own.
     """
 
     def __init__(
@@ -75,7 +76,7 @@ class VllmServerEngine:
         self._weights, self._expected = weights, expected
         self._watch = FailureWatch(max_failed_share)
         self._method = 0
-        self._run, self._syncs = world.gather(secrets.token_hex(4))[0], 0
+        self._run, self._syncs = self.world.gather(secrets.token_hex(4))[0], 0
         self._package: Package | None = None
         self._vocab_size = self._check(
             Wanted(

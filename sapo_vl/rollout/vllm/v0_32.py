@@ -55,29 +55,38 @@ def open_engine(
     # At its end an engine would destroy torch's default process group, which is the trainer's.
     core.cleanup_dist_env_and_memory = _drop_own_groups
     return LLM(
-        model=str(path),
-        revision=model.revision,
-        dtype=model.dtype,
-        tensor_parallel_size=config.tensor_parallel,
+        **engine_settings(path, model, config, max_model_len, on_cpu=on_cpu),
         distributed_executor_backend="external_launcher" if distributed else None,
-        worker_extension_cls=WORKER,
-        max_model_len=max_model_len,
-        max_num_seqs=config.max_num_seqs,
-        # A prompt cut in two samples a token too many and rewinds the request's generator, which no CPU one can do.
-        enable_chunked_prefill=not on_cpu,
-        max_num_batched_tokens=max(max_model_len, 8192),
-        gpu_memory_utilization=config.gpu_memory_utilization,
-        enforce_eager=config.enforce_eager or on_cpu,
         enable_sleep_mode=config.sleep and not on_cpu,
-        # Log-probs of the law that is sampled from: after bans, temperature, top-k and top-p.
-        logprobs_mode="processed_logprobs",
-        limit_mm_per_prompt={"image": config.max_images_per_prompt, "video": 0},
-        # Images arrive resized; with the same bounds a second resize changes nothing.
-        mm_processor_kwargs={"size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}},
-        seed=0,  # of what no request names; all requests carry their own
         disable_log_stats=True,
-        trust_remote_code=False,
     )
+
+
+def engine_settings(
+    path: Path | str, model: ModelConfig, config: VllmConfig, max_model_len: int, *, on_cpu: bool
+) -> dict[str, Any]:
+    """What every engine is set to, in process or in a server, by the names of `vllm.LLM`."""
+    return {
+        "model": str(path),
+        "revision": model.revision,
+        "dtype": model.dtype,
+        "tensor_parallel_size": config.tensor_parallel,
+        "worker_extension_cls": WORKER,
+        "max_model_len": max_model_len,
+        "max_num_seqs": config.max_num_seqs,
+        # A prompt cut in two samples a token too many and rewinds the request's generator, which no CPU one can do.
+        "enable_chunked_prefill": not on_cpu,
+        "max_num_batched_tokens": max(max_model_len, 8192),
+        "gpu_memory_utilization": config.gpu_memory_utilization,
+        "enforce_eager": config.enforce_eager or on_cpu,
+        # Log-probs of the law that is sampled from: after bans, temperature, top-k and top-p.
+        "logprobs_mode": "processed_logprobs",
+        "limit_mm_per_prompt": {"image": config.max_images_per_prompt, "video": 0},
+        # Images arrive resized; with the same bounds a second resize changes nothing.
+        "mm_processor_kwargs": {"size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}},
+        "seed": 0,  # of what no request names; all requests carry their own
+        "trust_remote_code": False,
+    }
 
 
 def _drop_own_groups(shutdown_ray: bool = False) -> None:
