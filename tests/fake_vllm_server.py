@@ -5,19 +5,20 @@ The real one is in test_vllm_server.py. This one is for what the real one does o
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
-
-from sapo_vl.types import Prompt
 
 # What a server does with a request to generate: changes the answer, or returns what to send instead of it.
 Fault = Callable[["Exchange"], "Reply | None"]
@@ -32,14 +33,13 @@ class Exchange:
 
 
 class FakeServer:
-    """Listens on a free port of loopback. `prompts` tells it how the ids it will be sent are expanded.
+    """Listens on a free port of loopback. Expands images as the tiny models do: a token for 16 x 16 pixels.
 
-    Token 100 + `mark` is in every response, so that a test sees who gave it.
+    Every response is token 100 + `mark`, so that a test sees who gave it, and another that the request's seed decides.
     """
 
-    def __init__(self, prompts: Sequence[Prompt], mark: int, port: int = 0) -> None:
-        self.expanded = {tuple(p.compact_ids.tolist()): p.ids.tolist() for p in prompts}
-        self.mark = mark
+    def __init__(self, image_token_id: int, mark: int, port: int = 0) -> None:
+        self.image_token_id, self.mark = image_token_id, mark
         self.fault: Fault | None = None
         self.settings = {
             "dtype": "float32", "logprobs_mode": "processed_logprobs", "max_model_len": 10_000, "vocab_size": 300,
@@ -50,6 +50,7 @@ class FakeServer:
         self.broken: dict[str, Reply] = {}  # routes that reply this
         self.hung: set[str] = set()  # routes that never answer
         self.label = "default"
+        self.labels: list[str] = []  # all that it was given
         self.paused = False
         self.asked: list[dict[str, Any]] = []  # bodies of all requests to generate
         self.answered: list[str] = []  # names of those whose answer was sent
@@ -146,6 +147,7 @@ class FakeServer:
             return {"weight_version": self.label}
         if path == "/update_weight_version":
             self.label = body["new_version"]
+            self.labels.append(self.label)
         if path in ("/pause", "/resume"):
             self.paused = path == "/pause"
         if name == "sapo_settings":
@@ -165,21 +167,10 @@ class FakeServer:
             self.asked.append(body)
             number = len(self.asked)
         n = body["sampling_params"]["n"]
-        ids = [100 + self.mark, 50]
-        choices = [
-            {
-                "index": i,
-                "finish_reason": "length",
-                "token_ids": ids,
-                "logprobs": {"content": [{"token_id": t, "logprob": -1.5, "rank": 1} for t in ids]},
-                "weight_versions": [{"version": self.label, "start": 0, "end": len(ids)}],
-            }
-            for i in range(n)
-        ]
         answer = {
             "request_id": f"generate-tokens-{body['request_id']}",
-            "prompt_token_ids": self.expanded[tuple(body["token_ids"])],
-            "choices": choices,
+            "prompt_token_ids": self.expand(body),
+            "choices": [self.choice(i, body["sampling_params"]["seed"] + i) for i in range(n)],
         }
         exchange = Exchange(self, body, answer, number)
         instead = self.fault(exchange) if self.fault else None
@@ -187,6 +178,28 @@ class FakeServer:
             return instead
         self.answered.append(body["request_id"])
         return 200, json.dumps(answer).encode()
+
+    def choice(self, index: int, seed: int) -> dict[str, Any]:
+        ids = [100 + self.mark, 20 + seed % 50]
+        return {
+            "index": index,
+            "finish_reason": "length",
+            "token_ids": ids,
+            "logprobs": {"content": [{"token_id": t, "logprob": -1.5, "rank": 1} for t in ids]},
+            "weight_versions": [{"version": self.label, "start": 0, "end": len(ids)}],
+        }
+
+    def expand(self, body: dict[str, Any]) -> list[int]:
+        sizes = iter([(i.width // 16) * (i.height // 16) for i in images(body)])
+        return [t for i in body["token_ids"] for t in [i] * (next(sizes) if i == self.image_token_id else 1)]
+
+
+def images(body: dict[str, Any]) -> list[Image.Image]:
+    """Those of a request, decoded."""
+    return [
+        Image.open(io.BytesIO(base64.b64decode(part["url"].removeprefix("data:image/png;base64,"))))
+        for part in body.get("content_parts", [])
+    ]
 
 
 def always(reply: Reply) -> Fault:
@@ -202,13 +215,6 @@ def hang(exchange: Exchange) -> Reply:
     """No answer for as long as the test lasts."""
     exchange.server.wait()
     return 0, b""
-
-
-def slow(seconds: float) -> Fault:
-    def fault(exchange: Exchange) -> None:
-        exchange.server.let_go.wait(seconds)
-
-    return fault
 
 
 def die(exchange: Exchange) -> Reply:

@@ -36,7 +36,7 @@ class Ranks:
         _, self.chat = make_policy("dense", seed)
         prompts = make_prompts(self.chat, np.random.default_rng(seed), [[(32, 32)], [], [(48, 32)], []] * 4)
         self.prompts = prompts[world.rank :: 2]
-        self.servers = [FakeServer(prompts, mark) for mark in (0, 1)] if world.is_main else []
+        self.servers = [FakeServer(self.chat.image_token_id, mark) for mark in (0, 1)] if world.is_main else []
         self.urls = world.gather([s.url for s in self.servers])[0]
         self.folder = Path(world.gather(tempfile.mkdtemp())[0])
 
