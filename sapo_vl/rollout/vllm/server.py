@@ -54,6 +54,7 @@ class VllmServerEngine:
     """Follows the RolloutEngine protocol. `expected` is the name and shape of every weight of the served model.
 
     The servers need not hold the trainer's weights: they get them at the first sync, or before the first prompt.
+    With rollout.staleness=1 `generate` runs in a thread beside training, so `world` is one with a group of its own.
     """
 
     def __init__(
