@@ -28,8 +28,8 @@ def number(x: RewardInput) -> RewardOutput:
     zero. Spellings: rewards.numerals.read_numeral.
 
     A unit is wrong unless meta["unit"] allows it: a text, or a list of texts that mean the same. The answer may
-    then carry one of these or none. meta["percent"] says what "20%" means: "points" (20) or "fraction" (0.2);
-    without it a per cent sign is a wrong unit. A rule that is null counts as not given.
+    then carry one of these or none. meta["percent"] says what "20%" means: "points" or true (20), "fraction"
+    (0.2); without it a per cent sign is a wrong unit. A rule that is null counts as not given.
 
     Raises:
         Unscorable: the gold is not such a number, a rule of meta is malformed, or both tolerance and precision
@@ -62,6 +62,8 @@ class _Rule:
         self._tolerance = DEFAULT_TOLERANCE if tolerance is None else _tolerance(tolerance)
         self._precision = None if precision is None else _precision(precision)
         self._units = frozenset[str]() if unit is None else _units(unit)
+        if isinstance(percent, bool):
+            percent = "points" if percent else None
         if percent is not None and (not isinstance(percent, str) or percent not in PERCENT):
             raise Unscorable(f"meta['percent'] must be one of {sorted(PERCENT)}, got {percent!r}")
         self._percent = None if percent is None else PERCENT[percent]

@@ -64,6 +64,14 @@ def _parser() -> argparse.ArgumentParser:
         p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR") or None, help="run folder (or OUT_DIR)")
         p.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
 
+    reward = add("reward", _reward, "Score responses from a file, or try a reward on golds.", pairs=True)
+    reward.add_argument("action", choices=["score", "test"])
+    reward.add_argument("name", help="a reward of rewards.REWARDS")
+    reward.add_argument("file", type=Path, nargs="?", help='lines {"id", "response", "answer", "meta"}')
+    reward.add_argument("--out", type=Path, help="file for the results (default: the standard output)")
+    reward.add_argument("--timeout", type=float, default=10.0, help="seconds a response may take")
+    reward.add_argument("--workers", type=int, default=2)
+
     doctor = add("doctor", _doctor, "Prove on tiny models that this installation fits together.")
     doctor.add_argument("--model", default="", help="a model folder: runs the checks that need no weights on it")
     doctor.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="run these checks only")
@@ -89,6 +97,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.models import ModelError
     from sapo_vl.nonfinite import NonFiniteUpdate
     from sapo_vl.parity import ParityError
+    from sapo_vl.reward_lines import RewardLinesError
     from sapo_vl.rollout.failures import RolloutStopped
     from sapo_vl.rollout.vllm.contract import VllmMissing
     from sapo_vl.rollout.vllm.engine import EngineFailed
@@ -102,8 +111,8 @@ def _bad_input() -> tuple[type[Exception], ...]:
     return (
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
         ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
-        WorkersStuck, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError, ServeError,
-        ServersUnusable,
+        WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
+        ServeError, ServersUnusable,
     )  # fmt: skip
 
 
@@ -154,6 +163,25 @@ def _run(args: argparse.Namespace) -> None:
     from sapo_vl.pipeline import run
 
     print(run(_config(args), Path(args.out)))
+
+
+def _reward(args: argparse.Namespace) -> None:
+    from sapo_vl.reward_lines import score_lines, try_reward, write_scores
+
+    if args.action == "test":
+        table, fine = try_reward(args.name)
+        print(table)
+        if not fine:
+            raise SystemExit(1)
+        return
+    if args.file is None:
+        raise UsageError("sapo-vl reward score NAME FILE.jsonl: the file is missing")
+    params = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in args.pairs)}
+    try:
+        with args.file.open(encoding="utf-8") as lines:
+            write_scores(score_lines(args.name, lines, params, args.timeout, args.workers), args.out)
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{args.file} cannot be read: {error}") from error
 
 
 def _doctor(args: argparse.Namespace) -> None:

@@ -113,7 +113,7 @@ def test_a_missing_answer_and_an_empty_one_have_a_reason_of_their_own(name, gold
         ("number", "5", {"precision": 16}),
         ("number", "5", {"precision": -1}),
         ("number", "5", {"precision": 1, "tolerance": 0.1}),
-        ("number", "5", {"percent": True}),
+        ("number", "5", {"percent": "true"}),
         ("number", "5%", {}),
         ("chart", " ", {}),
         ("chart", "5", {"relative_tolerance": -0.1}),

@@ -110,6 +110,9 @@ CASES = [  # answer, gold, meta, score, why
     ("5 kg of apples", "5", {"unit": "kg"}, 0, "more than the unit"),
     # per cent
     ("20%", "20", {"percent": "points"}, 1, "20% is 20"),
+    ("20%", "20", {"percent": True}, 1, "true is another word for points"),
+    ("20%", "0.2", {"percent": True}, 0, "20% is 20"),
+    ("20%", "20", {"percent": False}, 0, "as without the rule"),
     ("20%", "0.2", {"percent": "points"}, 0, "20% is 20"),
     ("0.2", "20%", {"percent": "points"}, 0, "the gold is 20"),
     ("20%", "0.2", {"percent": "fraction"}, 1, "20% is 0.2"),
