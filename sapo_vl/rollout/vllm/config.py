@@ -13,7 +13,7 @@ from sapo_vl.strict import Strict
 class VllmConfig(Strict):
     """Section `rollout.vllm`: of the engine in process, and of a server that `sapo-vl serve` starts."""
 
-    tensor_parallel: int = Field(default=1, ge=1)  # ranks that share an engine: 1, or all of them
+    tensor_parallel: int = Field(default=1, ge=1)  # ranks that share an engine: 1, or all of them. GPUs of a server
     gpu_memory_utilization: float = Field(default=0.45, gt=0, lt=1)  # share of a GPU's memory for weights and KV cache
     kv_cache_gib: int = Field(default=1, ge=1)  # size of the KV cache where there is no GPU
     max_num_seqs: int = Field(default=256, ge=1)  # responses sampled at a time
