@@ -12,6 +12,7 @@ from rewards.code import code
 from rewards.count import count
 from rewards.format import format_tags
 from rewards.json_grid import json_grid
+from rewards.judge import judge_by_rule
 from rewards.language import language
 from rewards.list import list_items
 from rewards.mathematics import math_equal
@@ -31,6 +32,7 @@ REWARDS: dict[str, RewardFn] = {
     "count": count,
     "format": format_tags,
     "json_grid": json_grid,
+    "judge": judge_by_rule(lambda: REWARDS),
     "language": language,
     "list": list_items,
     "math": math_equal,
@@ -66,6 +68,7 @@ IN_PROCESS = frozenset(
 
 # Reward -> the module it imports when it first scores, where that takes long. Workers import it when they start.
 PRELOAD = {
+    "judge": "rewards.judge_client",
     "math": "rewards.symbolic",
 }
 

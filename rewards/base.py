@@ -23,6 +23,7 @@ class RewardInput:
     id: str = ""  # id of the problem
     task: str = ""  # task of the problem
     answer: str = ""  # the reference answer ("gold")
+    question: str = ""  # what the user's turns of the problem say, images left out
     meta: Mapping[str, Any] = field(default_factory=dict)  # whatever else the problem carries for its reward
     images: tuple[Image.Image, ...] = ()  # RGB; empty unless the reward sets `needs_images = True`
 

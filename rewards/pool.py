@@ -83,7 +83,9 @@ class RewardPool:
 
     def _prepare(self, jobs: Sequence[Job]) -> None:
         """Start the workers anew if they have not imported what `jobs` need; a response has no time for that."""
-        names = frozenset(PRELOAD) & {job.own if name == OWN else name for job in jobs for name in self._plan.weights}
+        used = {job.own if name == OWN else name for job in jobs for name in self._plan.weights}
+        used |= {str(self._plan.params.get(name, {}).get("rule")) for name in used & {"judge"}}  # it calls its rule
+        names = frozenset(PRELOAD) & used
         if names <= self._preload:
             return
         self._preload |= names

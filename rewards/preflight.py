@@ -8,6 +8,7 @@ from typing import Any
 from rewards import REWARDS
 from rewards.base import signature_problem
 from rewards.code import code_problem
+from rewards.judge_settings import judge_problem
 from rewards.weighted import weighted_problem
 
 
@@ -24,5 +25,14 @@ def setting_problem(name: str, params: Mapping[str, Any], timeout_s: float) -> s
     if name == "code":
         return code_problem(params, timeout_s)
     if name == "weighted":
-        return weighted_problem(params, lambda term, own: setting_problem(term, own, timeout_s))
+        return weighted_problem(params, lambda term, own: _term_problem(term, own, timeout_s))
+    if name == "judge":
+        return judge_problem(params, timeout_s)
     return ""
+
+
+def _term_problem(name: str, params: Mapping[str, Any], timeout_s: float) -> str:
+    """The same of a term of `weighted`."""
+    if name == "judge":
+        return "judge can be no term of it, for its canaries would not be asked; put both into rewards.combine"
+    return setting_problem(name, params, timeout_s)

@@ -27,10 +27,10 @@ def score_lines(
 ) -> Iterator[dict[str, Any]]:
     """One result a line, in order, through the worker processes that training uses.
 
-    A line is {"id", "response", "answer", "meta"}, and for rewards that look at tokens {"token_ids", "max_tokens"};
-    without these every word is a token. A result is {"id", "score", "status", "parts", "reason"}: score is null
-    unless the status is "scored"; the others are "unscorable", "timeout" and "error". A line that is no such
-    object is a result with status "error", and no reason to stop.
+    A line is {"id", "response", "answer", "meta"}, for rewards that look at tokens {"token_ids", "max_tokens"}, without
+    which every word is a token, and for the judge {"question"}. A result is {"id", "score", "status", "parts",
+    "reason"}: score is null unless the status is "scored"; the others are "unscorable", "timeout" and "error". A line
+    that is no such object is a result with status "error", and no reason to stop.
 
     Raises:
         RewardLinesError: there is no such reward, or it cannot run here with these params.
@@ -101,6 +101,7 @@ def _input(line: str, number: int) -> RewardInput | str:
         id=str(row.get("id", number)),
         task=str(row.get("task", "")),
         answer=str(answer),
+        question=str(row.get("question", "")),
         meta=meta,
     )
 

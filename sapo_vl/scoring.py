@@ -27,6 +27,7 @@ from rewards.pool import RewardPool, inspect_in_worker
 from rewards.preflight import setting_problem
 from rewards.weighted import OWN
 from sapo_vl.distributed import World
+from sapo_vl.judging import JUDGE, JudgeUnfit, JudgeWatch, question_of
 from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup, ScoreStatus
 
@@ -95,6 +96,7 @@ class Scorer:
         self._custom_for_all = custom.name if custom is not None and custom.name not in named else ""
         self._custom_needs_images: bool | None = None  # None until the custom reward was loaded in a worker
         self._check_config(custom)
+        self._judge = JudgeWatch(config.params, self._world)
 
     def __enter__(self) -> Scorer:
         return self
@@ -113,6 +115,11 @@ class Scorer:
         """How many responses of this rank ended in each status since the start."""
         return {status: self._counts[status] for status in ScoreStatus}
 
+    @property
+    def judge_metrics(self) -> dict[str, float]:
+        """What the judge did for the latest batch, over all ranks; nothing without rewards.params.judge."""
+        return dict(self._judge.metrics)
+
     def check(self, pairs: Iterable[tuple[str, str]], dataset: str) -> None:
         """Make sure, before training, that every task has a reward, that the rewards which are used can run with
         their arguments on this machine, and that the custom reward can be loaded.
@@ -121,8 +128,11 @@ class Scorer:
             pairs: (task, reward) of the problems, the columns of a data set; repeats are fine.
             dataset: name of the data set, for messages.
 
+        All ranks must call it together.
+
         Raises:
-            ScoringError: naming the task, the data set and the keys to set, or what a reward lacks.
+            ScoringError: naming the task, the data set and the keys to set, or what a reward lacks; also for a judge
+                that cannot be reached or fails its canaries.
         """
         used = {name for task, reward in sorted(set(pairs)) for name in self._names(self._own(task, reward, dataset))}
         for name in sorted(used & REWARDS.keys()):
@@ -131,6 +141,11 @@ class Scorer:
                 raise ScoringError(f"{dataset}: {problem}")
         if self._plan.custom is not None:
             self._load_custom()
+        if JUDGE in used:
+            try:
+                self._judge.check()
+            except JudgeUnfit as error:
+                raise ScoringError(f"{dataset}: {error}") from error
 
     def score(self, groups: Sequence[RolloutGroup], max_tokens: int) -> list[RolloutGroup]:
         """The groups with reward, parts, score_status and score_detail filled in; order is kept.
@@ -142,7 +157,8 @@ class Scorer:
             max_tokens: the limit the responses were sampled under, in tokens.
 
         Raises:
-            ScoringStopped: on all ranks, if more than max_failure_share of the latest responses could not be scored.
+            ScoringStopped: on all ranks, if more than max_failure_share of the latest responses could not be scored, or
+                the judge called too many wrong canaries correct.
             ScoringError: a problem's task has no reward (`check` finds this before training).
         """
         rollouts = [(group.prompt.problem, rollout) for group in groups for rollout in group.rollouts]
@@ -158,6 +174,10 @@ class Scorer:
         self._counts.update(ScoreStatus(result.status) for result in results)
         attempts = [results[i] for i in scorable]
         self._watch(["" if result.status == "scored" else result.detail or result.status for result in attempts])
+        try:
+            self._judge.after_batch(attempts)
+        except JudgeUnfit as error:
+            raise ScoringStopped(str(error)) from error
         return [dataclasses.replace(g, rollouts=tuple(next(scored) for _ in g.rollouts)) for g in groups]
 
     def _run(self, jobs: Sequence[worker.Job]) -> list[worker.Result]:
@@ -180,6 +200,7 @@ class Scorer:
                 id=problem.id,
                 task=problem.task,
                 answer=problem.answer,
+                question=question_of(problem),
                 meta=problem.meta,
                 images=problem.images if any(map(self._needs_images, self._names(own))) else (),
             ),

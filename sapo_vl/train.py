@@ -106,6 +106,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
             parity = gate.after_sync(step)
 
         values = rollout_stats(groups, advantages, world) | _update_values(updates) | gap.reduce(world) | parity
+        values |= scorer.judge_metrics
         seconds = timer.take()
         values |= _throughput(groups, world, seconds) | seconds
         run_log.metrics(step, "train", values)

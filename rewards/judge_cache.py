@@ -1,0 +1,111 @@
+"""What the processes that ask a judge share through a folder: its verdicts, a limit on requests, an outage.
+
+All of it survives the death of any process at any moment: files are replaced as a whole, and locks end with the
+process that holds them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import random
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+OUTAGE = 5  # responses without an answer, one after the other, after which the judge counts as down
+_LOOK_S = 0.02  # how often a process that waits for its turn looks
+
+
+class VerdictCache:
+    """One small file a verdict, named by `verdict_key`. A file that cannot be read as one is a miss."""
+
+    def __init__(self, folder: Path):
+        self._folder = folder / "verdicts"
+
+    def get(self, key: str) -> bool | None:
+        found = _read_json(self._path(key))
+        return found["correct"] if found.get("key") == key and isinstance(found.get("correct"), bool) else None
+
+    def put(self, key: str, correct: bool) -> None:
+        _write_json(self._path(key), {"key": key, "correct": correct})
+
+    def _path(self, key: str) -> Path:
+        return self._folder / key[:2] / f"{key}.json"
+
+
+class Gate:
+    """At most `concurrency` requests at a time, and none for `pause_s` seconds after OUTAGE failures in a row."""
+
+    def __init__(self, folder: Path, concurrency: int, pause_s: float):
+        self._slots = folder / "slots"
+        self._state = folder / "outage.json"
+        self._concurrency, self._pause_s = concurrency, pause_s
+
+    @contextlib.contextmanager
+    def slot(self, deadline: float) -> Iterator[bool]:
+        """Waits for a turn until `deadline` (of time.monotonic), holds it inside; False if there was none."""
+        self._slots.mkdir(parents=True, exist_ok=True)
+        lock = self._take()
+        while lock is None and time.monotonic() + _LOOK_S < deadline:
+            time.sleep(_LOOK_S)
+            lock = self._take()
+        try:
+            yield lock is not None
+        finally:
+            if lock is not None:
+                os.close(lock)
+
+    def is_down(self) -> bool:
+        state = _read_json(self._state)
+        failures, last = state.get("failures"), state.get("last")
+        if not isinstance(failures, int) or not isinstance(last, int | float):
+            return False
+        return failures >= OUTAGE and 0 <= time.time() - last < self._pause_s
+
+    def report(self, answered: bool) -> None:
+        """What came of a request. Two failures at once may count as one: the pause then starts one later."""
+        failures = _read_json(self._state).get("failures", 0)
+        if not answered:
+            _write_json(
+                self._state, {"failures": failures + 1 if isinstance(failures, int) else 1, "last": time.time()}
+            )
+        elif failures:
+            self.forget()
+
+    def forget(self) -> None:
+        """Whatever went wrong before, ask again."""
+        self._state.unlink(missing_ok=True)
+
+    def _take(self) -> int | None:
+        """The descriptor of a locked slot file; closing it, also by the death of the process, frees the slot."""
+        for number in random.sample(range(self._concurrency), self._concurrency):
+            lock = os.open(self._slots / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                os.close(lock)
+            else:
+                return lock
+        return None
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    """The object in a file; {} if there is none, or the file is damaged."""
+    try:
+        found = json.loads(path.read_bytes())
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+    with os.fdopen(handle, "w") as file:
+        json.dump(value, file)
+    os.replace(name, path)

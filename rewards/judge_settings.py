@@ -1,0 +1,119 @@
+"""The settings of the reward `judge`, and what can be wrong with them before anything is asked."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import tempfile
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+SPARE_S = 1.0  # of a worker's time limit that the judge leaves for everything else
+
+# Rule -> the reasons with which it says that it could not read an answer. Any other verdict of a rule is sure, right
+# or wrong, and the judge is not asked; docs/rewards.md says it in words. A rule that is not here cannot be used.
+UNREAD: dict[str, frozenset[str]] = {
+    "chart": frozenset({"not a number"}),
+    "choice": frozenset({"not an option"}),
+    "count": frozenset({"not a count"}),
+    "math": frozenset(
+        {"words", "text in a formula", "not mathematics", "cannot be parsed", "a command that is not scored"}
+    ),
+    "number": frozenset({"not a number"}),
+    "word": frozenset({"wrong"}),  # another spelling is all that it can tell
+}
+
+
+@dataclass(frozen=True, kw_only=True)  # no slots: the reward takes its defaults from the class
+class JudgeSettings:
+    """`rewards.params.judge`. The key itself is read from the environment and kept nowhere."""
+
+    url: str  # base of an OpenAI-compatible API, https://host/v1
+    model: str  # the name it serves the model under
+    rule: str  # the reward that is asked first: a key of UNREAD
+    cache: str  # folder for verdicts, and for what the processes that ask tell each other
+    timeout_s: float = 4.0  # for one request
+    deadline_s: float = 8.0  # for a response, with all tries and waits
+    retries: int = 2  # times that a request without an answer is sent again
+    concurrency: int = 8  # requests at a time, of all processes that share the folder `cache`
+    pause_s: float = 30.0  # how long nothing is asked after several responses in a row got no answer
+    canary_limit: float = 0.2  # share of wrong canaries called correct above which the run stops; 1 = never
+    api_key_env: str = ""  # name of the environment variable with the key; "" = the endpoint wants none
+    allow_http: bool = False  # http to another machine: answers, golds and the key can be read on the way
+
+
+def judge_problem(params: Mapping[str, Any], timeout_s: float) -> str:
+    """Why the judge cannot run with `params`, or ""; to be found before training. Nothing is asked here; the
+    folder for the cache is made.
+
+    Args:
+        timeout_s: seconds a response may take in a worker.
+    """
+    values = JudgeSettings(**params)
+    if problem := next(filter(None, (_type_problem(values, field.name) for field in fields(values))), ""):
+        return f"judge: {problem}"
+    if values.rule not in UNREAD:
+        return f"judge: rule must be one of {', '.join(sorted(UNREAD))}, got {values.rule!r}"
+    if values.canary_limit > 1:
+        return f"judge: canary_limit is a share, at most 1, got {values.canary_limit}"
+    if values.deadline_s + SPARE_S > timeout_s:
+        return (
+            f"judge: deadline_s={values.deadline_s:g} must be at least {SPARE_S:g} s below the {timeout_s:g} s that a "
+            "response may take (rewards.timeout_s), or a slow judge would cost the worker"
+        )
+    if values.api_key_env and not os.environ.get(values.api_key_env):
+        return f"judge: the environment variable {values.api_key_env} (api_key_env) is not set"
+    try:
+        Path(values.cache).mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=values.cache).close()
+    except OSError as error:
+        return f"judge: cache={values.cache!r} is no folder that can be written to: {error}"
+    return _url_problem(values)
+
+
+def _type_problem(values: JudgeSettings, name: str) -> str:
+    """What is wrong with one value taken by itself, or ""."""
+    value = getattr(values, name)
+    kind = type(JudgeSettings.__dataclass_fields__[name].default)
+    if name == "allow_http":
+        return "" if isinstance(value, bool) else f"allow_http must be true or false, got {value!r}"
+    if name == "api_key_env" or name in ("url", "model", "rule", "cache"):
+        good = isinstance(value, str) and (bool(value.strip()) or name == "api_key_env")
+        return "" if good else f"{name} must be a text, got {value!r}"
+    zero = name in ("retries", "canary_limit")
+    number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
+    if not number or not (value >= 0 if zero else value > 0) or not value < float("inf"):
+        whole = "an integer" if kind is int else "a number"
+        return f"{name} must be {whole} {'from 0' if zero else 'above 0'}, got {value!r}"
+    return ""
+
+
+def _url_problem(values: JudgeSettings) -> str:
+    try:
+        parts = urlsplit(values.url)
+        host, _ = parts.hostname or "", parts.port  # port raises for one beyond 65535
+    except ValueError as error:
+        return f"judge: url is no address ({error})"
+    if parts.username or parts.password:
+        return "judge: url holds a name or a password; give the key in an environment variable (api_key_env)"
+    if parts.scheme not in ("http", "https") or not host or parts.query or parts.fragment:
+        return f"judge: url={values.url!r} is no address; write it like https://judge.example/v1"
+    if parts.scheme == "http" and not is_loopback(host) and not values.allow_http:
+        return (
+            f"judge: url={values.url!r} is http to another machine: all it is asked, and the key, can be read on the "
+            "way. Use https, or set rewards.params.judge.allow_http=true inside a network that you trust"
+        )
+    return ""
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a host name or address stands for this machine only."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
