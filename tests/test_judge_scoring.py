@@ -1,0 +1,192 @@
+"""The judge in the scorer: canaries, counts, outages, and when a run stops (against fake_judge.py)."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import fake_judge as fakes
+import pytest
+from fake_judge import FakeJudge, Reply, answers, params, scoring, verdict
+
+from rewards.judge_canaries import WRONG
+from sapo_vl.judging import MINIMUM, WINDOW, question_of
+from sapo_vl.reward_lines import RewardLinesError, score_lines
+from sapo_vl.scoring import Scorer, ScoringError, ScoringStopped
+from sapo_vl.types import Problem, RolloutGroup, ScoreStatus
+
+pytestmark = pytest.mark.timeout(120)
+TASKS = [("moods", "")]
+
+
+@pytest.fixture
+def server() -> Iterator[FakeJudge]:
+    with fakes.fake_judge() as server:
+        yield server
+
+
+def statuses(groups: list[RolloutGroup]) -> list[tuple[str, float | None]]:
+    return [(str(r.score_status), r.reward) for g in groups for r in g.rollouts]
+
+
+def fooled_by(count: int) -> Any:
+    """Honest, but for the first so many wrong canaries."""
+    taken_in = {c.answer.replace("<", "< ") for c in WRONG[:count]}
+    return lambda asked: verdict(True) if asked.texts["answer"] in taken_in else fakes.honest(asked)
+
+
+def test_a_batch_with_canaries_an_outage_and_what_was_known_before_it(server: FakeJudge, tmp_path: Path) -> None:
+    config = scoring(params(server.url, tmp_path, retries=0), max_failure_share=1.0)
+    with Scorer(config) as scorer:
+        assert scorer.judge_metrics == {}
+        scorer.check(TASKS, "data")
+        assert len(server.asked) == 20
+        scored = scorer.score(answers("red", "crimson", "green", ""), max_tokens=9)
+        assert statuses(scored) == [("scored", 1.0), ("scored", 1.0), ("scored", 0.0), ("scored", 0.0)]
+        assert len(server.asked) == 20 + 2 + 4
+        assert {a.texts["question"] for a in server.asked if a.texts["answer"] == "green"} == {"Which colour?"}
+        expected = {
+            "judge/asked": 2, "judge/cache_hits": 0, "judge/failures": 0, "judge/canary_asked": 4,
+            "judge/canary_failures": 0, "judge/canary_false_negative_rate": 0, "judge/canary_false_positive_rate": 0,
+        }  # fmt: skip
+        assert scorer.judge_metrics == expected
+        assert [dict(r.parts) for r in scored[0].rollouts[:2]] == [
+            {"accuracy": 1.0, "accuracy/judge_asked": 0.0, "accuracy/judge_cached": 0.0},
+            {"accuracy": 1.0, "accuracy/judge_asked": 1.0, "accuracy/judge_cached": 0.0},
+        ]
+
+        server.close()
+        scored = scorer.score(answers("red", "crimson", "blue", "navy", ""), max_tokens=9)
+        assert [r.reward for r in scored[0].rollouts] == [1.0, 1.0, None, None, 0.0]
+        assert [r.score_status for r in scored[0].rollouts[2:4]] == [ScoreStatus.UNSCORABLE] * 2
+        assert scored[0].rollouts[2].score_detail.startswith("the judge gave no verdict: ")
+        expected |= {"judge/cache_hits": 1, "judge/failures": 2, "judge/canary_failures": 4}
+        del expected["judge/canary_false_negative_rate"]
+        assert scorer.judge_metrics == expected
+
+        back = FakeJudge(server.port)
+        time.sleep(2 * 0.05)  # pause_s
+        try:
+            scored = scorer.score(answers("blue", "a dozen"), max_tokens=9)
+        finally:
+            back.close()
+        assert statuses(scored) == [("scored", 0.0), ("scored", 1.0)]
+
+
+def test_an_outage_without_end_stops_the_run_by_the_rule_for_every_reward(server: FakeJudge, tmp_path: Path) -> None:
+    """And soon: after a few responses nobody is asked any more, though each could have taken its deadline."""
+    with Scorer(scoring(params(server.url, tmp_path, retries=0, timeout_s=0.5, pause_s=3600))) as scorer:
+        scorer.check(TASKS, "data")
+        server.behave = server.hang
+        before = len(server.asked)
+        with pytest.raises(ScoringStopped, match=r"40 of the latest 40 .*\n.*the judge gave no verdict"):
+            scorer.score(answers(*(f"shade {i}" for i in range(40))), max_tokens=9)
+        assert len(server.asked) - before < 12
+
+
+# --- canaries
+
+
+def test_a_judge_that_accepts_everything_is_refused_before_training(server: FakeJudge, tmp_path: Path) -> None:
+    server.behave = lambda _: verdict(True)
+    refusal = pytest.raises(ScoringError, match="data: the judge 'm' called 16 of the latest 16 wrong canaries correct")
+    with Scorer(scoring(params(server.url, tmp_path))) as scorer, refusal:
+        scorer.check(TASKS, "data")
+    with Scorer(scoring(params(server.url, tmp_path, canary_limit=1.0))) as scorer:
+        scorer.check(TASKS, "data")
+
+
+def test_a_judge_that_is_not_there_is_named_before_training(server: FakeJudge, tmp_path: Path) -> None:
+    server.close()
+    refusal = pytest.raises(ScoringError, match=rf"{server.url} gave no verdict on 20 of 20 canaries: .*Start it")
+    with Scorer(scoring(params(server.url, tmp_path, retries=0))) as scorer, refusal:
+        scorer.check(TASKS, "data")
+
+
+@pytest.mark.parametrize(("wrong", "refused"), [(3, False), (4, True)])
+def test_the_limit_is_a_share_of_the_wrong_canaries(
+    server: FakeJudge, tmp_path: Path, wrong: int, refused: bool
+) -> None:
+    """3 of 16 are 0.19 and pass the limit of 0.2; 4 of 16 are 0.25 and do not."""
+    server.behave = fooled_by(wrong)
+    with Scorer(scoring(params(server.url, tmp_path))) as scorer:
+        if refused:
+            with pytest.raises(ScoringError, match=r"called 4 of the latest 16 .* \(25%\)"):
+                scorer.check(TASKS, "data")
+        else:
+            scorer.check(TASKS, "data")
+
+
+def test_a_judge_that_is_fooled_during_the_run_stops_it(server: FakeJudge, tmp_path: Path) -> None:
+    with Scorer(scoring(params(server.url, tmp_path))) as scorer:
+        scorer.check(TASKS, "data")
+        scorer.score(answers("red"), max_tokens=9)
+        server.behave = lambda _: verdict(True)
+        scorer.score(answers("red"), max_tokens=9)  # 3 of 16 + 6
+        assert scorer.judge_metrics["judge/canary_false_positive_rate"] == pytest.approx(3 / 22)
+        with pytest.raises(ScoringStopped, match=r"6 of the latest 25 wrong canaries correct.*canary_limit=0.2"):
+            scorer.score(answers("red"), max_tokens=9)
+
+
+def test_the_canaries_stop_a_run_that_was_not_checked_once_there_are_enough(server: FakeJudge, tmp_path: Path) -> None:
+    server.behave = lambda _: verdict(True)
+    with Scorer(scoring(params(server.url, tmp_path))) as scorer:
+        for _ in range((MINIMUM - 1) // 3):
+            scorer.score([], max_tokens=9)
+        with pytest.raises(ScoringStopped, match="9 of the latest 9"):
+            scorer.score([], max_tokens=9)
+    assert WINDOW >= 16, "the check's verdicts would not fit"
+    assert not (tmp_path / "verdicts").exists(), "a canary went through the cache"
+
+
+def test_garbage_is_no_false_positive(server: FakeJudge, tmp_path: Path) -> None:
+    with Scorer(scoring(params(server.url, tmp_path, canary_limit=0))) as scorer:
+        scorer.check(TASKS, "data")
+        server.behave = lambda _: Reply("correct")
+        scorer.score(answers("red"), max_tokens=9)
+        assert scorer.judge_metrics["judge/canary_failures"] == 4
+        assert scorer.judge_metrics["judge/canary_false_positive_rate"] == 0
+
+
+# --- around it
+
+
+def test_the_judge_as_a_term_beside_another_reward(server: FakeJudge, tmp_path: Path) -> None:
+    config = scoring(params(server.url, tmp_path), by_task={"*": "word"}, combine={"accuracy": 0.5, "judge": 0.5})
+    with Scorer(config) as scorer:
+        scorer.check(TASKS, "data")
+        scored = scorer.score(answers("red", "crimson", "green"), max_tokens=9)
+        assert [r.reward for r in scored[0].rollouts] == [1.0, 0.5, 0.0]
+        assert scorer.judge_metrics["judge/asked"] == 2
+
+
+def test_a_rule_that_takes_long_to_import(server: FakeJudge, tmp_path: Path) -> None:
+    """SymPy belongs to the start of a worker: the time of a response is the judge's."""
+    config = scoring(params(server.url, tmp_path, rule="math"), workers=1)
+    with Scorer(config) as scorer:
+        scored = scorer.score(answers("0.5", "one half", gold="\\frac{1}{2}"), max_tokens=9)
+        assert [r.reward for r in scored[0].rollouts] == [1.0, 0.0]
+        assert scorer._pool is not None and scorer._pool._preload == {"judge", "math"}
+
+
+def test_scores_for_lines_of_a_file(server: FakeJudge, tmp_path: Path) -> None:
+    rows = [{"response": f"<answer>{a}</answer>", "answer": "red", "question": "Which?"} for a in ("crimson", "green")]
+    settings = params(server.url, tmp_path)
+    found = list(score_lines("judge", map(json.dumps, rows), settings, 10.0, workers=1))
+    assert [(f["score"], f["status"], f["parts"]["judge_asked"]) for f in found] == [(1, "scored", 1), (0, "scored", 1)]
+    assert [a.texts["question"] for a in server.asked] == ["Which?"] * 2
+    with pytest.raises(RewardLinesError, match="rule must be one of"):
+        list(score_lines("judge", [], settings | {"rule": "code"}, 10.0, workers=1))
+
+
+def test_the_question_is_what_the_user_says() -> None:
+    turns = (
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": " How many?\n"}]},
+        {"role": "assistant", "content": "Of what?"},
+        {"role": "user", "content": "Circles."},
+    )
+    assert question_of(Problem(id="a", task="t", messages=turns)) == "How many?\nCircles."
