@@ -139,7 +139,7 @@ def params(url: str, cache: Path, **more: Any) -> dict[str, Any]:
 
 
 def scoring(judge: dict[str, Any], **more: Any) -> ScoringConfig:
-    settings = {"combine": {"accuracy": 1.0}, "by_task": {"*": "judge"}, "params": {"judge": judge}, "workers": 2}
+    settings = {"combine": {"accuracy": 1.0}, "by_task": {"*": "judge"}, "params": {"judge": judge}, "workers": 1}
     return ScoringConfig.model_validate(settings | more)
 
 
