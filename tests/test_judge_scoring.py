@@ -9,10 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import fake_judge as fakes
+import httpx
 import pytest
+import torch
+import torch.distributed as dist
 from fake_judge import FakeJudge, Reply, answers, params, scoring, verdict
 
 from rewards.judge_canaries import WRONG
+from sapo_vl.distributed import World
 from sapo_vl.judging import MINIMUM, WINDOW, question_of
 from sapo_vl.reward_lines import RewardLinesError, score_lines
 from sapo_vl.scoring import Scorer, ScoringError, ScoringStopped
@@ -190,3 +194,63 @@ def test_the_question_is_what_the_user_says() -> None:
         {"role": "user", "content": "Circles."},
     )
     assert question_of(Problem(id="a", task="t", messages=turns)) == "How many?\nCircles."
+
+
+# --- ranks
+
+FOOLED_AT = 3  # number of the batch from which on the judge is taken in
+
+
+def course(url: str, folder: Path, world: World) -> dict[str, Any]:
+    """What a rank meets of six batches; the judge at `url` is taken in by everything from one of them on."""
+    found: dict[str, Any] = {"metrics": [], "stopped": ""}
+    with Scorer(scoring(params(url, folder)), world) as scorer:
+        scorer.check(TASKS, "data")
+        try:
+            for batch in range(6):
+                texts = [f"crimson {batch} {i}" for i in range(4)]
+                world.barrier()
+                if batch == FOOLED_AT and world.is_main:
+                    httpx.post(f"{url}/chat/completions", json=FOOL, trust_env=False)
+                world.barrier()
+                scorer.score(answers(*texts[world.rank :: world.size]), max_tokens=9)
+                found["metrics"].append(scorer.judge_metrics)
+        except ScoringStopped as stop:
+            found["stopped"] = str(stop)
+    return found
+
+
+FOOL = {"messages": [{"content": "be fooled"}]}
+
+
+def run_rank(rank: int, url: str, folder: str) -> None:
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    found = course(url, Path(folder, "cache"), World(rank=rank, size=2, device=torch.device("cpu")))
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+def behave(server: FakeJudge) -> None:
+    def honest_until_told(asked: fakes.Asked) -> Reply:
+        if asked.texts:
+            return fakes.honest(asked)
+        server.behave = lambda _: verdict(True)
+        return verdict(True)
+
+    server.behave = honest_until_told
+
+
+@pytest.mark.slow
+def test_ranks_share_the_canaries_and_stop_together(server: FakeJudge, tmp_path: Path) -> None:
+    behave(server)
+    alone = course(server.url, tmp_path / "alone", World.alone())
+    asked = len(server.asked)
+    behave(server)
+    torch.multiprocessing.spawn(run_rank, args=(server.url, str(tmp_path)), nprocs=2)
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    assert first == second == alone
+    # 16 verdicts of the check and 3 a batch: 3 of 28 and 6 of 31 are below 0.2, 9 of the 32 that are kept are not.
+    rates = [figures["judge/canary_false_positive_rate"] for figures in alone["metrics"]]
+    assert rates == pytest.approx([0, 0, 0, 3 / 28, 6 / 31]) and alone["metrics"][0]["judge/asked"] == 4
+    assert "called 9 of the latest 32 wrong canaries correct" in alone["stopped"]
+    assert len(server.asked) == 2 * asked, "two ranks asked more than one did"
