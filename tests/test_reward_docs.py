@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+from dataclasses import MISSING, fields
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,8 @@ from scoring_helpers import group
 
 from data_recipes import RECIPES
 from rewards import REWARDS
+from rewards.judge_settings import JudgeSettings
+from rewards.preflight import setting_problem
 from sapo_vl.config import load_config
 from sapo_vl.data import ProblemSet, split_names
 from sapo_vl.scoring import Scorer, ScoringConfig
@@ -36,7 +39,7 @@ def run(code: str, folder: Path, *path: Path) -> str:
 
 def test_every_block_is_covered_here():
     assert list(FILES) == ["my_reward.py", "try_reward.py", "rewards/parity.py", "rewards/__init__.py"]
-    assert len(CONFIGS) == 2 and len(BLOCKS) == len(FILES) + len(CONFIGS) + 1
+    assert len(CONFIGS) == 3 and len(BLOCKS) == len(FILES) + len(CONFIGS) + 1
     assert all(f"| `{name}` |" in DOC for name in REWARDS), "a built-in reward is missing from the tables"
 
 
@@ -47,13 +50,25 @@ def test_the_routing_example():
     assert scored.rollouts[0].parts == {"accuracy": 1.0, "format": 0.0, "overlong": 0.0}
 
 
+def test_the_judge_can_run_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    config = ScoringConfig.model_validate(CONFIGS[1])
+    assert setting_problem("judge", config.params["judge"], config.timeout_s) == ""
+    defaults = {f.name: f.default for f in fields(JudgeSettings) if f.default is not MISSING}
+    [table] = re.findall(r"^\| argument \| default .*\n\|---.*\n((?:\|.*\n)+)", DOC, re.MULTILINE)
+    columns = [[cell.split(",") for cell in line.split("|")[1:3]] for line in table.splitlines()]
+    names, values = (sum(column, []) for column in zip(*columns, strict=True))
+    shown = {n.strip("` "): yaml.safe_load(v) for n, v in zip(names, values, strict=True)}
+    assert shown == defaults
+
+
 def test_a_reward_outside_the_repository(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     for name in ("my_reward.py", "try_reward.py"):
         (tmp_path / name).write_text(FILES[name])
     assert run(FILES["try_reward.py"], tmp_path, tmp_path, ROOT) == PRINTED
     monkeypatch.chdir(tmp_path)
     text = "<think> hm </think> <answer> 3 </answer>"
-    with Scorer(ScoringConfig.model_validate(CONFIGS[1])) as scorer:
+    with Scorer(ScoringConfig.model_validate(CONFIGS[2])) as scorer:
         scorer.check([("count", "number")], "puzzles")
         [scored] = scorer.score([group([text, "x"], task="count", reward="number", answer="4")], max_tokens=100)
     # scale 4: one off leaves 0.75 of 0.9, and the format is right
