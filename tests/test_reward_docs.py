@@ -56,9 +56,10 @@ def test_the_judge_can_run_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert setting_problem("judge", config.params["judge"], config.timeout_s) == ""
     defaults = {f.name: f.default for f in fields(JudgeSettings) if f.default is not MISSING}
     [table] = re.findall(r"^\| argument \| default .*\n\|---.*\n((?:\|.*\n)+)", DOC, re.MULTILINE)
-    columns = [[cell.split(",") for cell in line.split("|")[1:3]] for line in table.splitlines()]
-    names, values = (sum(column, []) for column in zip(*columns, strict=True))
-    shown = {n.strip("` "): yaml.safe_load(v) for n, v in zip(names, values, strict=True)}
+    shown: dict[str, object] = {}
+    for line in table.splitlines():
+        names, values = (cell.split(",") for cell in line.split("|")[1:3])
+        shown |= {n.strip("` "): yaml.safe_load(v) for n, v in zip(names, values, strict=True)}
     assert shown == defaults
 
 
