@@ -39,7 +39,7 @@ def main() -> None:
     assert isinstance(engine, VllmEngine)
     trainers_own = TransformersEngine(session.engine.module, chat, prompts_per_batch=64)
     rng = np.random.default_rng(0)
-    print(f"{args.kind}; wall seconds, median of {args.repeats}")
+    print(f"{args.kind}; process CPU seconds, median of {args.repeats}")
     print("image  tokens  responses  prompts  LLM.generate  pipeline  ratio  transformers  ratio")
     for side, length, responses, count in CASES:
         prompts = [random_prompt(chat, rng, side, i) for i in range(count)]

@@ -7,20 +7,23 @@ text: an equal expression written in another way scores 0. The argument numbers_
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-import datasets
+from PIL import Image
 
 from rewards.number import parse_number
-from sapo_vl.data import BadRow, BadRows, raw_row
+from sapo_vl.data import BadRow, BadRows
 from sapo_vl.dataset_writer import write_splits
-from sapo_vl.images import decode_image
+from sapo_vl.images import read_image
+from sapo_vl.source import Source, open_source
 from sapo_vl.types import Problem
 
 HUB_ID = "hiyouga/geometry3k"
+COLUMNS = ("images", "problem", "answer")
 MARKER = "<image>"
+ReadImage = Callable[[Any], Image.Image]
 INSTRUCTION = (
     "Think step by step between <think> and </think>, then give only the final answer between <answer> and "
     "</answer>, as a plain number where possible."
@@ -45,15 +48,12 @@ def build(
     max_bad_share: a row with a missing or broken image, or with markers that do not match its images, is left
         out and named in the manifest; more than this share of them in a split raises TooManyBadRows.
 
-    Raises ValueError if the source has not the splits and columns of Geometry3K.
+    Raises DataError if the source has not the splits and columns of Geometry3K.
     """
-    loaded = _load(source)
     notes: dict[str, Any] = {}
     splits: dict[str, Iterator[Problem]] = {}
     for split, source_split in {"train": "train", "test": test_from}.items():
-        if source_split not in loaded:
-            raise ValueError(f"{source} has no split {source_split!r}, only {sorted(loaded)}")
-        rows = _with_raw_images(loaded[source_split], f"split {source_split!r} of {source}")
+        rows = open_source(source, source_split, columns=COLUMNS)
         notes[split] = {"from": source_split}
         bad_rows = BadRows(max_bad_share, total=len(rows))
         splits[split] = _problems(rows, source_split, numbers_only, bad_rows, notes[split])
@@ -67,33 +67,15 @@ def build(
     return write_splits(splits, Path(out), recipe="geometry3k", arguments=arguments, notes=notes)
 
 
-def _load(source: str) -> datasets.DatasetDict:
-    folder = Path(source)
-    if (folder / "dataset_dict.json").is_file():
-        return datasets.DatasetDict.load_from_disk(source)
-    if folder.exists() or source == HUB_ID or "/" in source.strip("./"):
-        return datasets.load_dataset(source)  # a hub id or a local folder
-    raise ValueError(f"source {source!r} is neither a folder nor a hub id like {HUB_ID!r}")
-
-
-def _with_raw_images(rows: datasets.Dataset, where: str) -> datasets.Dataset:
-    """The three columns that are used, images as bytes: decoding is where a bad row shows."""
-    wanted = ["images", "problem", "answer"]
-    missing = [name for name in wanted if name not in rows.column_names]
-    if missing:
-        raise ValueError(f"{where} lacks the columns {missing}; it has {rows.column_names}")
-    return rows.select_columns(wanted).with_format("arrow")
-
-
 def _problems(
-    rows: datasets.Dataset, split: str, numbers_only: bool, bad_rows: BadRows, notes: dict[str, Any]
+    rows: Source, split: str, numbers_only: bool, bad_rows: BadRows, notes: dict[str, Any]
 ) -> Iterator[Problem]:
     """The problems of the good rows; at the end `notes` says what was left out. Raises TooManyBadRows."""
     not_numbers = 0
     for index in range(len(rows)):
         id = f"geometry3k-{split}-{index}"
         try:
-            problem = problem_from_source(raw_row(rows, index), id)
+            problem = problem_from_source(rows.row(index), id, rows.image)
         except ValueError as error:
             bad_rows.record(BadRow(index, id, str(error)))
             continue
@@ -105,7 +87,7 @@ def _problems(
     notes |= {"bad_rows": bad_rows.bad, "first_bad_rows": bad_rows.first, "not_numbers_left_out": not_numbers}
 
 
-def problem_from_source(row: dict[str, Any], id: str) -> Problem:
+def problem_from_source(row: Mapping[str, Any], id: str, image: ReadImage = read_image) -> Problem:
     """One row of Geometry3K as a problem. Raises ValueError with the reason if it is bad."""
     for name in ("problem", "answer"):
         if not (row[name] or "").strip():
@@ -116,10 +98,8 @@ def problem_from_source(row: dict[str, Any], id: str) -> Problem:
         raise ValueError(f"the problem has {len(texts) - 1} {MARKER} markers and the row has {len(cells)} images")
     images = []
     for number, cell in enumerate(cells):
-        if not cell or not cell.get("bytes"):
-            raise ValueError(f"image {number} is missing")
         try:
-            images.append(decode_image(cell["bytes"]))
+            images.append(image(cell))
         except ValueError as error:
             raise ValueError(f"image {number}: {error}") from error
     answer = row["answer"].strip()

@@ -6,7 +6,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
-from rewards.base import RewardInput, RewardOutput, Unscorable
+from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
 from rewards.blocks import answer_or_reply, last_fenced, parse_json
 from rewards.extract import last_answer as final_answer
 from rewards.extract import plain
@@ -72,14 +72,17 @@ def box(x: RewardInput) -> RewardOutput:
     written = _answer_boxes(x.text, inclusive)
     answer = _rescaled(written or [], scale)
     # A second box where there is one to find is hedging, which F1 would give two thirds.
-    if written is None or (len(gold) == 1 and len(answer) != 1):
-        return RewardOutput(0.0, {"iou": 0.0})
+    if written is None:
+        return RewardOutput(0.0, {"iou": 0.0}, missing(final_answer(x.text)) or "not a box")
+    if len(gold) == 1 and len(answer) != 1:
+        return RewardOutput(0.0, {"iou": 0.0}, f"{len(answer)} boxes, not one")
     overlaps = [[_overlap(g, a) for a in answer] for g in gold]
     best = [max(row, default=0.0) for row in overlaps]
     mean = sum(best) / len(best) if best else float(not answer)
     hits = _most_pairs([[a for a, value in enumerate(row) if value >= threshold] for row in overlaps])
     total = len(gold) + len(answer)
-    return RewardOutput(2 * hits / total if total else 1.0, {"iou": mean})
+    score = 2 * hits / total if total else 1.0
+    return RewardOutput(score, {"iou": mean}, "" if score == 1 else WRONG)
 
 
 def parse_box(text: str, inclusive: bool = False) -> Box | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from rewards.base import RewardInput, RewardOutput, Unscorable
+from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
 from rewards.blocks import MAX_JSON_CHARS, answer_or_reply, last_object, parse_json
 from rewards.extract import plain
 
@@ -35,7 +35,10 @@ def json_grid(x: RewardInput) -> RewardOutput:
     gold = _gold(x.answer)
     answer = _answer(x.text)
     right = sum(answer.get(place) == cell for place, cell in gold.items())
-    return RewardOutput(float(right == len(gold)), {"cells": right / len(gold)})
+    reason = "" if right == len(gold) else WRONG
+    if not answer:
+        reason = missing(answer_or_reply(x.text)) or "not a grid"
+    return RewardOutput(float(right == len(gold)), {"cells": right / len(gold)}, reason)
 
 
 def _gold(text: str) -> Grid:

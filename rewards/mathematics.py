@@ -2,7 +2,6 @@
 
 from rewards.base import EMPTY, NO_ANSWER, TOO_LONG, RewardInput, RewardOutput, Unscorable
 from rewards.extract import last_answer
-from rewards.latex import NotMath
 
 MAX_CHARS = 400
 
@@ -29,8 +28,5 @@ def math_equal(x: RewardInput) -> RewardOutput:
         return RewardOutput(0.0, reason=NO_ANSWER if answer is None else EMPTY)
     if len(answer) > MAX_CHARS:
         return RewardOutput(0.0, reason=TOO_LONG)
-    try:
-        difference = symbolic.difference(x.answer, answer)
-    except NotMath as reason:
-        return RewardOutput(0.0, reason=str(reason))
+    difference = symbolic.verdict(x.answer, answer)
     return RewardOutput(0.0, reason=difference) if difference else RewardOutput(1.0)

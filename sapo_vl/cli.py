@@ -94,6 +94,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.checkpoint import CheckpointError
     from sapo_vl.config import ConfigError
     from sapo_vl.data import DataError, TooManyBadRows
+    from sapo_vl.failure_watch import ScoringStopped
     from sapo_vl.models import ModelError
     from sapo_vl.nonfinite import NonFiniteUpdate
     from sapo_vl.parity import ParityError
@@ -104,7 +105,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.rollout.vllm.serve import ServeError
     from sapo_vl.rollout.vllm.server import ServersUnusable
     from sapo_vl.sampler import QuotaError
-    from sapo_vl.scoring import ScoringError, ScoringStopped
+    from sapo_vl.scoring import ScoringError
     from sapo_vl.stages import StageFailed
     from sapo_vl.weights import ManifestError
 

@@ -2,16 +2,50 @@
 
 from __future__ import annotations
 
+import base64
+import binascii
 import io
+import os
+import re
+import stat
 import struct
 import warnings
 import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, get_args
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of an animation the first frame is taken
 MAX_IMAGE_PIXELS = 50_000_000  # a decoded RGB image of this size takes 150 MB
+MAX_IMAGE_BYTES = 50_000_000  # of the file, checked before anything of it is read
+
+# Why a picture is refused, as it is counted. The message of the error has the details.
+Refusal = Literal[
+    "missing",  # no cell, an empty one, or a path to nothing
+    "url",  # nothing is fetched while rows are read
+    "outside",  # a path that leaves the folder of the data
+    "link",  # a symbolic link that leads out of it
+    "not a file",  # a folder, a device, a pipe
+    "too many bytes",
+    "too many pixels",
+    "wrong type",  # not one of IMAGE_FORMATS, or no image cell at all
+    "damaged",  # of a known format, but cut off or malformed
+]
+REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
+_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two characters at least: "C:" is a drive
+_DATA_URI = re.compile(r"data:image/[a-z.+-]+;base64,")
+
+
+class ImageRefused(ValueError):
+    """A picture that cannot or must not be read; `kind` is the reason in the words of REFUSALS."""
+
+    def __init__(self, kind: Refusal, message: str) -> None:
+        super().__init__(message)
+        self.kind: Refusal = kind
+
 
 # What Pillow's decoders raise on data that is cut off or malformed.
 _DECODE_ERRORS = (
@@ -28,9 +62,12 @@ _DECODE_ERRORS = (
 def decode_image(data: bytes) -> Image.Image:
     """The image in `data` as RGB, turned upright if its EXIF header says so.
 
-    Raises ValueError if the format is not one of IMAGE_FORMATS, the header announces more than
-    MAX_IMAGE_PIXELS pixels (nothing is decoded then), or the data is damaged.
+    Raises ImageRefused, a ValueError, if there are more than MAX_IMAGE_BYTES, the format is not one of
+    IMAGE_FORMATS, the header announces more than MAX_IMAGE_PIXELS pixels (nothing is decoded then), or the data is
+    damaged.
     """
+    if len(data) > MAX_IMAGE_BYTES:
+        raise ImageRefused("too many bytes", f"{len(data)} bytes, over the limit of {MAX_IMAGE_BYTES}")
     try:
         with warnings.catch_warnings():
             # Pillow warns about large images; the limit below is the lower one and raises.
@@ -38,18 +75,81 @@ def decode_image(data: bytes) -> Image.Image:
             image = Image.open(io.BytesIO(data), formats=IMAGE_FORMATS)
     except UnidentifiedImageError as error:
         # Its text holds the address of our buffer, which would differ from run to run in logs and checkpoints.
-        raise ValueError(f"not a readable {'/'.join(IMAGE_FORMATS)} image ({len(data)} bytes)") from error
+        message = f"not a readable {'/'.join(IMAGE_FORMATS)} image ({len(data)} bytes)"
+        raise ImageRefused("wrong type", message) from error
+    except Image.DecompressionBombError as error:
+        raise ImageRefused("too many pixels", str(error)) from error
     except _DECODE_ERRORS as error:
-        raise ValueError(f"not a readable {'/'.join(IMAGE_FORMATS)} image ({error})") from error
+        raise ImageRefused("damaged", f"not a readable {'/'.join(IMAGE_FORMATS)} image ({error})") from error
     width, height = image.size
     if width * height > MAX_IMAGE_PIXELS:
-        raise ValueError(f"image of {width}x{height} pixels is over the limit of {MAX_IMAGE_PIXELS} pixels")
+        message = f"image of {width}x{height} pixels is over the limit of {MAX_IMAGE_PIXELS} pixels"
+        raise ImageRefused("too many pixels", message)
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
     except _DECODE_ERRORS as error:
-        raise ValueError(f"damaged {image.format} image ({error})") from error
+        raise ImageRefused("damaged", f"damaged {image.format} image ({error})") from error
     return to_rgb(image)
+
+
+def read_image(cell: Any, root: Path | None = None) -> Image.Image:
+    """The picture in a cell of somebody else's data set, as `decode_image` gives it.
+
+    A cell is {"bytes", "path"} as `datasets` stores images, bytes, a path relative to `root` (a leading "file://" is
+    dropped), or a data URI. Nothing is ever fetched, and no file outside of `root` is read.
+
+    Args:
+        root: folder that paths start at and stay in; None where the data has no files of its own.
+
+    Raises:
+        ImageRefused: with the reason.
+    """
+    if isinstance(cell, Mapping):
+        cell = cell.get("bytes") or cell.get("path")
+    if not cell:
+        raise ImageRefused("missing", "the image is missing")
+    if isinstance(cell, bytes):
+        return decode_image(cell)
+    if not isinstance(cell, str):
+        raise ImageRefused("wrong type", f"an image must be bytes or a path, got {type(cell).__name__}")
+    if uri := _DATA_URI.match(cell):
+        try:
+            return decode_image(base64.b64decode(cell[uri.end() :], validate=True))
+        except binascii.Error as error:
+            raise ImageRefused("damaged", f"the data URI is not base64 ({error})") from error
+    return decode_image(_read_file(cell.removeprefix("file://"), root))
+
+
+def _read_file(name: str, root: Path | None) -> bytes:
+    """The bytes of the file `name` under `root`. Raises ImageRefused."""
+    if _SCHEME.match(name):
+        raise ImageRefused("url", f"{name[:80]!r} is an address; nothing is fetched while rows are read")
+    if root is None:
+        raise ImageRefused("missing", f"{name[:80]!r} is missing: it is a path, and this data has no folder of its own")
+    if "\0" in name:
+        raise ImageRefused("outside", f"{name[:80]!r} is no path")
+    root = root.resolve()
+    plain = Path(os.path.normpath(root / name))
+    if not plain.is_relative_to(root):
+        raise ImageRefused("outside", f"{name[:80]!r} leads out of the folder of the data")
+    try:
+        path = plain.resolve()
+        if not path.is_relative_to(root):
+            raise ImageRefused("link", f"{name[:80]!r} is a link out of the folder of the data")
+        # Not following links again: the file may have been swapped since. Not blocking: it may be a pipe.
+        with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK), "rb") as file:
+            found = os.fstat(file.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise ImageRefused("not a file", f"{name[:80]!r} is not a regular file")
+            if found.st_size > MAX_IMAGE_BYTES:
+                message = f"{name[:80]!r} has {found.st_size} bytes, over the limit of {MAX_IMAGE_BYTES}"
+                raise ImageRefused("too many bytes", message)
+            return file.read(MAX_IMAGE_BYTES + 1)
+    except IsADirectoryError as error:
+        raise ImageRefused("not a file", f"{name[:80]!r} is not a regular file") from error
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        raise ImageRefused("missing", f"{name[:80]!r} is missing or cannot be read: {error}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -27,14 +27,11 @@ from rewards.pool import RewardPool, inspect_in_worker
 from rewards.preflight import setting_problem
 from rewards.weighted import OWN
 from sapo_vl.distributed import World
+from sapo_vl.failure_watch import Attempt, FailureWatch, ScoringStopped
 from sapo_vl.judging import JUDGE, JudgeUnfit, JudgeWatch, question_of
 from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup, ScoreStatus
 
-# The share of failures is taken over this many scorings of all ranks, the latest ones, or over the latest batch if it
-# is larger: the last rank must not speak for all.
-FAILURE_WINDOW = 256
-FAILURE_MINIMUM = 32  # and not before there are this many
 ANY_TASK = "*"  # key of by_task that stands for every task without a line of its own
 
 
@@ -58,15 +55,12 @@ class ScoringConfig(Strict):
     workers: int = Field(default=2, ge=1)
     """Worker processes per trainer process, for rewards that are not built in."""
     max_failure_share: float = Field(default=0.5, ge=0, le=1)
-    """The run stops when a larger share of the latest responses, over all ranks, could not be scored."""
+    """The run stops when a larger share of the latest responses, over all ranks, could not be scored; all together,
+    or those of one reward."""
 
 
 class ScoringError(ValueError):
     """A reward that is named does not exist or cannot be loaded. The message says which and what to set."""
-
-
-class ScoringStopped(RuntimeError):
-    """Too many responses could not be scored; training on the rest would be training on a broken grader."""
 
 
 class Scorer:
@@ -89,7 +83,7 @@ class Scorer:
             raise ScoringError(str(error)) from error
         self._plan = worker.Plan(config.combine, config.params, config.timeout_s, custom)
         self._counts: Counter[ScoreStatus] = Counter()
-        self._window: list[str] = []  # why each could not be scored, "" if it was
+        self._watch = FailureWatch(self._world, config.max_failure_share)
         self._pool: RewardPool | None = None
         named = set(config.combine) | set(config.by_task.values())
         # A file of yours that no key names can only be meant for everything.
@@ -114,6 +108,11 @@ class Scorer:
     def counts(self) -> dict[ScoreStatus, int]:
         """How many responses of this rank ended in each status since the start."""
         return {status: self._counts[status] for status in ScoreStatus}
+
+    @property
+    def failure_shares(self) -> dict[str, float]:
+        """Of the latest batch over all ranks: failed/{reward}/{status}, and failed/{reward}/n, its attempts."""
+        return self._watch.shares
 
     @property
     def judge_metrics(self) -> dict[str, float]:
@@ -157,8 +156,8 @@ class Scorer:
             max_tokens: the limit the responses were sampled under, in tokens.
 
         Raises:
-            ScoringStopped: on all ranks, if more than max_failure_share of the latest responses could not be scored, or
-                the judge called too many wrong canaries correct.
+            ScoringStopped: on all ranks, if more than max_failure_share of the latest responses could not be scored,
+                all together or by one reward; or the judge called too many wrong canaries correct.
             ScoringError: a problem's task has no reward (`check` finds this before training).
         """
         rollouts = [(group.prompt.problem, rollout) for group in groups for rollout in group.rollouts]
@@ -172,10 +171,14 @@ class Scorer:
             results[i] = result
         scored = iter([_with_result(r, result) for (_, r), result in zip(rollouts, results, strict=True)])
         self._counts.update(ScoreStatus(result.status) for result in results)
-        attempts = [results[i] for i in scorable]
-        self._watch(["" if result.status == "scored" else result.detail or result.status for result in attempts])
+        self._watch.add(
+            [
+                Attempt(job.own, ScoreStatus(results[i].status), results[i].detail)
+                for i, job in zip(scorable, jobs, strict=True)
+            ]
+        )
         try:
-            self._judge.after_batch(attempts)
+            self._judge.after_batch([results[i] for i in scorable])
         except JudgeUnfit as error:
             raise ScoringStopped(str(error)) from error
         return [dataclasses.replace(g, rollouts=tuple(next(scored) for _ in g.rollouts)) for g in groups]
@@ -267,23 +270,6 @@ class Scorer:
         for name, params in config.params.items():
             if name in REWARDS and (problem := signature_problem(REWARDS[name], params)):
                 raise ScoringError(f"rewards.params.{name}={params} does not fit the reward: {problem}")
-
-    def _watch(self, why: list[str]) -> None:
-        """Takes the latest scorings of all ranks into the window: why each failed, "" if it did not; stops the run."""
-        scorings, failed = self._world.sum([len(why), sum(map(bool, why))])
-        # Most batches have no failure, and then there is no text to send around.
-        latest = [reason for part in self._world.gather(why) for reason in part] if failed else [""] * int(scorings)
-        self._window = [*self._window, *latest][-max(FAILURE_WINDOW, len(latest)) :]
-        reasons = [reason for reason in self._window if reason]
-        share = len(reasons) / max(1, len(self._window))
-        if len(self._window) < FAILURE_MINIMUM or share <= self._config.max_failure_share:
-            return
-        common = "\n".join(f"  {count} x {reason}" for reason, count in Counter(reasons).most_common(5))
-        raise ScoringStopped(
-            f"{len(reasons)} of the latest {len(self._window)} responses could not be scored, more than "
-            f"rewards.max_failure_share={self._config.max_failure_share}. The commonest reasons:\n{common}\n"
-            "Correct the reward or the data set; raise rewards.max_failure_share only if this is expected."
-        )
 
 
 def _with_result(rollout: Rollout, result: worker.Result) -> Rollout:

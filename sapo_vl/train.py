@@ -105,8 +105,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
             session.rollouts.sync(step)
             parity = gate.after_sync(step)
 
-        values = rollout_stats(groups, advantages, world) | _update_values(updates) | gap.reduce(world) | parity
-        values |= scorer.judge_metrics
+        values = rollout_stats(groups, advantages, world) | scorer.failure_shares | scorer.judge_metrics
+        values |= _update_values(updates) | gap.reduce(world) | parity
         seconds = timer.take()
         values |= _throughput(groups, world, seconds) | seconds
         run_log.metrics(step, "train", values)

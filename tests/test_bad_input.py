@@ -24,11 +24,12 @@ from sapo_vl.cli import main
 from sapo_vl.config import load_config
 from sapo_vl.data import FEATURES, ProblemSet, TooManyBadRows, row_from_problem
 from sapo_vl.distributed import World
+from sapo_vl.failure_watch import ScoringStopped
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.models import load_model
 from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.sampler import QuotaSampler
-from sapo_vl.scoring import Scorer, ScoringStopped
+from sapo_vl.scoring import Scorer
 from sapo_vl.stages import preflight
 from sapo_vl.types import ScoreStatus
 

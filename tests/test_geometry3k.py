@@ -151,7 +151,7 @@ def test_a_folder_from_save_to_disk_is_a_source_too(tmp_path):
 
 
 def test_a_wrong_source_is_explained(tmp_path):
-    with pytest.raises(ValueError, match="neither a folder nor a hub id"):
+    with pytest.raises(ValueError, match="neither a file, nor a folder, nor the id of a hub set"):
         build(tmp_path / "out", source="geometri3k")
     source = parquet_source(tmp_path / "src", GOOD, GOOD)
     with pytest.raises(ValueError, match=r"no split 'testmini', only \['test', 'train', 'validation'\]"):

@@ -17,9 +17,10 @@ from fake_judge import FakeJudge, Reply, answers, params, scoring, verdict
 
 from rewards.judge_canaries import WRONG
 from sapo_vl.distributed import World
+from sapo_vl.failure_watch import ScoringStopped
 from sapo_vl.judging import MINIMUM, WINDOW, question_of
 from sapo_vl.reward_lines import RewardLinesError, score_lines
-from sapo_vl.scoring import Scorer, ScoringError, ScoringStopped
+from sapo_vl.scoring import Scorer, ScoringError
 from sapo_vl.types import Problem, RolloutGroup, ScoreStatus
 
 pytestmark = pytest.mark.timeout(120)

@@ -22,10 +22,11 @@ import pytest
 from helpers_models import MODEL, make_model, processor
 
 from sapo_vl.export import save_hf_folder
+from sapo_vl.failure_watch import ScoringStopped
 from sapo_vl.rollout import RolloutConfig
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.serve import serve_command
-from sapo_vl.scoring import Scorer, ScoringStopped
+from sapo_vl.scoring import Scorer
 from sapo_vl.types import Rollout
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]

@@ -19,11 +19,12 @@ from sapo_vl.chat import Chat
 from sapo_vl.config import load_config
 from sapo_vl.data import ProblemSet, TooManyBadRows
 from sapo_vl.distributed import World
+from sapo_vl.failure_watch import ScoringStopped
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.models import load_model
 from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.sampler import QuotaSampler
-from sapo_vl.scoring import Scorer, ScoringConfig, ScoringStopped
+from sapo_vl.scoring import Scorer, ScoringConfig
 from sapo_vl.types import RolloutGroup
 
 pytestmark = pytest.mark.slow

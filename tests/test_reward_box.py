@@ -8,8 +8,15 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 from reward_helpers import respond, say, score
 
-from rewards import REWARDS, RewardOutput, Unscorable
+from rewards import REWARDS, RewardInput, Unscorable
 from rewards.box import _most_pairs, iou, parse_box, parse_boxes
+
+
+def result(x: RewardInput) -> tuple[float, float]:
+    """Score and IoU."""
+    out = REWARDS["box"](x)
+    return out.score, out.parts["iou"]
+
 
 # --- one box
 
@@ -124,7 +131,7 @@ def test_what_counts_without_answer_tags(text, expected):
     ],
 )
 def test_json_that_is_no_box(answer):
-    assert REWARDS["box"](respond(say(answer), "1 2 5 6")) == RewardOutput(0.0, {"iou": 0.0})
+    assert result(respond(say(answer), "1 2 5 6")) == (0.0, 0.0)
 
 
 # --- no area, swapped, the whole image
@@ -134,14 +141,14 @@ def test_json_that_is_no_box(answer):
 def test_degenerate_and_swapped_boxes_score_zero_in_every_form(answer):
     numbers = [int(n) for n in answer.split()]
     for text in (answer, json.dumps(numbers), json.dumps([{"bbox_2d": numbers}])):
-        assert REWARDS["box"](respond(say(text), "5 5 9 9")) == RewardOutput(0.0, {"iou": 0.0})
+        assert result(respond(say(text), "5 5 9 9")) == (0.0, 0.0)
     with pytest.raises(Unscorable):
         score("box", say("5 5 9 9"), answer)
 
 
 def test_the_whole_image_hits_only_what_fills_half_of_it():
     whole = say("0 0 1000 1000")
-    assert REWARDS["box"](respond(whole, "100 100 300 300")) == RewardOutput(0.0, {"iou": 0.04})
+    assert result(respond(whole, "100 100 300 300")) == (0.0, 0.04)
     assert score("box", whole, "0 0 1000 490") == 0
     assert score("box", whole, "0 0 1000 500") == 1
 
@@ -290,7 +297,7 @@ def test_box_values_by_hand():
     assert out.parts["iou"] == pytest.approx(8 / 24) and out.score == 1
     assert score("box", say("2 0 6 4"), "0 0 4 4", threshold=0.34) == 0
     # a quarter of the area, and the whole 16x16 picture around it
-    assert REWARDS["box"](respond(say("0 0 16 16"), "0 0 8 8")) == RewardOutput(0.0, {"iou": 0.25})
+    assert result(respond(say("0 0 16 16"), "0 0 8 8")) == (0.0, 0.25)
     # exactly on the default threshold
     assert score("box", say("(0,0),(4,2)"), "0 0 4 4") == 1
     # one pixel and itself, in both conventions
@@ -322,7 +329,7 @@ def test_what_is_no_box():
         "1.2.3 4",
     ]
     for answer in [*wrong, "1 1 9 " + "9" * 999]:
-        assert REWARDS["box"](respond(say(answer), "1 1 9 9")) == RewardOutput(0.0, {"iou": 0.0}), answer
+        assert result(respond(say(answer), "1 1 9 9")) == (0.0, 0.0), answer
 
 
 corners = st.tuples(*[st.integers(0, 12)] * 4)
@@ -346,3 +353,21 @@ def test_lists_of_boxes_are_read_as_written(boxes):
     found = parse_boxes(json.dumps([list(b) for b in boxes]))
     assert found is not None
     assert [f.box for f in found] == [tuple(map(float, b)) if b[0] < b[2] and b[1] < b[3] else None for b in boxes]
+
+
+@pytest.mark.parametrize(
+    ("text", "gold", "reason"),
+    [
+        (say("1 2 5 6"), "1 2 5 6", ""),
+        (say("7 7 9 9"), "1 2 5 6", "wrong"),
+        (say("the cat"), "1 2 5 6", "not a box"),
+        (say(""), "1 2 5 6", "empty answer"),
+        ("1 2 5 6", "1 2 5 6", "no answer"),
+        (say("1 2 5 6\n7 7 9 9"), "1 2 5 6", "2 boxes, not one"),
+        (say("[]"), "1 2 5 6", "0 boxes, not one"),
+        (say("1 2 5 6"), "[[1, 2, 5, 6], [7, 7, 9, 9]]", "wrong"),  # half of what is there
+        (say("[]"), "[]", ""),
+    ],
+)
+def test_reasons(text, gold, reason):
+    assert REWARDS["box"](respond(text, gold)).reason == reason

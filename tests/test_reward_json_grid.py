@@ -130,3 +130,18 @@ def test_one_wrong_cell_costs_its_share(rows, data):
     total = sum(map(len, rows.values()))
     wrong = rows | {row: rows[row] | {column: rows[row][column] + "x"}}
     assert cells(say(json.dumps(wrong)), json.dumps(rows)) == pytest.approx((total - 1) / total)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (say(GOLD), ""),
+        (say(grid(Name="Peter")), "wrong"),
+        (say("{}"), "not a grid"),
+        (say("Eric drinks tea"), "not a grid"),
+        (say(""), "empty answer"),
+        ("<answer> never closed", "no answer"),
+    ],
+)
+def test_reasons(text, reason):
+    assert REWARDS["json_grid"](respond(text, GOLD)).reason == reason

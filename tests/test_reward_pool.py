@@ -157,6 +157,20 @@ def test_all_mishaps_in_one_batch_and_two_hanging_at_once(scorer: Scorer):
     wait_for_workers(2)
 
 
+@pytest.mark.slow
+def test_no_batch_is_lost_to_a_flood_of_rewards_that_hang(moods: Path):
+    """Two steps in a row in which 30% of the responses hang, every tenth one by sleeping."""
+    words = ["hang in C", "1.5", "2.5", "1.5", "hang in C", "2.5", "1.5", "sleep", "2.5", "1.5"] * 2
+    with Scorer(config(moods, timeout_s=0.2)) as scorer:
+        for step in (1, 2):
+            [scored] = scorer.score([group(words)], max_tokens=30)
+            expected = [float(word) if word in ("1.5", "2.5") else None for word in words]
+            assert [r.reward for r in scored.rollouts] == expected
+            assert scorer.counts[ScoreStatus.TIMEOUT] == 6 * step
+            assert scorer.failure_shares["failed/custom/timeout"] == 0.3
+    wait_for_workers(0)
+
+
 def test_slow_responses_have_a_time_limit_each_not_one_together(scorer: Scorer):
     # 40 x 0.15 s on 2 workers is three times the limit of 1 s.
     [scored] = scorer.score([group(["slow"] * 40)], max_tokens=30)

@@ -9,14 +9,8 @@ from pydantic import ValidationError
 from scoring_helpers import config, group
 
 from rewards import REWARDS
-from sapo_vl.scoring import (
-    FAILURE_MINIMUM,
-    FAILURE_WINDOW,
-    Scorer,
-    ScoringConfig,
-    ScoringError,
-    ScoringStopped,
-)
+from sapo_vl.failure_watch import FAILURE_MINIMUM, FAILURE_WINDOW, ScoringStopped
+from sapo_vl.scoring import Scorer, ScoringConfig, ScoringError
 from sapo_vl.types import Finish, ScoreStatus
 
 GOOD = "<think> hm </think> <answer> {} </answer>"
