@@ -11,8 +11,11 @@ from rewards.number import parse_number
 MAX_OPTIONS = 100
 _MAX_LISTED = 600  # characters of a list of labels
 _LABEL = re.compile(r"[A-Za-z0-9]{1,3}")
-# "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option.
-_NAMED = re.compile(r"\(([A-Za-z0-9]{1,3})\)(?: (.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?")
+# "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option, with or without a blank between. After
+# digits there must be one: "3.5" is a number.
+_NAMED = re.compile(
+    r"\(([A-Za-z0-9]{1,3})\)(?: ?(.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?|([A-Za-z]{1,3})[.):](.+)"
+)
 _BETWEEN_LABELS = re.compile(r"[,;/&]| and |\s")
 # \text{B}, \text{B. red} and \textbf{(B) }red, as LaTeX sets a label.
 _SET_LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{([^{}\\]*)\}")
@@ -98,7 +101,7 @@ class _Options:
         match = _NAMED.fullmatch(answer)
         if match is None:
             return None
-        label, text = match[1] or match[3], match[2] or match[4]
+        label, text = match[1] or match[3] or match[5], match[2] or match[4] or match[6]
         if not self._texts:  # letters are all that is known
             return label if text is None and len(label) == 1 and label.isalpha() else None
         known = label in self._texts and (text is None or text == self._texts[label])
