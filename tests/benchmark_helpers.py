@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -9,7 +10,6 @@ from benchmark_sets import write_set
 
 from rewards import REWARDS, RewardInput
 from sapo_vl.benchmarks import BENCHMARKS, ItemScores, LeftOut, Row
-
 from sapo_vl.source import open_source
 from sapo_vl.types import Problem
 
@@ -59,6 +59,8 @@ def box(answer: str) -> str:
 def said(problem: Problem) -> str:
     """All text of a problem's turn, with "[image]" for its images."""
     [turn] = problem.messages
+    if isinstance(turn["content"], str):
+        return turn["content"]
     return " ".join("[image]" if part["type"] == "image" else part["text"] for part in turn["content"])
 
 
@@ -69,7 +71,7 @@ def item(id: str, meta: dict[str, str], *scores: float | None) -> ItemScores:
 Case = tuple[str, str, float, str]  # id of the problem, response, score worked out by hand, why
 
 
-def check(name: str, folder: Path, cases: list[Case]) -> Opened:
+def check(name: str, folder: Path, cases: Sequence[Case]) -> Opened:
     """Opens the local set of a benchmark; each response must get its score."""
     found = opened(name, folder)
     assert len(cases) >= 10

@@ -21,7 +21,15 @@ def _mmmu(number: int, question: str, options: str, answer: str, kind: str, *col
 
 MMMU = [
     _mmmu(1, "What does <image 1> show?", "['a cell', 'a nerve', 'a bone', 'a vein']", "B", "multiple-choice", "red"),
-    _mmmu(2, "Compare <image 2> with <image 1>. Is <image 2> older?", "['Yes', 'No']", "A", "multiple-choice", "red", "blue"),
+    _mmmu(
+        2,
+        "Compare <image 2> with <image 1>. Is <image 2> older?",
+        "['Yes', 'No']",
+        "A",
+        "multiple-choice",
+        "red",
+        "blue",
+    ),
     _mmmu(
         3,
         "Which follows? <image 1>",
@@ -43,7 +51,9 @@ MMMU = [
 
 _STANDARD = [
     _pictured({"id": "test_Art_1", "question": "How long is <image 1>?", "options": str(TEN), "answer": "J"}, "red"),
-    _pictured({"id": "test_Art_2", "question": "Which?", "options": str(["I", "J", "K"]), "answer": "A"}, "red", "blue"),
+    _pictured(
+        {"id": "test_Art_2", "question": "Which?", "options": str(["I", "J", "K"]), "answer": "A"}, "red", "blue"
+    ),
 ]
 MMMU_PRO: dict[str, list[dict[str, Any]]] = {
     "standard": [row | {"subject": "Art"} for row in _STANDARD],

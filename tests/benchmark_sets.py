@@ -73,7 +73,12 @@ def mathvision() -> Rows:
 def mathvista() -> Rows:
     def row(pid: str, answer: str, kind: str, **cells: Any) -> dict[str, Any]:
         empty = {"choices": None, "unit": None, "precision": None, "question_type": "free_form"}
-        about = {"category": "general-vqa", "task": "figure question answering", "context": "plot", "grade": "daily life"}
+        about = {
+            "category": "general-vqa",
+            "task": "figure question answering",
+            "context": "plot",
+            "grade": "daily life",
+        }
         query = f"Hint: Please answer the question.\nQuestion: What is number {pid}?"
         fixed = {"question": "?", "query": query, "decoded_image": "picture:blue", "metadata": about}
         return {"pid": pid, "answer": answer, "answer_type": kind} | empty | fixed | cells
@@ -120,7 +125,9 @@ def dynamath() -> Rows:
         ("10", "Which root?", "1.333", "float"),
         ("11", "?", "1", "unknown type"),
     ]
-    return numbered(rows, "id", "question", "ground_truth", "answer_type", decoded_image="picture:red", subject="algebra")
+    return numbered(
+        rows, "id", "question", "ground_truth", "answer_type", decoded_image="picture:red", subject="algebra"
+    )
 
 
 def wemath() -> Rows:
@@ -202,7 +209,14 @@ def livecodebench() -> Rows:
 
     start = "class Solution:\n    def pair(self, nums: List[int], target: int) -> List[int]:\n        "
     rows = [
-        ("abc1", "Print the mean.", "", [case("stdin", "1 2\n", "1.5\n")], packed([case("stdin", "4 4\n", "4.0\n")]), {}),
+        (
+            "abc1",
+            "Print the mean.",
+            "",
+            [case("stdin", "1 2\n", "1.5\n")],
+            packed([case("stdin", "4 4\n", "4.0\n")]),
+            {},
+        ),
         (
             "3001",
             "Two numbers that add up to the target.",
@@ -236,7 +250,9 @@ def livecodebench() -> Rows:
 def visual_puzzles() -> Rows:
     turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "How many red discs?"}]}
     same: dict[str, Any] = {"task": "count", "reward": "number"}
-    with_image = Problem(id="count-0", messages=(turn,), images=(drawing("red"),), answer="1", meta={"level": 2}, **same)
+    with_image = Problem(
+        id="count-0", messages=(turn,), images=(drawing("red"),), answer="1", meta={"level": 2}, **same
+    )
     text = Problem(id="count-1", messages=({"role": "user", "content": "3 + 4?"},), answer="7", **same)
     return [row_from_problem(with_image), row_from_problem(text), row_from_problem(text) | {"messages": "[]"}]
 

@@ -35,7 +35,7 @@ RULES: dict[str, tuple[str, str, dict[str, Any]]] = {  # answer_type -> reward, 
 
 def problems(row: Row) -> Iterator[Problem]:
     """One problem a row."""
-    answer, kind = gold(row, "ground_truth"), row.cells.get("answer_type")
+    answer, kind = gold(row, "ground_truth"), str(row.cells.get("answer_type"))
     if kind not in RULES:
         raise ValueError(f"answer_type is {kind!r}, none of {', '.join(RULES)}")
     reward, instruction, rule = RULES[kind]

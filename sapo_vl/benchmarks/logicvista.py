@@ -23,7 +23,7 @@ def problems(row: Row) -> Iterator[Problem]:
     answer, skill = gold(row, "answer"), row.cells.get("skill")
     if not _LETTERS.fullmatch(answer):
         raise ValueError(f"answer is {answer[:40]!r}, not letters of options")
-    skills = ", ".join(skill) if isinstance(skill, list) else skill
+    skills = ", ".join(map(str, skill)) if isinstance(skill, list) else skill
     yield Problem(
         id=f"logicvista-{row.index}",
         task="logicvista",

@@ -29,7 +29,7 @@ def problems(row: Row) -> Iterator[Problem]:
     choice = kind == "multi-choice"
     meta: dict[str, Any] = grouped(version=row.cells.get("problem_version"), type=kind)
     # In "Vision Only" the query has no options, while question_for_eval always has them.
-    options = options_in(row.cells.get("question_for_eval") or "") if choice else {}
+    options = options_in(str(row.cells.get("question_for_eval"))) if choice else {}
     if options:
         meta["options"] = option_meta(options)
     yield Problem(

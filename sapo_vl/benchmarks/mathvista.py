@@ -10,7 +10,7 @@ number rounded to `precision` decimals (a count, stored as a float; the unit may
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from sapo_vl.benchmarks.base import Benchmark, Row
@@ -23,7 +23,7 @@ TYPES = {"text": "word", "integer": "number", "float": "number", "list": "list"}
 
 def problems(row: Row) -> Iterator[Problem]:
     """One problem a row."""
-    answer, rule = gold(row, "answer"), row.cells.get("answer_type")
+    answer, rule = gold(row, "answer"), str(row.cells.get("answer_type"))
     options = row.cells.get("question_type") == "multi_choice"
     meta: dict[str, Any] = {}
     if options:
@@ -37,7 +37,8 @@ def problems(row: Row) -> Iterator[Problem]:
             meta = {"ordered": True}
     else:
         raise ValueError(f"answer_type is {rule!r}, none of {', '.join(TYPES)}")
-    about = row.cells.get("metadata") or {}
+    about = row.cells.get("metadata")
+    about = about if isinstance(about, Mapping) else {}
     groups = {name: about.get(name) for name in ("category", "task", "context", "grade")}
     yield Problem(
         id=f"mathvista-{ident(row, 'pid')}",
@@ -52,7 +53,7 @@ def problems(row: Row) -> Iterator[Problem]:
 
 def _number_rule(row: Row, rule: str) -> dict[str, Any]:
     unit, decimals = row.cells.get("unit"), row.cells.get("precision")
-    meta: dict[str, Any] = {"unit": unit} if unit else {}
+    meta: dict[str, Any] = {"unit": unit} if isinstance(unit, str) and unit else {}
     if rule == "float":
         if not isinstance(decimals, int | float) or not float(decimals).is_integer():
             raise ValueError(f"precision is {decimals!r}, not a count of decimals")

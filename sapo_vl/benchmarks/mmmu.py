@@ -70,7 +70,7 @@ MMMU = Benchmark(
     name="mmmu",
     source="lmms-lab-encoder/MMMU",
     split="validation",
-    licence="Apache-2.0",
+    licence="unknown",
     columns=("id", "question", "options", "image_1", "answer", "question_type"),
     problems=problems,
 )

@@ -26,7 +26,7 @@ ANSWER_LETTER = (
 VISION_LETTER = "Read the multiple-choice question in the image and solve it. " + ANSWER_LETTER
 BOX_JSON = (
     'Give its bounding box as JSON, {"bbox_2d": [x1, y1, x2, y2]}, with x from 0 at the left to 1000 at the right of '
-    "the image and y from 0 at the top to 1000 at the bottom."
+    "the image and y from 0 at the top to 1000 at the bottom, and nothing else."
 )
 STDIN_PROGRAM = (
     "Write a Python program that reads the input from standard input and prints the answer to standard output. Think "

@@ -67,6 +67,8 @@ def _solution(cell: Any) -> tuple[list[str], list[list[str]]]:
     if not isinstance(cell, Mapping) or not isinstance(cell.get("rows"), list):
         raise ValueError(f"solution is {str(cell)[:60]!r}, not an object with header and rows")
     header, rows = cell.get("header"), cell["rows"]
+    if not all(isinstance(row, list) for row in (header, *rows)):
+        raise ValueError("header and rows of the solution are not lists")
     if not header or not rows or any(value == BLANK for row in rows for value in row):
         raise LeftOut("no gold")
     if any(len(row) != len(header) for row in rows):
