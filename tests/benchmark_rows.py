@@ -46,6 +46,8 @@ MMMU = [
     _mmmu(9, "See <image 1>.", "__import__('os').getcwd()", "A", "multiple-choice", "red"),
     _mmmu(10, "See <image 1>.", "['it\\'s, 5', '5 or \"6\"', '5', '$\\\\frac{1}{2}$']", "D", "multiple-choice", "red"),
     _mmmu(11, "Which? <image 1>", "['3', '3', '4']", "B", "multiple-choice", "red"),
+    _mmmu(13, "How large? <image 1>", "[]", "0.004", "open", "red"),
+    _mmmu(14, "How small? <image 1>", "[]", "6.02e-23", "open", "red"),
     _mmmu(12, "Which? <image 1>", "['3', '4']", "E", "multiple-choice", "red"),
 ]
 
