@@ -48,6 +48,7 @@ MMMU = [
     _mmmu(11, "Which? <image 1>", "['3', '3', '4']", "B", "multiple-choice", "red"),
     _mmmu(13, "How large? <image 1>", "[]", "0.004", "open", "red"),
     _mmmu(14, "How small? <image 1>", "[]", "6.02e-23", "open", "red"),
+    _mmmu(15, "What is in <image 2>?", "['1', '2']", "A", "multiple-choice", "red", "blue"),
     _mmmu(12, "Which? <image 1>", "['3', '4']", "E", "multiple-choice", "red"),
 ]
 

@@ -37,6 +37,7 @@ def test_mmmu(tmp_path: Path) -> None:
         (id(6), box("Even circle"), 1, "text"),
         (id(6), box("uneven circle"), 0, "has the gold in it"),
         (id(13), box("0.004"), 1, "the gold"),
+        (id(13), box("0.0043"), 1, "0.004 to its three decimals"),
         (id(13), box("0.001"), 0, "the same to two decimals"),
         (id(14), box("6.03 \\times 10^{-23}"), 1, "0.2% off"),
         (id(14), box("6.1e-23"), 0, "1.3% off, though all are 0 to 15 decimals"),
@@ -57,6 +58,9 @@ def test_mmmu(tmp_path: Path) -> None:
     assert [centre(two, 0), centre(two, 1)] == [WORDS["blue"], WORDS["red"]]
     assert "Options:\nA. [image] B. [image] C. none of them" in said(three)
     assert [centre(three, n) for n in range(3)] == [WORDS["red"], WORDS["green"], WORDS["blue"]]
+    both = found.problems[id(15)]
+    assert said(both).startswith("[image] Question: What is in [image] ?"), "what nothing refers to is first"
+    assert [centre(both, 0), centre(both, 1)] == [WORDS["red"], WORDS["blue"]]
     unreferred = found.problems[id(4)]
     assert said(unreferred).startswith("[image] Question: What is the cost") and centre(unreferred) == WORDS["red"]
 
