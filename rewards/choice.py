@@ -11,11 +11,8 @@ from rewards.number import parse_number
 MAX_OPTIONS = 100
 _MAX_LISTED = 600  # characters of a list of labels
 _LABEL = re.compile(r"[A-Za-z0-9]{1,3}")
-# "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option, with or without a blank between. After
-# digits there must be one: "3.5" is a number.
-_NAMED = re.compile(
-    r"\(([A-Za-z0-9]{1,3})\)(?: ?(.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?|([A-Za-z]{1,3})[.):](.+)"
-)
+# "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option; "B:red" is how MathVerse writes options.
+_NAMED = re.compile(r"\(([A-Za-z0-9]{1,3})\)(?: (.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?|([A-Za-z]{1,3}):(.+)")
 _BETWEEN_LABELS = re.compile(r"[,;/&]| and |\s")
 # \text{B}, \text{B. red} and \textbf{(B) }red, as LaTeX sets a label.
 _SET_LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{([^{}\\]*)\}")

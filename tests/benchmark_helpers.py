@@ -20,10 +20,10 @@ class Opened(NamedTuple):
     left_out: list[str]  # reasons
 
 
-def opened(name: str, folder: Path) -> Opened:
+def opened(name: str, folder: Path, only_good: bool = False) -> Opened:
     """The local set of a benchmark, opened as the runner opens one."""
     benchmark = BENCHMARKS[name]
-    path = write_set(name, folder)
+    path = write_set(name, folder, only_good=only_good)
     source = open_source(str(path), benchmark.split, config=benchmark.config, columns=benchmark.columns)
     found = Opened({}, [], [])
     for index, cells in source.rows():

@@ -18,7 +18,9 @@ import datasets
 from benchmark_rows import MMMU, MMMU_PRO, OPTIONS
 from PIL import Image, ImageDraw
 
+from sapo_vl.benchmarks import BENCHMARKS, Row
 from sapo_vl.data import row_from_problem
+from sapo_vl.images import read_image
 from sapo_vl.types import Problem
 
 Rows = list[dict[str, Any]]
@@ -284,10 +286,14 @@ SETS: dict[str, Callable[[], Rows]] = {
 LINES = ("beyondaime", "livecodebench", "zebralogic")  # written as JSON lines, the others as parquet
 
 
-def write_set(name: str, folder: Path) -> Path:
-    """Writes the set of a benchmark into `folder`. Those that share a schema (splits of RefCOCO) share a set."""
+def write_set(name: str, folder: Path, *, only_good: bool = False) -> Path:
+    """Writes the set of a benchmark into `folder`. Those that share a schema (splits of RefCOCO) share a set.
+
+    only_good: without the rows that are broken or have no gold; a run stops where they are too large a share.
+    """
     base = name if name in SETS else next(known for known in SETS if name.startswith(known.partition("_")[0]))
     rows = with_pictures(SETS[base]())
+    rows = [row for row in rows if _is_good(name, row)] if only_good else rows
     folder.mkdir(parents=True, exist_ok=True)
     if base in LINES:
         path = folder / f"{name}.jsonl"
@@ -296,6 +302,13 @@ def write_set(name: str, folder: Path) -> Path:
     path = folder / f"{name}.parquet"
     datasets.Dataset.from_list(_one_type(rows)).to_parquet(path)
     return path
+
+
+def _is_good(name: str, cells: dict[str, Any]) -> bool:
+    try:
+        return bool(list(BENCHMARKS[name].problems(Row(index=0, cells=cells, image=read_image))))
+    except ValueError:
+        return False
 
 
 def _one_type(rows: Rows) -> Rows:

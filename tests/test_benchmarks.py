@@ -31,5 +31,5 @@ def test_every_local_set(name: str, tmp_path: Path) -> None:
         assert scored(problem, "") == 0
         if problem.reward not in ("code", "box"):
             assert scored(problem, f"<answer>{problem.answer}</answer>") == 1
-    again = opened(name, tmp_path / "b").problems
-    assert list(again) == list(problems)
+    again = opened(name, tmp_path / "b", only_good=True)
+    assert not again.bad and not again.left_out and len(again.problems) == len(problems)
