@@ -1,11 +1,15 @@
 """Is the answer what the chart shows, within ChartQA's relaxed accuracy?"""
 
+from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
 from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
 from rewards.extract import bare, last_answer
+from rewards.number import precision, rounded
 from rewards.numerals import Numeral, read_numeral
+
+Same = Callable[[Fraction, Fraction], bool]  # (value of the answer, of the gold)
 
 DEFAULT_TOLERANCE = Fraction(1, 20)
 _CURRENCIES = ("$", "\u20ac", "\u00a3", "\u00a5")
@@ -22,24 +26,34 @@ def chart(x: RewardInput) -> RewardOutput:
 
     Anything else is text: equal but for case and white space. A number never matches a text, nor a text a number.
 
+    With relative_tolerance 0 this is the rule for short answers that may be a number or a text. meta["precision"],
+    a count of decimals in 0..15, goes in place of the tolerance: numbers are the same once rounded to it, halves away
+    from zero. meta["answers"] lists more golds; one of all must be matched.
+
     Raises:
-        Unscorable: the gold is empty, or the tolerance is not a finite number >= 0.
+        Unscorable: a gold is empty, the tolerance is not a finite number >= 0, precision is no such count, or both
+            are given.
     """
-    tolerance = _tolerance(x.meta.get("relative_tolerance"))
-    gold_text = bare(x.answer).casefold()
-    if not gold_text:
-        raise Unscorable("the reference answer is empty")
+    same = _rule(x.meta)
+    golds = _golds(x.answer, x.meta.get("answers", ()))
     answer = last_answer(x.text)
     if not answer:
         return RewardOutput(0.0, reason=NO_ANSWER if answer is None else EMPTY)
-    gold, number = _number(x.answer), _number(answer)
-    if gold is None:
-        right = bare(answer).casefold() == gold_text
-    elif number is None:
-        return RewardOutput(0.0, reason="not a number")
-    else:
-        right = _near(number, gold, tolerance)
-    return RewardOutput(1.0) if right else RewardOutput(0.0, reason=WRONG)
+    number, text = _number(answer), bare(answer).casefold()
+    numeric = [gold for gold in map(_number, golds) if gold is not None]
+    texts = [bare(gold).casefold() for gold in golds if _number(gold) is None]
+    if text in texts or (number is not None and any(_near(number, gold, same) for gold in numeric)):
+        return RewardOutput(1.0)
+    return RewardOutput(0.0, reason="not a number" if number is None and not texts else WRONG)
+
+
+def _golds(answer: str, more: Any) -> list[str]:
+    if not isinstance(more, list | tuple) or not all(isinstance(text, str) for text in more):
+        raise Unscorable(f"meta['answers'] must be a list of texts, got {str(more)[:60]!r}")
+    golds = [answer, *more]
+    if not all(map(bare, golds)):
+        raise Unscorable("the reference answer is empty")
+    return golds
 
 
 def _number(text: str) -> Numeral | None:
@@ -47,17 +61,28 @@ def _number(text: str) -> Numeral | None:
     return numeral if numeral is not None and numeral.unit in ("", "%", *_CURRENCIES) else None
 
 
-def _near(number: Numeral, gold: Numeral, tolerance: Fraction) -> bool:
+def _near(number: Numeral, gold: Numeral, same: Same) -> bool:
     if number.unit in _CURRENCIES and gold.unit != number.unit and gold.unit:
         return False
     if "%" in (number.unit, gold.unit) and {number.unit, gold.unit} & set(_CURRENCIES):
         return False
-    bound = tolerance * abs(gold.value)
-    if abs(number.value - gold.value) <= bound:
+    if same(number.value, gold.value):
         return True
     if number.percent and not gold.percent:
-        return abs(number.value / 100 - gold.value) <= bound
-    return gold.percent and not number.percent and abs(number.value * 100 - gold.value) <= bound
+        return same(number.value / 100, gold.value)
+    return gold.percent and not number.percent and same(number.value * 100, gold.value)
+
+
+def _rule(meta: Mapping[str, Any]) -> Same:
+    """Whether a value is as good as the gold's."""
+    relative, decimals = meta.get("relative_tolerance"), meta.get("precision")
+    if decimals is None:
+        tolerance = _tolerance(relative)
+        return lambda value, gold: abs(value - gold) <= tolerance * abs(gold)
+    if relative is not None:
+        raise Unscorable("meta['relative_tolerance'] and meta['precision'] contradict each other; give one")
+    places = precision(decimals)
+    return lambda value, gold: rounded(value, places) == rounded(gold, places)
 
 
 def _tolerance(value: Any) -> Fraction:

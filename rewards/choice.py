@@ -9,9 +9,11 @@ from rewards.extract import bare, last_answer
 from rewards.number import parse_number
 
 MAX_OPTIONS = 100
+_MAX_LISTED = 600  # characters of a list of labels
 _LABEL = re.compile(r"[A-Za-z0-9]{1,3}")
-# "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option.
-_NAMED = re.compile(r"\(([A-Za-z0-9]{1,3})\)(?: (.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?")
+# "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option; "B:red" is how MathVerse writes options.
+_NAMED = re.compile(r"\(([A-Za-z0-9]{1,3})\)(?: (.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?|([A-Za-z]{1,3}):(.+)")
+_BETWEEN_LABELS = re.compile(r"[,;/&]| and |\s")
 # \text{B}, \text{B. red} and \textbf{(B) }red, as LaTeX sets a label.
 _SET_LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{([^{}\\]*)\}")
 
@@ -31,17 +33,24 @@ def choice(x: RewardInput) -> RewardOutput:
     An answer that is no option's text but a number ("5.0", "1/2") means the option whose text is that number
     ("5", "0.5"), if exactly one is.
 
+    With meta["several"] = true a question may have several right options: gold and answer are sets of labels, such
+    as "A, C", "(A) and (C)" or "AC", and must be the same set. One option is named as above.
+
     Raises:
         Unscorable: the gold names no option, two options read the same, or the options are malformed.
     """
     options = _Options(x.meta.get("options"), x.meta.get("choices"))
-    gold = options.named(x.answer)
+    several = x.meta.get("several", False)
+    if not isinstance(several, bool):
+        raise Unscorable(f"meta['several'] must be true or false, got {several!r}")
+    read = options.set_named if several else options.named
+    gold = read(x.answer)
     if gold is None:
         raise Unscorable(f"reference answer {x.answer[:40]!r} names none of the options {options}")
     answer = last_answer(x.text)
     if not answer:
         return RewardOutput(0.0, reason=NO_ANSWER if answer is None else EMPTY)
-    named = options.named(answer)
+    named = read(answer)
     if named is None:
         return RewardOutput(0.0, reason="not an option")
     return RewardOutput(1.0) if named == gold else RewardOutput(0.0, reason=WRONG)
@@ -55,7 +64,7 @@ class _Options:
             raise Unscorable("meta['options'] and meta['choices'] are both given; give one")
         texts = _labelled(labelled) if labelled is not None else _listed(listed)
         self._labels_first = labelled is not None
-        self._texts = {label.casefold(): _folded(text) for label, text in texts.items()}
+        self._texts = {label.casefold(): folded(text) for label, text in texts.items()}
         shown = [text for text in self._texts.values() if text]
         if len(self._texts) < len(texts) or len(set(shown)) < len(shown):
             raise Unscorable(f"the options must have different labels and texts, got {str(dict(texts))[:200]}")
@@ -66,18 +75,30 @@ class _Options:
 
     def named(self, text: str) -> str | None:
         """Label of the option that `text` names, or None."""
-        answer = _folded(text)
+        answer = folded(text)
         exact = [self._texts.keys() & {answer}, {self._by_text[answer]} if answer in self._by_text else set()]
         for found in exact if self._labels_first else reversed(exact):
             for label in found:
                 return label
         return self._by_label(answer) or self._by_value(answer)
 
+    def set_named(self, text: str) -> frozenset[str] | None:
+        """Labels of the options that `text` lists, or None if anything in it is none."""
+        one = self.named(text)
+        if one is not None:
+            return frozenset([one])
+        answer = folded(text)
+        parts = [part for part in _BETWEEN_LABELS.split(answer) if part] if len(answer) <= _MAX_LISTED else []
+        if len(parts) == 1 and parts[0].isalpha():
+            parts = list(parts[0])
+        labels = [self._by_label(part) for part in parts]
+        return frozenset(label for label in labels if label is not None) if labels and None not in labels else None
+
     def _by_label(self, answer: str) -> str | None:
         match = _NAMED.fullmatch(answer)
         if match is None:
             return None
-        label, text = match[1] or match[3], match[2] or match[4]
+        label, text = match[1] or match[3] or match[5], match[2] or match[4] or match[6]
         if not self._texts:  # letters are all that is known
             return label if text is None and len(label) == 1 and label.isalpha() else None
         known = label in self._texts and (text is None or text == self._texts[label])
@@ -91,7 +112,8 @@ class _Options:
         return found[0] if len(found) == 1 else None
 
 
-def _folded(text: str) -> str:
+def folded(text: str) -> str:
+    """A label or text as options are compared: two options must not be the same after this."""
     text = bare(text)
     return bare(_SET_LABEL.sub(r"\1", text)).casefold()
 
@@ -111,6 +133,6 @@ def _listed(choices: Any) -> Mapping[str, str]:
     texts = isinstance(choices, list | tuple) and all(isinstance(c, str) for c in choices)
     if not texts or len(choices) > 26:
         raise Unscorable(f"meta['choices'] must be a list of at most 26 texts, got {str(choices)[:60]!r}")
-    if not choices or not all(map(_folded, choices)):
+    if not choices or not all(map(folded, choices)):
         raise Unscorable(f"meta['choices'] must hold different, non-empty texts, got {str(choices)[:200]}")
     return {chr(ord("A") + i): text for i, text in enumerate(choices)}

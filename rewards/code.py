@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import re
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from contextlib import ExitStack
+from decimal import Decimal
 from importlib import resources
 from typing import Any, NamedTuple
 
@@ -20,6 +22,7 @@ LANGUAGES = ("python", "python3", "py")
 MAX_CHARS = 100_000
 MAX_CASES = 100
 _SPARE_OUTPUT = 1 << 16  # bytes that a program may print beyond twice what is expected
+_NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
 _CALLS = resources.files("rewards.inside").joinpath("calls.py").read_bytes()
 
 
@@ -27,6 +30,8 @@ class Cases(NamedTuple):
     io: list[tuple[str, str]]  # what the program reads, what it must print
     asserts: list[str]
     entry: str
+    prelude: str  # "" or lines that end in a line break
+    values: bool  # numbers in the output are compared by value
 
 
 def code(
@@ -45,7 +50,8 @@ def code(
 
     * "tests": [{"input": "3 4\\n", "output": "7\\n"}, ...]. The program reads the input on its standard input; it
       must end with status 0 and have printed the output, up to white space at the ends of lines and of all. Each
-      case is a run of its own.
+      case is a run of its own. With meta["compare"] = "values" (LiveCodeBench's rule) white space before lines does
+      not count either, and two lines of numbers are the same if their numbers are: "1.50 2" for "1.5 2.0".
     * "asserts": ["assert add(3, 4) == 7", ...], one or more statements each, that call what the program defines.
       They run in a second sandbox and reach the program by messages (rewards/inside/calls.py): ending the process,
       replacing builtins or returning an object that equals everything is of no use. What is handed over and
@@ -53,6 +59,8 @@ def code(
       objects of the program's own classes can be called and have attributes. Built-in functions are the real
       ones; meta["entry_point"] names a function of the program that has the name of one. All asserts share one
       process of the program. Its `if __name__ == "__main__"` does not run.
+
+    meta["prelude"] is a program that runs before that of the answer, such as imports that the task promises.
 
     A case that takes too long fails, and so do those after it. parts["timed_out"] and parts["crashed"] are the
     shares of cases that failed for want of time or because the program ended or raised.
@@ -73,11 +81,11 @@ def code(
     if program is None or not program.strip() or len(program) > MAX_CHARS:
         return _output(Counter(), total)
     limits = Limits(cpu_s=cpu_s, wall_s=wall_s, memory_mb=memory_mb)
-    text, deadline = program.encode(errors="replace"), time.monotonic() + total_s
+    text, deadline = (cases.prelude + program).encode(errors="replace"), time.monotonic() + total_s
     try:
         if not unsafe:
             probe()  # once in a process; a run that was started around the checks before training is held to it too
-        outcomes = _run_io(text, cases.io, limits, deadline, unsafe)
+        outcomes = _run_io(text, cases, limits, deadline, unsafe)
         if cases.asserts and "timeout" not in outcomes:
             outcomes += _run_asserts(text, cases, limits, deadline, unsafe)
     except SandboxError as error:
@@ -113,12 +121,10 @@ def code_problem(params: Mapping[str, Any], timeout_s: float) -> str:
     return ""
 
 
-def _run_io(
-    program: bytes, cases: Sequence[tuple[str, str]], limits: Limits, deadline: float, unsafe: bool
-) -> list[str]:
+def _run_io(program: bytes, cases: Cases, limits: Limits, deadline: float, unsafe: bool) -> list[str]:
     """Outcomes of the cases, up to the first that ran out of time."""
     outcomes: list[str] = []
-    for given, expected in cases:
+    for given, expected in cases.io:
         left = deadline - time.monotonic()
         if left <= 0 or "timeout" in outcomes:
             break
@@ -131,7 +137,7 @@ def _run_io(
         elif ended.how == "flood" or ended.status != 0:
             outcomes.append("crashed")
         else:
-            same = _lines(ended.stdout.decode(errors="replace")) == _lines(expected)
+            same = _same_output(ended.stdout.decode(errors="replace"), expected, cases.values)
             outcomes.append("passed" if same else "wrong")
     return outcomes
 
@@ -182,12 +188,29 @@ def _output(outcomes: Counter[str], total: int) -> RewardOutput:
     return RewardOutput(float(passed == total), {name: count / total for name, count in parts.items()})
 
 
+def _same_output(printed: str, expected: str, values: bool) -> bool:
+    if not values:
+        return _lines(printed) == _lines(expected)
+    lines, wanted = ([line.strip() for line in text.strip().split("\n")] for text in (printed, expected))
+    return len(lines) == len(wanted) and all(a == b or _same_numbers(a, b) for a, b in zip(lines, wanted, strict=True))
+
+
+def _same_numbers(line: str, wanted: str) -> bool:
+    numbers, golds = line.split(), wanted.split()
+    if len(numbers) != len(golds) or not all(map(_NUMBER.fullmatch, (*numbers, *golds))):
+        return False
+    return all(Decimal(a) == Decimal(b) for a, b in zip(numbers, golds, strict=True))
+
+
 def _lines(text: str) -> list[str]:
     return [line.rstrip() for line in text.rstrip().split("\n")]
 
 
 def _cases(meta: Mapping[str, Any]) -> Cases:
     tests, asserts, entry = meta.get("tests", []), meta.get("asserts", []), meta.get("entry_point", "")
+    prelude, compare = meta.get("prelude", ""), meta.get("compare", "text")
+    if not isinstance(prelude, str) or compare not in ("text", "values"):
+        raise Unscorable(f"meta['prelude'] must be a text and meta['compare'] 'text' or 'values', got {compare!r}")
     for key, value in (("tests", tests), ("asserts", asserts)):
         if not isinstance(value, list | tuple) or len(value) > MAX_CASES:
             raise Unscorable(f"meta['{key}'] must be a list of at most {MAX_CASES} cases, got {str(value)[:60]!r}")
@@ -197,7 +220,8 @@ def _cases(meta: Mapping[str, Any]) -> Cases:
         raise Unscorable("meta['asserts'] must hold texts of statements, and meta['entry_point'] be a name")
     if not tests and not asserts:
         raise Unscorable("there is nothing to test the program with: no meta['tests'] and no meta['asserts']")
-    return Cases([(test["input"], test["output"]) for test in tests], list(asserts), entry)
+    io = [(test["input"], test["output"]) for test in tests]
+    return Cases(io, list(asserts), entry, f"{prelude}\n" if prelude else "", compare == "values")
 
 
 def _two_texts(*values: Any) -> bool:

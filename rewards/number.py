@@ -56,11 +56,11 @@ class _Rule:
     """How the data set wants numbers compared."""
 
     def __init__(self, meta: Mapping[str, Any]):
-        tolerance, precision, unit, percent = map(meta.get, ("tolerance", "precision", "unit", "percent"))
-        if tolerance is not None and precision is not None:
+        tolerance, decimals, unit, percent = map(meta.get, ("tolerance", "precision", "unit", "percent"))
+        if tolerance is not None and decimals is not None:
             raise Unscorable("meta['tolerance'] and meta['precision'] contradict each other; give one")
         self._tolerance = DEFAULT_TOLERANCE if tolerance is None else _tolerance(tolerance)
-        self._precision = None if precision is None else _precision(precision)
+        self._precision = None if decimals is None else precision(decimals)
         self._units = frozenset[str]() if unit is None else _units(unit)
         if isinstance(percent, bool):
             percent = "points" if percent else None
@@ -76,11 +76,11 @@ class _Rule:
 
     def same(self, value: Fraction, gold: Fraction) -> bool:
         if self._precision is not None:
-            return _rounded(value, self._precision) == _rounded(gold, self._precision)
+            return rounded(value, self._precision) == rounded(gold, self._precision)
         return abs(value - gold) <= self._tolerance
 
 
-def _rounded(value: Fraction, decimals: int) -> int:
+def rounded(value: Fraction, decimals: int) -> int:
     """`value` in units of the last decimal, halves away from zero."""
     size = floor(abs(value) * 10**decimals + Fraction(1, 2))
     return size if value >= 0 else -size
@@ -92,7 +92,8 @@ def _tolerance(value: Any) -> Fraction:
     return Fraction(str(value))
 
 
-def _precision(value: Any) -> int:
+def precision(value: Any) -> int:
+    """meta["precision"], checked. Raises Unscorable."""
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= MAX_PRECISION:
         raise Unscorable(f"meta['precision'] must be a count of decimals in 0..{MAX_PRECISION}, got {value!r}")
     return value

@@ -3,7 +3,7 @@
 import pytest
 from reward_helpers import respond, say
 
-from rewards import REWARDS
+from rewards import REWARDS, Unscorable
 
 EXACT = {"relative_tolerance": 0}
 
@@ -91,3 +91,43 @@ def test_chart(answer, gold, meta, expected, why):
     out = REWARDS["chart"](respond(say(answer), gold, **meta))
     assert out.score == expected, why
     assert bool(out.reason) == (not expected)
+
+
+TWO = {"precision": 2}
+SPELLINGS = {"answers": ["colour", "0.5"], "relative_tolerance": 0}
+
+SHORT = [  # answer, gold, meta, score, why
+    ("0.333", "0.33", TWO, 1, "0.33 to two decimals"),
+    ("1/3", "0.33", TWO, 1, "a fraction, rounded"),
+    ("0.335", "0.33", TWO, 0, "halves away from zero: 0.34"),
+    ("-0.335", "-0.34", TWO, 1, "also below zero"),
+    ("34", "33", TWO, 0, "no relative tolerance"),
+    ("$63,020", "63020", TWO, 1, "currency as before"),
+    ("33%", "0.33", TWO, 1, "per cent as before"),
+    ("color", "color", SPELLINGS, 1, "the first gold"),
+    ("Colour", "color", SPELLINGS, 1, "another one"),
+    ("1/2", "color", SPELLINGS, 1, "a number among texts"),
+    ("0.51", "color", SPELLINGS, 0, "no gold"),
+    ("color, colour", "color", SPELLINGS, 0, "both"),
+    ("colou", "color", SPELLINGS, 0, "a part"),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "meta", "expected", "why"), SHORT)
+def test_decimals_and_several_golds(answer, gold, meta, expected, why):
+    assert REWARDS["chart"](respond(say(answer), gold, **meta)).score == expected, why
+
+
+@pytest.mark.parametrize(
+    "meta",
+    [
+        {"precision": 2, "relative_tolerance": 0},
+        {"precision": -1},
+        {"answers": "b"},
+        {"answers": [1]},
+        {"answers": [""]},
+    ],
+)
+def test_rules_that_make_no_sense(meta):
+    with pytest.raises(Unscorable):
+        REWARDS["chart"](respond(say("a"), "a", **meta))

@@ -3,7 +3,7 @@
 import pytest
 from reward_helpers import respond, say
 
-from rewards import REWARDS
+from rewards import REWARDS, Unscorable
 
 LIST = {"choices": ["red", "blue", "dark green"]}
 DICT = {"options": {"A": "red", "B": "blue", "C": "dark green"}}
@@ -48,6 +48,11 @@ CASES = [  # answer, gold, meta, score, why
     (r"\text{blue}", "B", LIST, 1, "text in LaTeX"),
     ("B. blue", "B", LIST, 1, "letter and text agree"),
     ("(b) Blue", "B", LIST, 1, "in brackets too"),
+    ("B:blue", "B", LIST, 1, "a colon without a blank, as MathVerse has it"),
+    ("B:red", "B", LIST, 0, "letter and text disagree"),
+    ("B:blue", "B", {}, 0, "a text that nothing says is the option's"),
+    ("B)blue", "B", LIST, 0, "elsewhere there must be a blank"),
+    ("1:5", "1", {"options": {"1": "5", "2": "4"}}, 0, "a ratio"),
     (r"\textbf{(B) }blue", "B", LIST, 1, "letter set apart"),
     ("B. red", "B", LIST, 0, "letter and text disagree"),
     ("A. blue", "B", LIST, 0, "the other way round"),
@@ -118,3 +123,40 @@ def test_every_option_is_named_by_its_text_and_by_no_other(meta):
     for gold in texts:
         for answer in texts:
             assert REWARDS["choice"](respond(say(answer), gold, **meta)).score == (answer == gold), (answer, gold)
+
+
+SEVERAL = [  # answer, gold, meta, score, why
+    ("A, C", "A, C", {}, 1, "the same set"),
+    ("C, A", "A, C", {}, 1, "any order"),
+    ("A and C", "A, C", {}, 1, "joined by a word"),
+    ("(a); (c)", "A, C", {}, 1, "brackets"),
+    ("AC", "A, C", {}, 1, "letters in a row"),
+    ("A, A, C", "A, C", {}, 1, "a set"),
+    ("A", "A, C", {}, 0, "one too few"),
+    ("A, B, C", "A, C", {}, 0, "one too many"),
+    ("A, B, C, D", "A, C", {}, 0, "all of them"),
+    ("A or C", "A, C", {}, 0, "not settled"),
+    ("A, C are right", "A, C", {}, 0, "a sentence"),
+    ("A, 3", "A, C", {}, 0, "a digit is no letter"),
+    ("B", "B", {}, 1, "one right option"),
+    ("B, B", "B", {}, 1, "a set of one"),
+    ("A, B", "B", {}, 0, "hedging"),
+    ("", "B", {}, 0, "nothing"),
+    (", ;", "B", {}, 0, "separators alone"),
+    ("BLUE", "B", LIST, 1, "a text, though its letters are labels"),
+    ("A, C", "A, C", DICT, 1, "labels that are known"),
+    ("A, D", "A, D", {"options": {"A": "1", "D": "2"}}, 1, "labels with a gap"),
+    ("A, E", "A, C", DICT, 0, "no such label"),
+    (", ".join("A" * 400), "A", {}, 0, "longer than any list"),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "meta", "expected", "why"), SEVERAL)
+def test_several_right_options(answer, gold, meta, expected, why):
+    assert REWARDS["choice"](respond(say(answer), gold, several=True, **meta)).score == expected, why
+
+
+def test_several_must_be_a_truth_value_and_the_gold_a_set_of_options():
+    for gold, meta in [("A, C", {"several": 1}), ("A, Z", {"several": True, **DICT}), ("A, C", {})]:
+        with pytest.raises(Unscorable):
+            REWARDS["choice"](respond(say("A"), gold, **meta))

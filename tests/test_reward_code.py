@@ -316,6 +316,43 @@ def test_both_kinds_of_cases():
     assert out == RewardOutput(0.0, {"passed": 2 / 3, "timed_out": 0, "crashed": 0})
 
 
+@pytest.mark.parametrize(
+    ("printed", "expected", "text", "values"),
+    [
+        ("1.50 2", "1.5 2.0", 0, 1),
+        ("0.1", "1e-1", 0, 1),
+        ("  7", "7", 0, 1),
+        ("7", "07", 0, 1),
+        ("7 ", "7", 1, 1),
+        ("1.5000001", "1.5", 0, 0),  # decimals, not floats: nothing is rounded
+        ("1 2", "12", 0, 0),
+        ("1\n2", "1 2", 0, 0),
+        ("1", "1\n1", 0, 0),
+        ("yes 1.0", "yes 1", 0, 0),  # a line with words is text
+        ("nan", "NaN", 0, 0),
+        ("1_0", "10", 0, 0),
+        ("\uff11", "1", 0, 0),
+    ],
+)
+def test_output_by_value(printed, expected, text, values):
+    case = [{"input": "", "output": expected}]
+    program = f"print({printed!r})"
+    assert run(program, tests=case).score == text
+    assert run(program, tests=case, compare="values").score == values
+
+
+def test_a_prelude_runs_first():
+    prelude = "from math import *\nfrom typing import List"
+    program = "def area(r: List[int]):\n    return floor(pi * r[0])"
+    assert run(program, asserts=["assert area([2]) == 6"], prelude=prelude).score == 1
+    assert run(program, asserts=["assert area([2]) == 6"]).score == 0
+    assert run("print(floor(2.5))", tests=[{"input": "", "output": "2"}], prelude=prelude).score == 1
+    assert (
+        run("def floor(x): return 9\nprint(floor(2.5))", tests=[{"input": "", "output": "9"}], prelude=prelude).score
+        == 1
+    )
+
+
 # --- problems that make no sense
 
 
@@ -329,6 +366,8 @@ def test_both_kinds_of_cases():
         ({"tests": [{"input": "1"}]}, "must hold {'input'"),
         ({"tests": [{"input": 1, "output": 2}]}, "must hold {'input'"),
         ({"tests": SUMS * 51}, "at most 100"),
+        ({"tests": SUMS, "compare": "numbers"}, "'text' or 'values'"),
+        ({"tests": SUMS, "prelude": ["import math"]}, "prelude"),
         ({"asserts": [""]}, "must hold texts"),
         ({"asserts": [1]}, "must hold texts"),
         ({"asserts": ["assert double(3"]}, "case_0 is no Python"),

@@ -5,20 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.prompts import BOXED, ask
+from sapo_vl.benchmarks.cells import gold, ident, text
+from sapo_vl.benchmarks.prompts import BOXED, ask_about
 from sapo_vl.types import Problem
 
 
 def problems(row: Row) -> Iterator[Problem]:
     """The gold is an integer in 0..999; "042" and "42" are the same."""
-    gold = str(row.cells["answer"]).strip()
-    if not gold.isdecimal() or int(gold) > 999:
-        raise ValueError(f"answer is {gold[:40]!r}, not an integer in 0..999")
+    answer = gold(row, "answer")
+    if not answer.isascii() or not answer.isdecimal() or len(answer) > 9 or int(answer) > 999:
+        raise ValueError(f"answer is {answer[:40]!r}, not an integer in 0..999")
     yield Problem(
-        id=f"aime25-{row.cells['problem_idx']}",
+        id=f"aime25-{ident(row, 'problem_idx')}",
         task="aime25",
-        messages=ask(row.cells["problem"], BOXED),
-        answer=str(int(gold)),
+        messages=ask_about(0, text(row, "problem"), BOXED),
+        answer=str(int(answer)),
         reward="number",
     )
 

@@ -1,0 +1,79 @@
+r"""DynaMath (arXiv 2411.00836): 501 questions about pictures, each in 10 variants with other numbers or other drawings.
+
+Rows: id (of the question: the variants share it), question (with its options), decoded_image, ground_truth,
+answer_type ("float", "multiple choice", "text"). That `id` is the question's is read off a public kit that groups by
+it; `DynaMath/DynaMath_Sample` holds a split a variant, the default source all 5010 rows. The usual prompt asks for
+JSON with a "short answer"; here \boxed{}.
+
+Rules: a number within 0.001, a letter, the same text. (Kits take texts that have the gold in them, "uneven" for
+"even".)
+
+Figures: the accuracy is the average over variants. `worst_case` is the share of questions with all ten variants right,
+among those of which all ten were asked (`questions`); `incomplete` counts the others. With k responses to each, the
+worst case is that of the first responses, of the second, ..., averaged.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from sapo_vl.benchmarks.base import Benchmark, ItemScores, Row
+from sapo_vl.benchmarks.cells import gold, grouped, ident, text
+from sapo_vl.benchmarks.prompts import BOXED_DECIMAL, BOXED_LETTER, BOXED_SHORT, ask_about
+from sapo_vl.benchmarks.tally import right, rounds
+from sapo_vl.types import Problem
+
+VARIANTS = 10
+RULES: dict[str, tuple[str, str, dict[str, Any]]] = {  # answer_type -> reward, instruction, meta
+    "float": ("number", BOXED_DECIMAL, {"tolerance": 0.001}),
+    "multiple choice": ("choice", BOXED_LETTER, {}),
+    "text": ("word", BOXED_SHORT, {}),
+}
+
+
+def problems(row: Row) -> Iterator[Problem]:
+    """One problem a row."""
+    answer, kind = gold(row, "ground_truth"), str(row.cells.get("answer_type"))
+    if kind not in RULES:
+        raise ValueError(f"answer_type is {kind!r}, none of {', '.join(RULES)}")
+    reward, instruction, rule = RULES[kind]
+    question = ident(row, "id")
+    groups = grouped(type=kind, subject=row.cells.get("subject"), level=row.cells.get("knowledge_level"))
+    yield Problem(
+        id=f"dynamath-{question}-{row.index}",
+        task="dynamath",
+        messages=ask_about(1, text(row, "question"), instruction),
+        images=(row.image(row.cells.get("decoded_image")),),
+        answer=answer,
+        reward=reward,
+        meta=rule | {"variant_of": question} | groups,
+    )
+
+
+def worst_case(items: Sequence[ItemScores]) -> dict[str, float]:
+    """See the top of the file."""
+    questions: Mapping[str, list[ItemScores]] = defaultdict(list)
+    for item in items:
+        questions[item.meta["variant_of"]].append(item)
+    complete = [variants for variants in questions.values() if len(variants) == VARIANTS]
+    figures = {"questions": float(len(complete)), "incomplete": float(len(questions) - len(complete))}
+    if complete:
+        shares = [
+            sum(all(right(item, response) for item in variants) for variants in complete) / len(complete)
+            for response in rounds(items)
+        ]
+        figures["worst_case"] = sum(shares) / len(shares)
+    return figures
+
+
+DYNAMATH = Benchmark(
+    name="dynamath",
+    source="kcz358/DynaMath",
+    split="test",
+    licence="unknown",
+    columns=("id", "question", "decoded_image", "ground_truth", "answer_type"),
+    problems=problems,
+    metrics=worst_case,
+)

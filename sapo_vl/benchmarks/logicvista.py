@@ -1,0 +1,45 @@
+r"""LogicVista (arXiv 2407.04973): 448 multiple-choice questions of logic about pictures, by five skills.
+
+Rows: question (with the letters of its options, which may stand in the picture), image, answer (a letter, or several:
+"A, C"), skill (a text or a list of texts). The usual prompt is the question alone; here \boxed{} is asked for. All
+letters and no other must be named, in any order; kits have a language model pull the letters out of the response.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+from sapo_vl.benchmarks.base import Benchmark, Row
+from sapo_vl.benchmarks.cells import gold, grouped, text
+from sapo_vl.benchmarks.prompts import BOXED_LETTERS, ask_about
+from sapo_vl.types import Problem
+
+_LETTERS = re.compile(r"[A-Za-z](?:[,; ]*[A-Za-z])*")
+
+
+def problems(row: Row) -> Iterator[Problem]:
+    """One problem a row."""
+    answer, skill = gold(row, "answer"), row.cells.get("skill")
+    if not _LETTERS.fullmatch(answer):
+        raise ValueError(f"answer is {answer[:40]!r}, not letters of options")
+    skills = ", ".join(map(str, skill)) if isinstance(skill, list) else skill
+    yield Problem(
+        id=f"logicvista-{row.index}",
+        task="logicvista",
+        messages=ask_about(1, text(row, "question"), BOXED_LETTERS),
+        images=(row.image(row.cells.get("image")),),
+        answer=answer,
+        reward="choice",
+        meta={"several": True} | grouped(skill=skills),
+    )
+
+
+LOGICVISTA = Benchmark(
+    name="logicvista",
+    source="lscpku/LogicVista",
+    split="test",
+    licence="unknown",
+    columns=("question", "image", "answer", "skill"),
+    problems=problems,
+)
