@@ -7,10 +7,36 @@ returns the manifest it wrote. To add one, write a module with such a function a
 from collections.abc import Callable
 from typing import Any
 
-from data_recipes import geometry3k
+from data_recipes import (
+    clevr_count,
+    code_problems,
+    columns,
+    dapo_math,
+    deepmath,
+    geometry3k,
+    geoqa,
+    mixture,
+    mmk12,
+    open_r1_multimodal,
+    reasoning_gym,
+    refcoco,
+    virl39k,
+)
 from data_recipes.visual_puzzles import recipe as visual_puzzles
 
 RECIPES: dict[str, Callable[..., dict[str, Any]]] = {
     "visual_puzzles": visual_puzzles.build,
     "geometry3k": geometry3k.build,
+    "clevr_count": clevr_count.build,
+    "geoqa": geoqa.build,
+    "virl39k": virl39k.build,
+    "mmk12": mmk12.build,
+    "open_r1_multimodal": open_r1_multimodal.build,
+    "refcoco": refcoco.build,
+    "dapo_math": dapo_math.build,
+    "deepmath": deepmath.build,
+    "code_problems": code_problems.build,
+    "reasoning_gym": reasoning_gym.build,
+    "columns": columns.build,
+    "mixture": mixture.build,
 }
