@@ -22,6 +22,8 @@ from data_recipes import (
     refcoco,
     virl39k,
 )
+from data_recipes.arguments import UsageError
+from data_recipes.custom import is_custom, load_recipe
 from data_recipes.visual_puzzles import recipe as visual_puzzles
 
 RECIPES: dict[str, Callable[..., dict[str, Any]]] = {
@@ -40,3 +42,15 @@ RECIPES: dict[str, Callable[..., dict[str, Any]]] = {
     "columns": columns.build,
     "mixture": mixture.build,
 }
+
+
+def find_recipe(name: str) -> Callable[..., dict[str, Any]]:
+    """The recipe of that name, or the function of a file of yours ("path/to/my_recipe.py:build").
+
+    Raises UsageError if there is none.
+    """
+    if is_custom(name):
+        return load_recipe(name)
+    if name not in RECIPES:
+        raise UsageError(f"no recipe {name!r}; there are {', '.join(sorted(RECIPES))}, or path/to/yours.py:build")
+    return RECIPES[name]

@@ -25,6 +25,8 @@ from sapo_vl.types import Problem
 
 BATCH = 64  # problems whose golds are checked at a time
 FIRST_SHOWN = 5  # ids kept of each reason
+MAX_TOKENS = 2048  # model.max_prompt_tokens of the shipped configs
+MAX_BAD_SHARE = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,9 +55,9 @@ class Part:
 class Rules:
     """What is left out, and when a build stops."""
 
-    max_tokens: int = 2048  # of a prompt, estimated (data_recipes.filters); 0 = any
+    max_tokens: int = MAX_TOKENS  # of a prompt, estimated (data_recipes.filters); 0 = any
     check_golds: bool = True  # leave out problems whose own reward does not give their gold 1
-    max_bad_share: float = 0.01  # more rows of a split than this that cannot be read stop the build
+    max_bad_share: float = MAX_BAD_SHARE  # more rows of a split than this that cannot be read stop the build
 
 
 def recipe(data: HubSet) -> Callable[..., dict[str, Any]]:
@@ -70,9 +72,9 @@ def recipe(data: HubSet) -> Callable[..., dict[str, Any]]:
         test_from: str = data.test,
         test_rows: int = 200,
         max_rows: int = 0,
-        max_tokens: int = Rules.max_tokens,
-        check_golds: bool = Rules.check_golds,
-        max_bad_share: float = Rules.max_bad_share,
+        max_tokens: int = MAX_TOKENS,
+        check_golds: bool = True,
+        max_bad_share: float = MAX_BAD_SHARE,
     ) -> dict[str, Any]:
         """Writes the data set folder `out` with the splits test and train, and returns its manifest.
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from data_recipes.building import Rules, split_rows, write_set
+from data_recipes.building import MAX_BAD_SHARE, MAX_TOKENS, Rules, split_rows, write_set
 from data_recipes.forms import FORMS, Columns
 from data_recipes.reading import Row, problem
 from rewards import REWARDS
@@ -37,9 +37,9 @@ def build(
     test_from: str = "",
     test_rows: int = 200,
     max_rows: int = 0,
-    max_tokens: int = Rules.max_tokens,
-    check_golds: bool = Rules.check_golds,
-    max_bad_share: float = Rules.max_bad_share,
+    max_tokens: int = MAX_TOKENS,
+    check_golds: bool = True,
+    max_bad_share: float = MAX_BAD_SHARE,
 ) -> dict[str, Any]:
     """Writes the data set folder `out` with the splits test and train, and returns its manifest.
 

@@ -19,16 +19,18 @@ A paraphrase, a translation, or changed numbers in every sentence are not found.
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 import numpy as np
 from PIL import Image
 
 from data_recipes.filters import folded, image_digest, texts
+from sapo_vl.data import BadRow, ProblemSet
 from sapo_vl.types import Problem
 
 GRAM = 13  # words, as in the GPT-3 report (arXiv 2005.14165)
@@ -39,6 +41,7 @@ COMMON = 0.01
 _WORD = re.compile(r"[^\W_]+")
 
 Reason = Literal["same image", "similar image", "same text", "shared words"]
+REASONS: tuple[Reason, ...] = get_args(Reason)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -110,6 +113,34 @@ class Reference:
 
     def _found(self, problem: Problem, item: str, reason: Reason, detail: str) -> Hit:
         return Hit(id=problem.id, benchmark=self.name, item=item, reason=reason, detail=detail)
+
+
+def contaminated(problems: ProblemSet, references: Sequence[Reference]) -> dict[int, Hit]:
+    """Row -> what it repeats, for the rows that repeat something. Rows that cannot be read are passed over."""
+    hits: dict[int, Hit] = {}
+    for index in range(len(problems)):
+        with contextlib.suppress(BadRow):  # training counts and names it
+            problem = problems.get(index)
+            for reference in references:
+                if hit := reference.hit(problem):
+                    hits[index] = hit
+                    break
+    return hits
+
+
+def report(hits: Mapping[int, Hit], references: Sequence[Reference], rows: int, shown: int = 20) -> str:
+    """Counts by benchmark and reason, then the first rows."""
+    lines = [f"{'benchmark':20} {'items':>6} {'images':>7}" + "".join(f"{reason:>15}" for reason in REASONS)]
+    for reference in references:
+        found = Counter(hit.reason for hit in hits.values() if hit.benchmark == reference.name)
+        lines.append(
+            f"{reference.name:20} {reference.items:6} {reference.images:7}" + "".join(f"{found[r]:15}" for r in REASONS)
+        )
+    lines.append(f"{len(hits)} of {rows} rows repeat a benchmark")
+    for hit in list(hits.values())[:shown]:
+        lines.append(f"  {hit.id}  {hit.reason} as {hit.benchmark} {hit.item}" + (f": {hit.detail}" * bool(hit.detail)))
+    lines += [f"  and {len(hits) - shown} more"] if len(hits) > shown else []
+    return "\n".join(lines)
 
 
 def grams_of(text: str) -> Iterator[str]:

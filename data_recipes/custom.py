@@ -7,7 +7,7 @@ import sys
 import types
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from data_recipes.arguments import UsageError
 
@@ -34,7 +34,7 @@ def load_recipe(spec: str) -> Callable[..., dict[str, Any]]:
     if not callable(build):
         there = sorted(n for n, v in vars(module).items() if isinstance(v, types.FunctionType))
         raise UsageError(f"{path} has no function {function!r} (it has: {', '.join(there) or 'none'})")
-    return build
+    return cast(Callable[..., dict[str, Any]], build)
 
 
 def is_custom(name: str) -> bool:

@@ -16,7 +16,7 @@ PIXELS_PER_TOKEN = 32 * 32  # of an image, as Qwen3-VL cuts it
 MAX_IMAGE_TOKENS = 1280  # of one image: the processor scales larger ones down
 COPIED = 12  # characters from which on an answer that stands in the question counts as given away
 CLOSED = ("choice", "word", "code", "maze", "json_grid", "box")  # the options or the words must stand in the question
-_SAID = re.compile(r"(?:answer|result|solution)\s*(?:is|:|=)\s*", re.I)
+_SAID = re.compile(r"(?:answer|result|solution)\s*(?:is|:|=)(?:\s|\$|\\\()*", re.I)
 _DENSE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts without blanks: about a token a character
 
 
@@ -59,7 +59,7 @@ def answer_in_question(problem: Problem) -> bool:
         return False
     question = folded(" ".join(texts(problem)))
     for said in _SAID.finditer(question):
-        rest = question[said.end() :].lstrip("$ \\(")
+        rest = question[said.end() :]
         if rest.startswith(gold) and not rest[len(gold) : len(gold) + 1].isalnum():
             return True
     if len(gold) < COPIED or problem.reward in CLOSED:

@@ -8,7 +8,7 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -20,7 +20,7 @@ import PIL
 import pyarrow as pa
 
 import sapo_vl
-from sapo_vl.data import FEATURES, row_from_problem
+from sapo_vl.data import FEATURES, BadRow, ProblemSet, row_from_problem, split_names
 from sapo_vl.types import Problem
 
 ROWS_PER_BATCH = 1000
@@ -110,6 +110,45 @@ def write_splits(
     finally:
         shutil.rmtree(work)
     return manifest
+
+
+def copy_set(
+    source: Path,
+    out: Path,
+    change: Mapping[str, Callable[[int, Problem], Problem | None]],
+    *,
+    recipe: str,
+    arguments: Mapping[str, Any],
+    notes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the data set folder `source` anew as `out`, and returns the manifest.
+
+    change: split -> a function of (row, problem) that gives the problem to write, or None to leave it out. Splits
+        without one are copied. Rows that cannot be read are left out and counted.
+
+    The manifest keeps the card of `source` and, under "before", what its manifest said. Raises as `write_splits`.
+    """
+    path = source / "manifest.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    card = Card(**before["card"]) if before.get("card") else None
+    unreadable: dict[str, int] = {}
+
+    def problems(split: str) -> Iterator[Problem]:
+        rows = ProblemSet(source, split)
+        for index in range(len(rows)):
+            try:
+                problem: Problem | None = rows.get(index)
+            except BadRow:
+                unreadable[split] = unreadable.get(split, 0) + 1
+                continue
+            if split in change:
+                problem = change[split](index, problem)
+            if problem is not None:
+                yield problem
+
+    all_notes = {**notes, "unreadable": unreadable, "before": before}
+    splits = {split: problems(split) for split in split_names(source)}
+    return write_splits(splits, out, recipe=recipe, arguments=arguments, notes=all_notes, card=card)
 
 
 def _write_arrow(split: str, problems: Iterable[Problem], file: Path) -> dict[str, int]:
