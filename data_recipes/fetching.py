@@ -145,13 +145,16 @@ def _download(target: _Target, address: str, max_bytes: int) -> bytes:
             raise NotFetched("redirect", f"{target.host} sends elsewhere (status {response.status})")
         if response.status != 200:
             raise NotFetched(f"status {response.status}", f"{target.host}{target.path[:100]}")
-        return _body(response, max_bytes)
+        data = _body(response, max_bytes)
     except (OSError, http.client.HTTPException) as error:
         late = time.monotonic() > deadline
         raise NotFetched("too slow" if late else "connection broke", f"{target.host}: {error!r}") from error
     finally:
         clock.cancel()
         connection.close()
+    if time.monotonic() > deadline:  # what came before the clock hung up may look like all of it
+        raise NotFetched("too slow", f"{target.host}: not there after {TOTAL_S:g} s")
+    return data
 
 
 def _hang_up(sock: socket.socket) -> None:

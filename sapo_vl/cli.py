@@ -18,7 +18,8 @@ from sapo_vl.data_commands import add_parsers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command; 0 if it succeeded, 2 for bad input (one message, no traceback)."""
+    """Runs one sub-command; 0 if it succeeded, 1 if a check found something, 2 for bad input (one message, no
+    traceback)."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:2] == ["recipe", "check"]:  # whoever has just built a set looks for it there
         words[0] = "data"
@@ -29,11 +30,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"unexpected {' '.join(wrong)}")
     args.pairs = rest
     try:
-        args.run(args)
+        return args.run(args) or 0
     except _bad_input() as error:
         print(f"sapo-vl {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -89,10 +89,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _adder(sub: Any, prefix: str = "") -> Callable[..., argparse.ArgumentParser]:
-    """A function that adds a sub-command and says what it runs."""
+    """A function that adds a sub-command and says what it runs: what that returns is the exit status, None for 0."""
 
     def add(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, pairs: bool = False
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, pairs: bool = False
     ) -> argparse.ArgumentParser:
         usage = f"sapo-vl {prefix}{name} [options] [key=value ...]" if pairs else None
         p = sub.add_parser(name, help=text, description=text, usage=usage)

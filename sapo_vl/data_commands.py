@@ -51,7 +51,7 @@ def add_parsers(add: Add) -> None:
     images.add_argument("--allow-private", action="store_true", help="private addresses and http: your own mirror")
 
 
-def _check(args: argparse.Namespace) -> None:
+def _check(args: argparse.Namespace) -> int:
     from data_recipes.check import check_set, table
     from data_recipes.golds import Judge
     from sapo_vl.data import ProblemSet
@@ -59,11 +59,10 @@ def _check(args: argparse.Namespace) -> None:
     with Judge(args.workers) as judge:
         checks = check_set(ProblemSet(args.folder, args.split), judge)
     print(table(checks))
-    if not all(check.fine for check in checks.values()):
-        raise SystemExit(1)
+    return 0 if all(check.fine for check in checks.values()) else 1
 
 
-def _contamination(args: argparse.Namespace) -> None:
+def _contamination(args: argparse.Namespace) -> int:
     from data_recipes.contamination import Reference, contaminated, report
     from sapo_vl.data import ProblemSet
     from sapo_vl.dataset_writer import copy_set
@@ -78,9 +77,7 @@ def _contamination(args: argparse.Namespace) -> None:
         lines = [json.dumps(dataclasses.asdict(hit), ensure_ascii=False) + "\n" for hit in hits.values()]
         args.list.write_text("".join(lines), encoding="utf-8")
     if args.out is None:
-        if hits:
-            raise SystemExit(1)
-        return
+        return 1 if hits else 0
     copy_set(
         args.folder,
         args.out,
@@ -90,6 +87,7 @@ def _contamination(args: argparse.Namespace) -> None:
         notes={args.split: {"left_out": {f"repeats {r.name}": _count(hits.values(), r.name) for r in references}}},
     )
     print(f"wrote {args.out}")
+    return 0
 
 
 def _count(hits: object, name: str) -> int:

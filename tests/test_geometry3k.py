@@ -7,11 +7,11 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from PIL import Image
+from recipe_helpers import IMAGE, encoded, parquet, picture, read, shown
 
 from data_recipes.geometry3k import INSTRUCTION
 from data_recipes.geometry3k import build as build_any
 from sapo_vl.data import TooManyBadRows
-from recipe_helpers import IMAGE, encoded, parquet, picture, read, shown
 
 SCHEMA = {"images": pa.list_(IMAGE), "problem": pa.string(), "answer": pa.string()}
 SIZE = (30, 20)

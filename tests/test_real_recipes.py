@@ -396,7 +396,7 @@ def rows_of(form: str, folder: Path) -> list[dict[str, Any]]:
                 "easyr1": {"images": [path], "problem": f"<image>{ask}", "answer": gold},
                 "r1v": {"image": path, "problem": ask, "solution": f"<answer> {gold} </answer>"},
                 "llava": {"image": path, "conversations": [{"from": "human", "value": f"<image>\n{ask}"},
-                                                           {"from": "gpt", "value": f"We see it. The answer is {gold}"}]},
+                                                           {"from": "gpt", "value": f"So. The answer is {gold}"}]},
                 "sharegpt": {"images": [path], "messages": [{"role": "user", "content": f"<image>{ask}"},
                                                             {"role": "assistant", "content": rf"\boxed{{{gold}}}"}]},
                 "verl": {"images": [{"path": path}], "prompt": [{"role": "user", "content": f"<image>{ask}"}],
