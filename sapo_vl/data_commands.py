@@ -78,6 +78,8 @@ def _contamination(args: argparse.Namespace) -> int:
         args.list.write_text("".join(lines), encoding="utf-8")
     if args.out is None:
         return 1 if hits else 0
+    if len(hits) == len(problems):
+        raise UsageError(f"every row of split {args.split!r} repeats a benchmark: nothing to write")
     copy_set(
         args.folder,
         args.out,

@@ -16,7 +16,7 @@ from typing import Any
 
 from sapo_vl.chat import PromptError
 from sapo_vl.config import RunConfig
-from sapo_vl.data import BadRow, ProblemSet, blank_twin
+from sapo_vl.data import BadRow, DataError, ProblemSet, blank_twin
 from sapo_vl.dataset_writer import copy_set
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.optim import OptimConfig, ZeroConfig
@@ -80,8 +80,8 @@ def measure_set(config: RunConfig, folder: Path, out: Path, rule: DifficultyRule
         session.rollouts.close()
     counts = None
     if world.is_main:
-        counts = _write(config, folder, out, rule, rates)
         shutil.rmtree(work)
+        counts = _write(config, folder, out, rule, rates)
     world.barrier()
     shutdown_world()
     return counts
@@ -139,6 +139,9 @@ def _stand_in(prompts: Sequence[Prompt | None], world: World) -> Prompt | None:
 def _write(
     config: RunConfig, folder: Path, out: Path, rule: DifficultyRule, rates: Sequence[float | None]
 ) -> dict[str, int]:
+    if not rule.blank and all(rule.verdict(rate, True) for rate in rates):
+        why = Counter(rule.verdict(rate, True) for rate in rates)
+        raise DataError(f"nothing is left of split {rule.split!r} of {folder}: {dict(why)}; nothing was written")
     counts: Counter[str] = Counter()
 
     def change(row: int, problem: Problem) -> Problem | None:

@@ -56,7 +56,7 @@ def test_the_example_of_the_readme_in_an_empty_folder(tmp_path: Path) -> None:
 def test_a_recipe_file_that_cannot_be_used_is_explained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "mine.py").write_text("LIST = [1]\ndef make(out, *, seed: int = 0):\n    pass\n")
-    with pytest.raises(UsageError, match=r"no recipe file other\.py; write path/to/my_recipe\.py:build"):
+    with pytest.raises(UsageError, match=r"no recipe file 'other\.py'; write path/to/my_recipe\.py:build"):
         load_recipe("other.py:build")
     with pytest.raises(UsageError, match=r"mine\.py has no function 'build' \(it has: make\)"):
         load_recipe("mine.py:build")
