@@ -81,7 +81,7 @@ def measure_set(config: RunConfig, folder: Path, out: Path, rule: DifficultyRule
     counts = None
     if world.is_main:
         shutil.rmtree(work)
-        counts = _write(config, folder, out, rule, rates)
+        counts = filtered(config, folder, out, rule, rates)
     world.barrier()
     shutdown_world()
     return counts
@@ -136,9 +136,13 @@ def _stand_in(prompts: Sequence[Prompt | None], world: World) -> Prompt | None:
     return next((p for p in everyone if p is not None), None)
 
 
-def _write(
+def filtered(
     config: RunConfig, folder: Path, out: Path, rule: DifficultyRule, rates: Sequence[float | None]
 ) -> dict[str, int]:
+    """Writes `folder` anew as `out`, given the pass rate of every row of `rule.split`.
+
+    Returns how many rows stay, or go and why. Raises DataError if none stays.
+    """
     if not rule.blank and all(rule.verdict(rate, True) for rate in rates):
         why = Counter(rule.verdict(rate, True) for rate in rates)
         raise DataError(f"nothing is left of split {rule.split!r} of {folder}: {dict(why)}; nothing was written")
