@@ -152,6 +152,25 @@ def test_what_is_not_found(problem: Problem, reference: Reference) -> None:
     assert reference.hit(problem) is None
 
 
+def triangle(seed: int) -> Image.Image:
+    rng = np.random.default_rng(seed)
+    image = Image.new("RGB", (300, 220), "white")
+    corners = [(int(x), int(y)) for x, y in zip(rng.integers(20, 280, 3), rng.integers(20, 200, 3), strict=True)]
+    ImageDraw.Draw(image).polygon(corners, outline="black", width=2)
+    return image
+
+
+def test_line_drawings_that_only_look_alike_are_not_joined() -> None:
+    """Difference hashes alone join many of them: a drawing is mostly white."""
+    drawings = [triangle(seed) for seed in range(160)]
+    bench = Reference("b", [asked(f"b{i}", "?", "1", "number", image) for i, image in enumerate(drawings[:80])])
+    others = [bench.hit(asked("p", "?", "1", "number", image)) for image in drawings[80:]]
+    assert sum(hit is not None for hit in others) <= 1
+    halved = [bench.hit(asked("p", "?", "1", "number", image.resize((150, 110)))) for image in drawings[:80]]
+    right = [hit is not None and hit.item == f"b{i}" for i, hit in enumerate(halved)]
+    assert sum(right) >= 60 and all(ok or hit is None for ok, hit in zip(right, halved, strict=True))
+
+
 def test_a_benchmarks_own_instruction_does_not_count() -> None:
     said = "Think step by step and put the final answer of your solution into a box at the very end please"
     items = [
