@@ -14,7 +14,11 @@ from sapo_vl.types import Problem
 
 BATCH = 256
 EMPTY = "<answer></answer>"
-SHARE = 0.05  # of foreign golds that may score 1: 1950 is within a chart's 5% of 1960, a box close to another
+# Shares of foreign golds that may score 1. To some rewards what is near is right: 1950 is within a chart's 5% of 1960,
+# and boxes on a small lattice often overlap by half.
+SHARE = 0.05
+SHARE_WHERE_NEAR_IS_RIGHT = 0.25
+NEAR_IS_RIGHT = ("box", "chart", "ocr")
 
 
 @dataclass(slots=True)
@@ -27,20 +31,21 @@ class TaskCheck:
     empty: int = 0  # empty answers that score 1; must be 0
     shuffled: int = 0  # golds of another problem, with another answer, that were tried
     shuffled_right: int = 0  # of those, how many score 1 all the same
+    allowed: float = 0.0  # how many of those may
     rejected: list[tuple[str, str]] = field(default_factory=list)  # (id, reason) of golds that do not score 1; none
     paid: list[tuple[str, str]] = field(default_factory=list)  # (id, what scored 1 and must not)
     unreadable: list[tuple[str, str]] = field(default_factory=list)  # (id, reason) of rows; none
 
     @property
     def fine(self) -> bool:
-        return not (self.rejected or self.empty or self.unreadable) and self.shuffled_right <= SHARE * self.shuffled
+        return not (self.rejected or self.empty or self.unreadable) and self.shuffled_right <= self.allowed
 
 
 def check_set(problems: ProblemSet, judge: Judge) -> dict[str, TaskCheck]:
     """The counts by task, over all rows.
 
     Every problem is also answered with the gold of another one that is written otherwise and no equal number. What of
-    that scores 1 is listed, so that one can look; a share of SHARE is let pass.
+    that scores 1 is listed, so that one can look; a share of it is let pass.
     """
     checks: dict[str, TaskCheck] = {}
     for task, batch in _batches(problems, checks):
@@ -48,7 +53,7 @@ def check_set(problems: ProblemSet, judge: Judge) -> dict[str, TaskCheck]:
         check.problems += len(batch)
         _golds(check, batch, judge)
         _nothing(check, batch, judge)
-        _others(check, batch, judge)
+        foreign_golds(check, batch, judge)
     return dict(sorted(checks.items()))
 
 
@@ -85,8 +90,8 @@ def _nothing(check: TaskCheck, batch: Sequence[Problem], judge: Judge) -> None:
             check.paid.append((problem.id, "an empty answer"))
 
 
-def _others(check: TaskCheck, batch: Sequence[Problem], judge: Judge) -> None:
-    """Each problem is answered with the gold of the next one that has another."""
+def foreign_golds(check: TaskCheck, batch: Sequence[Problem], judge: Judge) -> None:
+    """Counts what each problem pays for the gold of the next one that has another."""
     pairs = []
     for place, problem in enumerate(batch):
         rotated = (*batch[place + 1 :], *batch[:place])
@@ -94,6 +99,7 @@ def _others(check: TaskCheck, batch: Sequence[Problem], judge: Judge) -> None:
         if (response := next((r for r in given if r is not None), None)) is not None:
             pairs.append((problem, response))
     check.shuffled += len(pairs)
+    check.allowed += sum(SHARE_WHERE_NEAR_IS_RIGHT if p.reward in NEAR_IS_RIGHT else SHARE for p, _ in pairs)
     for (problem, response), result in zip(pairs, judge.results(pairs), strict=True):
         if result.score == 1:
             check.shuffled_right += 1

@@ -8,7 +8,9 @@ import pytest
 from PIL import Image, ImageDraw
 from recipe_helpers import lines
 
+from data_recipes.check import TaskCheck, foreign_golds
 from data_recipes.contamination import Reference, difference_hash, grams_of
+from data_recipes.golds import Judge
 from sapo_vl.cli import main
 from sapo_vl.data import ProblemSet
 from sapo_vl.dataset_writer import Card, write_splits
@@ -89,6 +91,17 @@ def test_rejected_golds_and_paid_nonsense_are_listed(tmp_path: Path, capsys: pyt
     assert row[:4] == ["t", "5", "2", "1"]  # rows, golds that score 1, unchecked
     (row,) = [line.split() for line in printed.splitlines() if line.startswith("chart ")]
     assert row == ["chart", "3", "3", "0", "0", "1", "of", "3"]
+
+
+@pytest.mark.parametrize(("reward", "paid", "fine"), [("chart", 1, True), ("chart", 2, False), ("number", 1, False)])
+def test_how_many_foreign_golds_may_pay(reward: str, paid: int, fine: bool) -> None:
+    check = TaskCheck()
+    golds = {1: ["100", "101", "500", "600", "700"], 2: ["100", "101", "102", "600", "700"]}[paid]
+    with Judge() as judge:
+        problems = [asked(str(i), "?", gold, reward, meta={"tolerance": 1}) for i, gold in enumerate(golds)]
+        foreign_golds(check, problems, judge)
+    # Each is answered with the next one's gold: 101 for 100 pays, and 102 for 101.
+    assert (check.shuffled, check.shuffled_right, check.fine) == (5, paid, fine)
 
 
 def test_a_reward_that_is_not_there_is_explained(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
