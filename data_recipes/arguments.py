@@ -39,9 +39,10 @@ def _is(value: Any, wanted: type) -> bool:
     return type(value) in (int, float) if wanted is float else type(value) is wanted
 
 
-def build_recipe(build: Callable[..., Any], out: Path, arguments: Mapping[str, Any], name: str) -> None:
-    """Calls a recipe. Raises UsageError for arguments it refuses, and for files it cannot read or write."""
+def build_recipe(build: Callable[..., Any], out: Path, arguments: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """Calls a recipe and returns what it returns. Raises UsageError for arguments it refuses, and for files it cannot
+    read or write."""
     try:
-        build(out, **arguments)
+        return build(out, **arguments)
     except (ValueError, OSError) as error:
         raise UsageError(f"recipe {name}: {error}") from error

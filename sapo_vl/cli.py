@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -13,39 +14,39 @@ from typing import Any
 import yaml
 
 from data_recipes.arguments import UsageError, build_recipe, recipe_arguments
+from sapo_vl.data_commands import add_parsers
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs one sub-command; 0 if it succeeded, 2 for bad input (one message, no traceback)."""
+    """Runs one sub-command; 0 if it succeeded, 1 if a check found something, 2 for bad input (one message, no
+    traceback)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:2] == ["recipe", "check"]:  # whoever has just built a set looks for it there
+        words[0] = "data"
     parser = _parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(words)
     # key=value words may stand anywhere, which argparse's own "*" positionals do not allow.
     if wrong := [text for text in rest if text.startswith("-") or "=" not in text or not args.takes_pairs]:
         parser.error(f"unexpected {' '.join(wrong)}")
     args.pairs = rest
     try:
-        args.run(args)
+        return args.run(args) or 0
     except _bad_input() as error:
         print(f"sapo-vl {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
-    return 0
 
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sapo-vl", description=__doc__)
     sub = parser.add_subparsers(dest="command", required=True)
 
-    def add(
-        name: str, run: Callable[[argparse.Namespace], None], text: str, pairs: bool = False
-    ) -> argparse.ArgumentParser:
-        usage = f"sapo-vl {name} [options] [key=value ...]" if pairs else None
-        p = sub.add_parser(name, help=text, description=text, usage=usage)
-        p.set_defaults(run=run, takes_pairs=pairs)
-        return p
-
-    recipe = add("recipe", _recipe, "Build a data set folder.", pairs=True)
-    recipe.add_argument("name")
+    add = _adder(sub)
+    recipe = add("recipe", _recipe, "Build a data set folder, or check one (recipe check DIR).", pairs=True)
+    recipe.add_argument("name", help="a recipe, or one of yours: path/to/my_recipe.py:build")
     recipe.add_argument("--out", type=Path, required=True)
+
+    data = sub.add_parser("data", help="Check data set folders; fetch images.", description="Check data set folders.")
+    add_parsers(_adder(data.add_subparsers(dest="action", required=True), "data "))
 
     tiny = add("init-tiny", _init_tiny, "Build a tiny Qwen3-VL model with tokenizer and processor.")
     tiny.add_argument("--kind", choices=["dense", "moe"], default="moe")
@@ -87,6 +88,20 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _adder(sub: Any, prefix: str = "") -> Callable[..., argparse.ArgumentParser]:
+    """A function that adds a sub-command and says what it runs: what that returns is the exit status, None for 0."""
+
+    def add(
+        name: str, run: Callable[[argparse.Namespace], int | None], text: str, pairs: bool = False
+    ) -> argparse.ArgumentParser:
+        usage = f"sapo-vl {prefix}{name} [options] [key=value ...]" if pairs else None
+        p = sub.add_parser(name, help=text, description=text, usage=usage)
+        p.set_defaults(run=run, takes_pairs=pairs)
+        return p
+
+    return add
+
+
 def _bad_input() -> tuple[type[Exception], ...]:
     """Errors that are the input's, not ours: shown as one message."""
     from rewards.pool import WorkersStuck
@@ -118,12 +133,15 @@ def _bad_input() -> tuple[type[Exception], ...]:
 
 
 def _recipe(args: argparse.Namespace) -> None:
-    from data_recipes import RECIPES
+    from data_recipes import find_recipe
+    from data_recipes.building import summary
 
-    if args.name not in RECIPES:
-        raise UsageError(f"no recipe {args.name!r}; there are {', '.join(sorted(RECIPES))}")
-    build = RECIPES[args.name]
+    build = find_recipe(args.name)
     build_recipe(build, args.out, recipe_arguments(build, args.pairs, args.name), args.name)
+    manifest = args.out / "manifest.json"
+    if not manifest.is_file():
+        raise UsageError(f"recipe {args.name} wrote no data set to {args.out}; it must end with write_splits(...)")
+    print(summary(json.loads(manifest.read_text(encoding="utf-8"))))
     print(f"wrote {args.out}")
 
 

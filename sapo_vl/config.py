@@ -37,7 +37,7 @@ class ConfigError(ValueError):
 class RecipeConfig(Strict):
     """A data recipe that `sapo-vl run` builds first when data.path is empty."""
 
-    name: str = ""  # a key of data_recipes.RECIPES; "" = none
+    name: str = ""  # a key of data_recipes.RECIPES, or "path/to/yours.py:build"; "" = none
     args: dict[str, Any] = Field(default_factory=dict)  # its keyword arguments
 
 

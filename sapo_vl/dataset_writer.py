@@ -8,7 +8,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,10 +20,42 @@ import PIL
 import pyarrow as pa
 
 import sapo_vl
-from sapo_vl.data import FEATURES, row_from_problem
+from sapo_vl.data import FEATURES, BadRow, ProblemSet, row_from_problem, split_names
 from sapo_vl.types import Problem
 
 ROWS_PER_BATCH = 1000
+UNKNOWN = "unknown"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """Where the rows of a data set come from, and on what terms."""
+
+    name: str
+    source: str  # id on the hub, or how the rows are made
+    licence: str = UNKNOWN  # as the source states it; UNKNOWN where it states none
+    url: str = ""
+    paper: str = ""
+    notes: str = ""  # what a user must know of it
+
+    def text(self, manifest: Mapping[str, Any]) -> str:
+        """The card as a README, with the rows and the filters of `manifest`."""
+        terms = f"licence {self.licence}"
+        if self.licence == UNKNOWN:
+            terms = "licence unknown: the source states none; ask its authors before you pass the data on"
+        lines = [f"# {self.name}", "", f"Source: {self.source}, {terms}."]
+        lines += [line for line in (self.url, self.paper) if line]
+        lines += ["", self.notes] if self.notes else []
+        lines += ["", "| split | task | rows |", "|---|---|---|"]
+        lines += [
+            f"| {split} | {task} | {n} |" for split, tasks in manifest["rows"].items() for task, n in tasks.items()
+        ]
+        arguments = ", ".join(f"{key}={value}" for key, value in manifest["arguments"].items())
+        lines += [
+            "",
+            f"Made by the recipe {manifest['recipe']} ({arguments}). manifest.json has what was left out, and why.",
+        ]
+        return "\n".join(lines) + "\n"
 
 
 def write_splits(
@@ -32,12 +65,14 @@ def write_splits(
     recipe: str,
     arguments: Mapping[str, Any],
     notes: Mapping[str, Any] | None = None,
+    card: Card | None = None,
 ) -> dict[str, Any]:
     """Saves `splits` as the data set folder `out` (a `datasets.DatasetDict`) and returns its manifest.
 
     The problems are consumed one batch at a time, split after split. manifest.json holds the recipe's name
     and arguments (its seed among them), rows per split and task, the versions that wrote it, and `notes`,
-    which is read when the last split is written, so that a generator may still fill it.
+    which is read when the last split is written, so that a generator may still fill it. `card` goes into the
+    manifest and becomes README.md.
 
     Everything is written to a folder beside `out` and renamed at the end. Raises FileExistsError if `out` is
     there already, ValueError for a split without rows or an id that occurs twice in one.
@@ -62,15 +97,58 @@ def write_splits(
             "notes": dict(notes or {}),
             "versions": _versions(),
         }
+        if card is not None:
+            manifest["card"] = asdict(card)
         folder = work / "folder"
         with _no_progress_bars():
             saved.save_to_disk(str(folder))
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
         (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        if card is not None:
+            (folder / "README.md").write_text(card.text(manifest), encoding="utf-8")
         folder.rename(out)
     finally:
         shutil.rmtree(work)
     return manifest
+
+
+def copy_set(
+    source: Path,
+    out: Path,
+    change: Mapping[str, Callable[[int, Problem], Problem | None]],
+    *,
+    recipe: str,
+    arguments: Mapping[str, Any],
+    notes: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Writes the data set folder `source` anew as `out`, and returns the manifest.
+
+    change: split -> a function of (row, problem) that gives the problem to write, or None to leave it out. Splits
+        without one are copied. Rows that cannot be read are left out and counted.
+
+    The manifest keeps the card of `source` and, under "before", what its manifest said. Raises as `write_splits`.
+    """
+    path = source / "manifest.json"
+    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    card = Card(**before["card"]) if before.get("card") else None
+    unreadable: dict[str, int] = {}
+
+    def problems(split: str) -> Iterator[Problem]:
+        rows = ProblemSet(source, split)
+        for index in range(len(rows)):
+            try:
+                problem: Problem | None = rows.get(index)
+            except BadRow:
+                unreadable[split] = unreadable.get(split, 0) + 1
+                continue
+            if split in change:
+                problem = change[split](index, problem)
+            if problem is not None:
+                yield problem
+
+    all_notes = {**notes, "unreadable": unreadable, "before": before}
+    splits = {split: problems(split) for split in split_names(source)}
+    return write_splits(splits, out, recipe=recipe, arguments=arguments, notes=all_notes, card=card)
 
 
 def _write_arrow(split: str, problems: Iterable[Problem], file: Path) -> dict[str, int]:

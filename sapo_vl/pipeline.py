@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import yaml
 
-from data_recipes import RECIPES
+from data_recipes import find_recipe
 from data_recipes.arguments import build_recipe, recipe_arguments
 from sapo_vl.config import ConfigError, RunConfig
 from sapo_vl.data import BadRow, ProblemSet, split_names
@@ -75,15 +75,13 @@ def _check_given(config: RunConfig) -> None:
         raise ConfigError("neither data.path nor recipe.name says which problems to train on; set one")
     if not config.model.path and not config.model.tiny:
         raise ConfigError("neither model.path nor model.tiny says which model to train; set one")
-    if config.recipe.name and config.recipe.name not in RECIPES:
-        raise ConfigError(f"recipe.name={config.recipe.name!r}; there are {', '.join(sorted(RECIPES))}")
     if config.recipe.name:
         _recipe_arguments(config)
 
 
 def _recipe_arguments(config: RunConfig) -> dict[str, Any]:
     name, given = config.recipe.name, [f"{k}={v}" for k, v in config.recipe.args.items()]
-    return {"seed": config.seed} | recipe_arguments(RECIPES[name], given, name)
+    return {"seed": config.seed} | recipe_arguments(find_recipe(name), given, name)
 
 
 def _timed(seconds: dict[str, float], name: str, stage: Any) -> Any:
@@ -100,7 +98,7 @@ def _data(config: RunConfig, out: Path) -> RunConfig:
     folder = out / "data"
     if not (folder / "dataset_dict.json").exists():
         name = config.recipe.name
-        build_recipe(RECIPES[name], folder, _recipe_arguments(config), name)
+        build_recipe(find_recipe(name), folder, _recipe_arguments(config), name)
     data = config.data.model_copy(update={"path": str(folder)})
     return config.model_copy(update={"data": data, "recipe": type(config.recipe)()})
 

