@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import shlex
 import sys
@@ -56,13 +57,23 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("sft", "Cold start: fine-tune model.path on the solutions of data.path."),
         ("train", "Reinforcement learning of model.path on data.path."),
-        ("eval", "Measure model.path on the held-out split of data.path."),
+        ("eval", "Measure model.path on benchmarks, or on the held-out split of data.path."),
         ("run", "All stages: data, tiny model (if configured), cold start, training, report."),
     ):
         p = add(name, _run if name == "run" else _stage, text, pairs=True)
         p.add_argument("--config", type=Path)
         p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR") or None, help="run folder (or OUT_DIR)")
         p.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+        if name == "eval":
+            p.add_argument("--benchmark", metavar="NAME[,NAME...]", help="short for eval.benchmarks=[NAME, ...]")
+
+    rescore = add("rescore", _rescore, "Score the saved responses of an evaluation again.", pairs=True)
+    rescore.add_argument("folder", type=Path, help="--out of an evaluation, or the folder of one benchmark in it")
+
+    compare = add("compare", _compare, "Is the second of two evaluations better? The same items in pairs.")
+    compare.add_argument("first", type=Path, help="--out of an evaluation, or the folder of one benchmark in it")
+    compare.add_argument("second", type=Path)
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
 
     reward = add("reward", _reward, "Score responses from a file, or try a reward on golds.", pairs=True)
     reward.add_argument("action", choices=["score", "test"])
@@ -94,6 +105,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.checkpoint import CheckpointError
     from sapo_vl.config import ConfigError
     from sapo_vl.data import DataError, TooManyBadRows
+    from sapo_vl.evaluation.errors import EvaluationError
     from sapo_vl.models import ModelError
     from sapo_vl.nonfinite import NonFiniteUpdate
     from sapo_vl.parity import ParityError
@@ -112,7 +124,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
         ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
         WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
-        ServeError, ServersUnusable,
+        ServeError, ServersUnusable, EvaluationError,
     )  # fmt: skip
 
 
@@ -151,6 +163,8 @@ def _stage(args: argparse.Namespace) -> None:
     """One stage: in this process if a launcher started it, else through torchrun with the configured ranks."""
     from sapo_vl import stages
 
+    if names := getattr(args, "benchmark", None):
+        args.pairs = [f"eval.benchmarks={json.dumps(names.split(','))}", *args.pairs]
     config = _config(args)
     if "RANK" in os.environ:
         stages.run_stage(args.command, config, Path(args.out))
@@ -163,6 +177,25 @@ def _run(args: argparse.Namespace) -> None:
     from sapo_vl.pipeline import run
 
     print(run(_config(args), Path(args.out)))
+
+
+def _rescore(args: argparse.Namespace) -> None:
+    from sapo_vl.config import load_config
+    from sapo_vl.evaluation.compare import benchmark_folders
+    from sapo_vl.evaluation.rescore import describe, rescore
+
+    if wrong := [pair for pair in args.pairs if not pair.startswith("rewards.")]:
+        raise UsageError(f"{wrong[0]}: responses are there already; only rewards.... can be set")
+    scoring = load_config(None, args.pairs).rewards
+    for folder in benchmark_folders(args.folder).values():
+        print(describe(rescore(folder, scoring)), flush=True)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from sapo_vl.evaluation.compare import compare, describe
+
+    results = compare(args.first, args.second)
+    print(json.dumps(results) if args.json else "\n".join(describe(name, r) for name, r in results.items()))
 
 
 def _reward(args: argparse.Namespace) -> None:
