@@ -85,10 +85,14 @@ def blank_control(records: Sequence[Record], blank: Sequence[Record]) -> dict[st
 
 
 def paired_difference(differences: Sequence[float]) -> dict[str, Any]:
-    """{"mean", "n", "ci95"}: mean +- t(n - 1) * s / sqrt(n) over the items; ci95 is None for a single item."""
+    """{"mean", "n", "ci95"}: mean +- t(n - 1) * s / sqrt(n) over the items, cut to [-1, 1]; None for a single item."""
     half = half_width(differences)
     mean = _mean(differences)
-    return {"mean": mean, "n": len(differences), "ci95": None if half is None else [mean - half, mean + half]}
+    return {
+        "mean": mean,
+        "n": len(differences),
+        "ci95": None if half is None else [max(-1.0, mean - half), min(1.0, mean + half)],
+    }
 
 
 def majority_score(record: Record) -> float | None:
