@@ -112,8 +112,8 @@ def response(score: float | None, answer: str | None = "x", **more: Any) -> Resp
 
 def record(name: str, *responses: Response, **more: Any) -> Record:
     settings: dict[str, Any] = {
-        "benchmark": "b", "prompt": "p", "row": 0, "number": 0, "task": "t", "reward": "number", "rule": "number",
-        "gold": "1", "meta": {}, "groups": {},
+        "benchmark": "b", "prompt": "p", "messages": [], "row": 0, "number": 0, "task": "t", "reward": "number",
+        "rule": "number", "gold": "1", "meta": {}, "groups": {},
     }  # fmt: skip
     return Record(id=name, responses=responses, **(settings | more))
 

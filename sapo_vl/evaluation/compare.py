@@ -7,10 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sapo_vl.evaluation.errors import EvaluationError
-from sapo_vl.evaluation.harness import HARNESS_FILE, differences, read_harness
-from sapo_vl.evaluation.records import read_records
-from sapo_vl.evaluation.statistics import mcnemar_exact, sign_flip_p
-from sapo_vl.evaluation.summary import RECORDS, paired_difference
+from sapo_vl.evaluation.harness_file import HARNESS_FILE, differences, read_harness
+from sapo_vl.evaluation.records import RECORDS, read_records
+from sapo_vl.evaluation.statistics import mcnemar_exact, paired_difference, sign_flip_p
 
 
 def benchmark_folders(path: Path) -> dict[str, Path]:

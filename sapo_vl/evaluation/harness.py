@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import hashlib
-import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from rewards import REWARDS
 from sapo_vl.evaluation.config import BenchmarkConfig
-from sapo_vl.evaluation.errors import EvaluationError
+from sapo_vl.evaluation.harness_file import HARNESS_FILE, hash_of
 from sapo_vl.evaluation.items import Items
 from sapo_vl.models import ModelConfig
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.run_log import write_json
 from sapo_vl.scoring import ScoringConfig
 
-HARNESS_FILE = "harness.json"
+JUDGE = "judge"  # a rule that asks a language model; its other params do not change what it says
+JUDGE_IDENTITY = ("model", "url", "rule")
 _BLOCKS, _BLOCK_BYTES = 16, 4096  # of a weight file that are read: training changes all of it
 
 
@@ -26,7 +26,7 @@ def make_harness(
     items: Items,
     given: BenchmarkConfig,
     params: SamplingParams,
-    rules: Iterable[str],
+    rules: Collection[str],
     scoring: ScoringConfig,
     model: ModelConfig,
     engine: str,
@@ -44,9 +44,9 @@ def make_harness(
             "split": given.split or benchmark.split,
             "config": given.config or benchmark.config,
             "items": len(items.items),
-            "fingerprint": _hash([[item.id, item.prompt, item.truth] for item in items.items]),
+            "fingerprint": hash_of([[item.id, item.prompt, item.truth] for item in items.items]),
         },
-        "prompts": _hash([item.prompt for item in items.items]),
+        "prompts": hash_of([item.prompt for item in items.items]),
         "sampling": {
             "temperature": params.temperature,
             "top_p": params.top_p,
@@ -57,7 +57,7 @@ def make_harness(
         },
         "k": params.n,
         "rules": rule_settings(rules, scoring),
-        "judge": None,  # no rule here asks a model; one that does has its model and address in its params
+        "judge": judge_identity(scoring) if JUDGE in rules else None,
         "versions": _versions(engine),
         "engine": engine,
         "prompt": {key: getattr(model, key) for key in ("min_pixels", "max_pixels", "max_prompt_tokens")},
@@ -65,15 +65,29 @@ def make_harness(
     }
 
 
+def write_harness(folder: Path, harness: Mapping[str, Any], spec: str) -> None:
+    """`spec`: what `find_benchmark` finds the benchmark by; a file of the user's may move without a new harness."""
+    write_json(folder / HARNESS_FILE, {"hash": hash_of(harness), "spec": spec, "harness": harness})
+
+
 def rule_settings(rules: Iterable[str], scoring: ScoringConfig) -> dict[str, Any]:
     """Arguments of every rule; of one in a file of the user's also the hash of the file."""
     found: dict[str, Any] = {}
     for rule in sorted(set(rules)):
+        if rule == JUDGE:
+            found[rule] = judge_identity(scoring)
+            continue
         found[rule] = dict(scoring.params.get(rule, {}))
         if rule not in REWARDS:
             path = scoring.path.rpartition(":")[0]
             found[rule] |= {"file": hashlib.sha256(Path(path).expanduser().read_bytes()).hexdigest()}
     return found
+
+
+def judge_identity(scoring: ScoringConfig) -> dict[str, Any]:
+    """Which model at which address judges, and the rule that is asked before it."""
+    params = scoring.params.get(JUDGE, {})
+    return {key: params.get(key) for key in JUDGE_IDENTITY}
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:
@@ -86,69 +100,9 @@ def model_identity(model: ModelConfig) -> dict[str, Any]:
         "config": ["config.json"],
         "tokenizer": ["tokenizer.json", "chat_template.jinja", "tokenizer_config.json"],
     }.items():
-        identity[key] = _hash([(folder / n).read_text(encoding="utf-8") for n in names if (folder / n).is_file()])
-    identity["weights"] = _hash([_sampled(path) for path in sorted(folder.glob("*.safetensors"))])
+        identity[key] = hash_of([(folder / n).read_text(encoding="utf-8") for n in names if (folder / n).is_file()])
+    identity["weights"] = hash_of([_sampled(path) for path in sorted(folder.glob("*.safetensors"))])
     return identity
-
-
-def harness_hash(harness: Mapping[str, Any]) -> str:
-    """64 hex digits."""
-    return _hash(harness)
-
-
-def differences(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (value here, value there) where two harnesses differ; None for a key that one has not."""
-    a, b = _flat(ours), _flat(theirs)
-    return {key: (a.get(key), b.get(key)) for key in sorted(a.keys() | b.keys()) if a.get(key) != b.get(key)}
-
-
-def write_harness(folder: Path, harness: Mapping[str, Any], spec: str) -> None:
-    """`spec`: what `find_benchmark` finds the benchmark by; a file of the user's may move without a new harness."""
-    write_json(folder / HARNESS_FILE, {"hash": harness_hash(harness), "spec": spec, "harness": harness})
-
-
-def read_harness(folder: Path) -> tuple[dict[str, Any], str]:
-    """The harness of a benchmark's folder, and its spec. Raises EvaluationError if there is none that can be read."""
-    path = folder / HARNESS_FILE
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-        return dict(found["harness"]), str(found["spec"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise EvaluationError(
-            f"{path} cannot be read ({error!r}); give the folder of a benchmark that `sapo-vl eval` wrote"
-        ) from error
-
-
-def same_harness(folder: Path, harness: Mapping[str, Any]) -> None:
-    """Raises EvaluationError, naming what differs, if `folder` holds results of another harness."""
-    if not (folder / HARNESS_FILE).exists():
-        return
-    if differ := differences(harness, read_harness(folder)[0]):
-        listed = "; ".join(f"{key}: {_short(here)}, there {_short(there)}" for key, (here, there) in differ.items())
-        raise EvaluationError(
-            f"{folder} holds results of another harness ({listed}). Give another --out, or delete this folder"
-        )
-
-
-def _short(value: Any) -> str:
-    text = json.dumps(value)
-    return text if len(text) <= 60 else text[:57] + "..."
-
-
-def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        if isinstance(value, Mapping) and value:
-            flat |= _flat(value, f"{name}.")
-        else:
-            flat[name] = value
-    return flat
-
-
-def _hash(value: Any) -> str:
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _sampled(path: Path) -> list[Any]:

@@ -19,6 +19,7 @@ from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Problem, Rollout, ScoreStatus
 
 log = logging.getLogger(__name__)
+RECORDS, BLANK, SUMMARY = "records.jsonl", "blank.jsonl", "summary.json"  # files of a benchmark's folder
 ANSWER_CHARS = 500  # of an extracted answer that are kept
 META_CHARS = 100_000  # `meta` of more JSON than this (test cases of programs) stays in the source
 
@@ -42,6 +43,7 @@ class Record(Strict):
     benchmark: str
     id: str
     prompt: str  # SHA-256, see items.prompt_hash
+    messages: list[dict[str, Any]]  # the chat turns, without the images
     row: int  # where the item comes from
     number: int
     task: str
@@ -75,6 +77,7 @@ def make_record(
         benchmark=benchmark,
         id=problem.id,
         prompt=prompt,
+        messages=[dict(turn) for turn in problem.messages],
         row=place[0],
         number=place[1],
         task=problem.task,

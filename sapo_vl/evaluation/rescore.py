@@ -14,12 +14,13 @@ import numpy as np
 from sapo_vl.benchmarks import Benchmark
 from sapo_vl.data import blank_twin
 from sapo_vl.evaluation.errors import EvaluationError
-from sapo_vl.evaluation.harness import HARNESS_FILE, harness_hash, read_harness, rule_settings, write_harness
+from sapo_vl.evaluation.harness import rule_settings, write_harness
+from sapo_vl.evaluation.harness_file import HARNESS_FILE, hash_of, read_harness
 from sapo_vl.evaluation.items import prompt_hash, read_problems
-from sapo_vl.evaluation.records import Record, RecordFile, read_records, response_of
+from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, Record, RecordFile, read_records, response_of
 from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rules import rule_scoring
-from sapo_vl.evaluation.summary import BLANK, RECORDS, SUMMARY, summarise_folder
+from sapo_vl.evaluation.summary import summarise_folder
 from sapo_vl.run_log import write_json
 from sapo_vl.scoring import Scorer, ScoringConfig
 from sapo_vl.source import Source, open_source
@@ -82,7 +83,7 @@ def rescore(folder: Path, scoring: ScoringConfig) -> Rescored:
     write_harness(out, present, spec)
     k, control = int(harness["k"]), BLANK in names
     figures = summarise_folder(out, k, benchmark.metrics, blank=control)
-    write_json(out / SUMMARY, {"benchmark": benchmark.name, "harness": harness_hash(present)} | figures)
+    write_json(out / SUMMARY, {"benchmark": benchmark.name, "harness": hash_of(present)} | figures)
     before = summarise_folder(folder, k, None, blank=control)
     return Rescored(benchmark.name, responses, tuple(changes), before["pass@1"], figures["pass@1"])
 
@@ -102,6 +103,7 @@ class _Again:
             yield from zip(batch, new, strict=True)
 
     def _scored(self, batch: Sequence[Record]) -> list[Record]:
+        self.scorer.check({(record.task, record.reward) for record in batch}, dataset=batch[0].benchmark)
         problems = [self._problem(record) for record in batch]
         groups = [_group(p, r) for p, r in zip(problems, batch, strict=True)]
         limit = self.harness["sampling"]["max_new_tokens"]
@@ -119,7 +121,7 @@ class _Again:
         problem = Problem(
             id=record.id,
             task=record.task,
-            messages=(),
+            messages=tuple(record.messages),
             answer=record.gold,
             reward=record.reward,
             meta=record.meta or {},

@@ -18,13 +18,14 @@ from sapo_vl.config import RunConfig
 from sapo_vl.evaluation.ask import Asking, ask
 from sapo_vl.evaluation.config import BenchmarkConfig, EvalConfig
 from sapo_vl.evaluation.errors import EvaluationError
-from sapo_vl.evaluation.harness import harness_hash, make_harness, same_harness, write_harness
+from sapo_vl.evaluation.harness import make_harness, write_harness
+from sapo_vl.evaluation.harness_file import hash_of, same_harness
 from sapo_vl.evaluation.items import Item, Items, load_items, open_items_source
 from sapo_vl.evaluation.presets import PRESETS
-from sapo_vl.evaluation.records import RecordFile
+from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, RecordFile
 from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rules import rule_scoring
-from sapo_vl.evaluation.summary import BLANK, RECORDS, SUMMARY, summarise_folder, with_items
+from sapo_vl.evaluation.summary import summarise_folder, with_items
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.run_log import write_json
 from sapo_vl.scoring import Scorer
@@ -169,7 +170,7 @@ class _Run:
 
     def _summarise(self, harness: Mapping[str, Any], *, blank: bool) -> dict[str, Any]:
         figures = summarise_folder(self.folder, harness["k"], self.items.benchmark.metrics, blank=blank)
-        head = {"benchmark": self.items.benchmark.name, "harness": harness_hash(harness)}
+        head = {"benchmark": self.items.benchmark.name, "harness": hash_of(harness)}
         summary = head | with_items(figures, self.items)
         write_json(self.folder / SUMMARY, summary)
         return summary

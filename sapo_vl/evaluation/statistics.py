@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 
@@ -62,6 +63,17 @@ def mean_and_interval(item_means: Sequence[float]) -> dict[str, float | int | st
     half = half_width(item_means)
     assert half is not None  # two different values
     return {"mean": mean, "n": n, "ci95": [max(0.0, mean - half), min(1.0, mean + half)], "method": "t"}
+
+
+def paired_difference(differences: Sequence[float]) -> dict[str, Any]:
+    """{"mean", "n", "ci95"}: mean +- t(n - 1) * s / sqrt(n) over the items, cut to [-1, 1].
+
+    ci95 is None without a spread to go by: for a single item, or equal differences.
+    """
+    half = half_width(differences)
+    mean = math.fsum(differences) / len(differences)
+    interval = [max(-1.0, mean - half), min(1.0, mean + half)] if half else None
+    return {"mean": mean, "n": len(differences), "ci95": interval}
 
 
 def mcnemar_exact(only_first: int, only_second: int) -> float:

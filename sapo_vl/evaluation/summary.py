@@ -11,12 +11,11 @@ from rewards.base import NO_ANSWER
 from rewards.extract import plain
 from sapo_vl.benchmarks import ItemScores
 from sapo_vl.evaluation.items import Items
-from sapo_vl.evaluation.records import Record, read_records
-from sapo_vl.evaluation.statistics import half_width, mean_and_interval, pass_at_k
+from sapo_vl.evaluation.records import BLANK, RECORDS, Record, read_records
+from sapo_vl.evaluation.statistics import mean_and_interval, paired_difference, pass_at_k
 from sapo_vl.types import Finish, ScoreStatus
 
 Metrics = Callable[[Sequence[ItemScores]], Mapping[str, float]]
-RECORDS, BLANK, SUMMARY = "records.jsonl", "blank.jsonl", "summary.json"  # files of a benchmark's folder
 
 
 def summarise_folder(folder: Path, k: int, metrics: Metrics | None, *, blank: bool) -> dict[str, Any]:
@@ -81,17 +80,6 @@ def blank_control(records: Sequence[Record], blank: Sequence[Record]) -> dict[st
         **mean_and_interval([without for _, without in pairs]),
         "with images": _mean([with_images for with_images, _ in pairs]),
         "difference": paired_difference([a - b for a, b in pairs]),
-    }
-
-
-def paired_difference(differences: Sequence[float]) -> dict[str, Any]:
-    """{"mean", "n", "ci95"}: mean +- t(n - 1) * s / sqrt(n) over the items, cut to [-1, 1]; None for a single item."""
-    half = half_width(differences)
-    mean = _mean(differences)
-    return {
-        "mean": mean,
-        "n": len(differences),
-        "ci95": None if half is None else [max(-1.0, mean - half), min(1.0, mean + half)],
     }
 
 
