@@ -220,6 +220,17 @@ def test_benchmarks_that_are_not_there(spec: str, message: str, own: str, tmp_pa
         check_benchmarks(load_config(None, [f"eval.benchmarks=[{json.dumps(name)}]"]))
 
 
+def test_a_limit_is_spread_and_an_id_comes_once(make: Make, tmp_path: Path) -> None:
+    """Rows 0, 2 and 4 of 6; row 4 has the id of row 0."""
+    rows = [{"problem_idx": i % 4, "problem": "how many", "answer": str(i)} for i in range(6)]
+    (tmp_path / "six.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = make(f"eval.benchmarks={{aime25: {{source: {tmp_path / 'six.jsonl'}}}}}", "eval.limit=3")
+    engine = ScriptedEngine(half_right)
+    found = evaluate_benchmarks(config, session(engine), tmp_path / "out")["aime25"]
+    assert engine.asked == ["aime25-0", "aime25-2"] and found["items"]["bad rows"] == {"id twice": 1}
+    assert found["items"]["examples"] == ["row 4: the id 'aime25-0' is row 0's"]
+
+
 def test_nothing_to_ask(make: Make, tmp_path: Path) -> None:
     (tmp_path / "bad.jsonl").write_text(json.dumps({"problem_idx": 1, "problem": "?", "answer": "many"}))
     config = make(f"eval.benchmarks={{aime25: {{source: {tmp_path / 'bad.jsonl'}}}}}")
