@@ -9,7 +9,7 @@ shift
 export HF_HUB_OFFLINE=1
 
 echo '== a data set'
-[[ -d $out/data ]] || sapo-vl recipe visual_puzzles --out "$out/data" tasks=count n_cold_start=1500 n_train=400 n_test=40
+[[ -d $out/data ]] || sapo-vl recipe visual_puzzles --out "$out/data" tasks=count n_cold_start=1000 n_train=200 n_test=40
 
 echo '== local copies of benchmarks, in the columns of the real ones'
 for i in 1 2 3 4 5 6; do
@@ -71,8 +71,8 @@ benchmarks="eval.benchmarks={aime25: {source: $out/aime25.jsonl, k: 2}, $out/my_
 
 echo '== tiny model, cold start, training that also measures the benchmarks'
 sapo-vl run --config "$root/configs/tiny_dense.yaml" --out "$out/run" processes=1 recipe.name= data.path="$out/data" \
-    cold_start.steps=90 cold_start.target_pass_rate=0 steps=4 checkpoint.every=0 eval.limit=4 eval.max_per_task=20 \
-    eval.modes='[greedy]' "$benchmarks" "$@"
+    cold_start.steps=80 cold_start.batch_size=16 cold_start.target_pass_rate=0 steps=3 rollout.prompts_per_step=16 checkpoint.every=0 \
+    eval.limit=4 eval.max_per_task=20 eval.modes='[greedy]' "$benchmarks" "$@"
 
 for model in cold_start final; do
     echo "== evaluation of $model"
@@ -81,7 +81,7 @@ for model in cold_start final; do
 done
 
 echo '== the saved responses, judged again'
-sapo-vl rescore "$out/eval_final"
+sapo-vl rescore "$out/eval_final" --benchmark "$out/my_bench.py:SHAPES"
 
 echo '== is the trained model better?'
 sapo-vl compare "$out/eval_cold_start" "$out/eval_final"

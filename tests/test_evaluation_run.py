@@ -18,6 +18,7 @@ from sapo_vl.data import DataError
 from sapo_vl.evaluation.compare import benchmark_folders, compare, describe
 from sapo_vl.evaluation.errors import EvaluationError
 from sapo_vl.evaluation.records import RecordFile, read_records
+from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rescore import Change, rescore
 from sapo_vl.evaluation.run import check_benchmarks, evaluate_benchmarks, metric_values
 from sapo_vl.scoring import ScoringConfig
@@ -291,10 +292,21 @@ def test_long_meta_stays_in_the_source(own: str, tmp_path: Path, monkeypatch: py
     evaluate_benchmarks(config, session(ScriptedEngine(lambda *_: "\\boxed{2}")), tmp_path / "out")
     folder = tmp_path / "out/squares"
     assert all(record.meta is None for record in read_records(folder / "records.jsonl"))
-    assert rescore(folder, ScoringConfig()).changes == ()
+    squares = find_benchmark(own)
+    assert rescore(folder, ScoringConfig(), [squares]).changes == ()
+    assert json.loads((folder / "rescored/summary.json").read_text())["metrics"] == {"all right": pytest.approx(1 / 3)}
+    with pytest.raises(EvaluationError, match=r"'squares' is a benchmark of yours: name its file with --benchmark"):
+        rescore(folder, ScoringConfig())
     Image.new("RGB", (32, 32), "green").save(tmp_path / "mine/1.png")
     with pytest.raises(EvaluationError, match=r"row 1 of .* is not the item 'squares-1'.* the source has changed"):
-        rescore(folder, ScoringConfig())
+        rescore(folder, ScoringConfig(), [squares])
+
+
+def test_no_code_that_results_name_is_run(own: str, tmp_path: Path) -> None:
+    config = load_config(None, [f'eval.benchmarks=["{own}"]']).model_copy(update={"model": MODEL})
+    evaluate_benchmarks(config, session(ScriptedEngine(lambda *_: "\\boxed{2}")), tmp_path / "out")
+    (tmp_path / "mine/my_bench.py").write_text("raise SystemExit('this ran')")
+    assert rescore(tmp_path / "out/squares", ScoringConfig()).changes == ()
 
 
 def test_comparing_two_models(make: Make, tmp_path: Path) -> None:

@@ -11,19 +11,18 @@ from typing import Any
 
 import numpy as np
 
-from sapo_vl.benchmarks import Benchmark
+from sapo_vl.benchmarks import BENCHMARKS, Benchmark
 from sapo_vl.data import blank_twin
 from sapo_vl.evaluation.errors import EvaluationError
 from sapo_vl.evaluation.harness import rule_settings, write_harness
 from sapo_vl.evaluation.harness_file import HARNESS_FILE, hash_of, read_harness
 from sapo_vl.evaluation.items import prompt_hash, read_problems
 from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, Record, RecordFile, read_records, response_of
-from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rules import rule_scoring
 from sapo_vl.evaluation.summary import summarise_folder
 from sapo_vl.run_log import write_json
 from sapo_vl.scoring import Scorer, ScoringConfig
-from sapo_vl.source import Source, open_source
+from sapo_vl.source import open_source
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
 RESCORED = "rescored"  # folder inside that of the benchmark
@@ -51,46 +50,51 @@ class Rescored:
     after: Any
 
 
-def rescore(folder: Path, scoring: ScoringConfig) -> Rescored:
+def rescore(folder: Path, scoring: ScoringConfig, yours: Sequence[Benchmark] = ()) -> Rescored:
     """Writes records, harness and summary to `folder`/rescored and says what changed.
 
     The params of a rule are those it was used with, unless `scoring` has others. What a record does not hold (images,
     for a rule that looks at them; test cases of programs) is read from the source again. The ids of tokens are not
     saved: a rule that counts repeated tokens cannot be used here.
 
-    Raises EvaluationError if the folder is no evaluation, or the source has another item than was asked.
+    Args:
+        yours: benchmarks that are not ours. The folder only names the file of one: what lies in a folder of results
+            is not run. Without it the benchmark's own figures are left out.
+
+    Raises EvaluationError if the folder is no evaluation, or what has to be read again is not there as it was.
     """
     harness, spec = read_harness(folder)
-    benchmark = find_benchmark(spec)
+    name = harness["benchmark"]["name"]
+    benchmark = BENCHMARKS.get(name) or next((b for b in yours if b.name == name), None)
     saved = {rule: {k: v for k, v in params.items() if k != "file"} for rule, params in harness["rules"].items()}
     known = {rule: params for rule, params in saved.items() if rule != scoring.path_name}
     scoring = rule_scoring(scoring.model_copy(update={"params": known | dict(scoring.params)}))
     out = folder / RESCORED
     out.mkdir(exist_ok=True)
-    names = [name for name in (RECORDS, BLANK) if (folder / name).exists()]
-    for name in (*names, SUMMARY, HARNESS_FILE):
-        (out / name).unlink(missing_ok=True)
+    files = [file for file in (RECORDS, BLANK) if (folder / file).exists()]
+    for file in (*files, SUMMARY, HARNESS_FILE):
+        (out / file).unlink(missing_ok=True)
     changes: list[Change] = []
     responses, rules = 0, set()
     with Scorer(scoring) as scorer:
         again = _Again(benchmark, harness, scorer)
-        for name in names:
-            for old, new in again.records(folder / name, RecordFile(out / name)):
+        for file in files:
+            for old, new in again.records(folder / file, RecordFile(out / file)):
                 changes += _changes(old, new)
                 responses += len(new.responses)
                 rules.add(new.rule)
     present = harness | {"rules": rule_settings(rules, scoring)}
     write_harness(out, present, spec)
-    k, control = int(harness["k"]), BLANK in names
-    figures = summarise_folder(out, k, benchmark.metrics, blank=control)
-    write_json(out / SUMMARY, {"benchmark": benchmark.name, "harness": hash_of(present)} | figures)
+    k, control = int(harness["k"]), BLANK in files
+    figures = summarise_folder(out, k, benchmark.metrics if benchmark else None, blank=control)
+    write_json(out / SUMMARY, {"benchmark": name, "harness": hash_of(present)} | figures)
     before = summarise_folder(folder, k, None, blank=control)
-    return Rescored(benchmark.name, responses, tuple(changes), before["pass@1"], figures["pass@1"])
+    return Rescored(name, responses, tuple(changes), before["pass@1"], figures["pass@1"])
 
 
 @dataclass(frozen=True, slots=True)
 class _Again:
-    benchmark: Benchmark
+    benchmark: Benchmark | None
     harness: Mapping[str, Any]
     scorer: Scorer
 
@@ -128,7 +132,14 @@ class _Again:
         )
         if record.meta is not None and not self.scorer.needs_images(self.scorer.rule(problem)):
             return problem
-        source = self._source()
+        if self.benchmark is None:
+            raise EvaluationError(
+                f"{record.id!r} must be read from the source again, and {record.benchmark!r} is a benchmark of yours: "
+                "name its file with --benchmark my_bench.py:NAME"
+            )
+        about = self.harness["benchmark"]
+        columns = self.benchmark.columns
+        source = open_source(about["source"], about["split"], config=about["config"], columns=columns)
         problems = read_problems(self.benchmark, source, record.row)
         found = problems[record.number] if record.number < len(problems) else None
         if found is not None and record.id.endswith("#blank"):
@@ -139,10 +150,6 @@ class _Again:
                 "changed: evaluate again"
             )
         return dataclasses.replace(found, answer=record.gold)
-
-    def _source(self) -> Source:
-        about = self.harness["benchmark"]
-        return open_source(about["source"], about["split"], config=about["config"], columns=self.benchmark.columns)
 
 
 def _group(problem: Problem, record: Record) -> RolloutGroup:
