@@ -71,8 +71,8 @@ benchmarks="eval.benchmarks={aime25: {source: $out/aime25.jsonl, k: 2}, $out/my_
 
 echo '== tiny model, cold start, training that also measures the benchmarks'
 sapo-vl run --config "$root/configs/tiny_dense.yaml" --out "$out/run" processes=1 recipe.name= data.path="$out/data" \
-    cold_start.steps=80 cold_start.batch_size=16 cold_start.target_pass_rate=0 steps=3 rollout.prompts_per_step=16 checkpoint.every=0 \
-    eval.limit=4 eval.max_per_task=20 eval.modes='[greedy]' "$benchmarks" "$@"
+    cold_start.steps=80 cold_start.batch_size=16 cold_start.target_pass_rate=0 steps=3 rollout.prompts_per_step=16 \
+    checkpoint.every=0 eval.limit=4 eval.max_per_task=20 eval.modes='[greedy]' "$benchmarks" "$@"
 
 for model in cold_start final; do
     echo "== evaluation of $model"
