@@ -24,6 +24,10 @@ class PromptError(ValueError):
     """A problem cannot become a prompt: too long, or images and placeholders disagree. Names the problem."""
 
 
+class PromptTooLong(PromptError):
+    """More tokens than model.max_prompt_tokens."""
+
+
 def load_processor(path: str, revision: str | None = None) -> Any:
     """The folder's own processor; ModelError if it has none."""
     try:
@@ -92,7 +96,7 @@ class Chat:
         )
         ids = inputs["input_ids"]
         if ids.shape[1] > self.config.max_prompt_tokens:
-            raise PromptError(
+            raise PromptTooLong(
                 f"problem {problem.id!r}: prompt of {ids.shape[1]} tokens, model.max_prompt_tokens is "
                 f"{self.config.max_prompt_tokens}; raise it or lower model.max_pixels"
             )

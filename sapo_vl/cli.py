@@ -57,13 +57,25 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in (
         ("sft", "Cold start: fine-tune model.path on the solutions of data.path."),
         ("train", "Reinforcement learning of model.path on data.path."),
-        ("eval", "Measure model.path on the held-out split of data.path."),
+        ("eval", "Measure model.path on benchmarks, or on the held-out split of data.path."),
         ("run", "All stages: data, tiny model (if configured), cold start, training, report."),
     ):
         p = add(name, _run if name == "run" else _stage, text, pairs=True)
         p.add_argument("--config", type=Path)
         p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR") or None, help="run folder (or OUT_DIR)")
         p.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+        if name == "eval":
+            p.add_argument("--benchmark", metavar="NAME[,NAME...]", help="short for eval.benchmarks=[NAME, ...]")
+
+    rescore = add("rescore", _rescore, "Score the saved responses of an evaluation again.", pairs=True)
+    rescore.add_argument("folder", type=Path, help="--out of an evaluation, or the folder of one benchmark in it")
+
+    rescore.add_argument("--benchmark", default="", metavar="FILE.py:NAME[,...]", help="benchmarks of yours in it")
+
+    compare = add("compare", _compare, "Is the second of two evaluations better? The same items in pairs.")
+    compare.add_argument("first", type=Path, help="--out of an evaluation, or the folder of one benchmark in it")
+    compare.add_argument("second", type=Path)
+    compare.add_argument("--json", action="store_true", help="print one JSON object")
 
     reward = add("reward", _reward, "Score responses from a file, or try a reward on golds.", pairs=True)
     reward.add_argument("action", choices=["score", "test"])
@@ -109,6 +121,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.checkpoint import CheckpointError
     from sapo_vl.config import ConfigError
     from sapo_vl.data import DataError, TooManyBadRows
+    from sapo_vl.evaluation.errors import EvaluationError
     from sapo_vl.failure_watch import ScoringStopped
     from sapo_vl.models import ModelError
     from sapo_vl.nonfinite import NonFiniteUpdate
@@ -128,7 +141,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
         ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
         WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
-        ServeError, ServersUnusable,
+        ServeError, ServersUnusable, EvaluationError,
     )  # fmt: skip
 
 
@@ -170,6 +183,8 @@ def _stage(args: argparse.Namespace) -> None:
     """One stage: in this process if a launcher started it, else through torchrun with the configured ranks."""
     from sapo_vl import stages
 
+    if names := getattr(args, "benchmark", None):
+        args.pairs = [f"eval.benchmarks={json.dumps(names.split(','))}", *args.pairs]
     config = _config(args)
     if "RANK" in os.environ:
         stages.run_stage(args.command, config, Path(args.out))
@@ -182,6 +197,27 @@ def _run(args: argparse.Namespace) -> None:
     from sapo_vl.pipeline import run
 
     print(run(_config(args), Path(args.out)))
+
+
+def _rescore(args: argparse.Namespace) -> None:
+    from sapo_vl.config import load_config
+    from sapo_vl.evaluation.compare import benchmark_folders
+    from sapo_vl.evaluation.registry import find_benchmark
+    from sapo_vl.evaluation.rescore import describe, rescore
+
+    if wrong := [pair for pair in args.pairs if not pair.startswith("rewards.")]:
+        raise UsageError(f"{wrong[0]}: responses are there already; only rewards.... can be set")
+    scoring = load_config(None, args.pairs).rewards
+    yours = [find_benchmark(spec) for spec in args.benchmark.split(",") if spec]
+    for folder in benchmark_folders(args.folder).values():
+        print(describe(rescore(folder, scoring, yours)), flush=True)
+
+
+def _compare(args: argparse.Namespace) -> None:
+    from sapo_vl.evaluation.compare import compare, describe
+
+    results = compare(args.first, args.second)
+    print(json.dumps(results) if args.json else "\n".join(describe(name, r) for name, r in results.items()))
 
 
 def _reward(args: argparse.Namespace) -> None:

@@ -18,7 +18,7 @@ from sapo_vl.advantage import AdvantageConfig
 from sapo_vl.batching import BatchConfig
 from sapo_vl.checkpoint import CheckpointConfig
 from sapo_vl.data import DataConfig
-from sapo_vl.evaluate import EvalConfig
+from sapo_vl.evaluation.config import EvalConfig
 from sapo_vl.losses import LossConfig
 from sapo_vl.mismatch import MismatchConfig
 from sapo_vl.models import ModelConfig
@@ -232,7 +232,9 @@ def _set(raw: dict[str, Any], keys: list[str], value: Any, text: str) -> None:
 
 
 def _section(annotation: Any) -> type[BaseModel] | None:
-    """The section class of a field, if it is one (perhaps optional)."""
+    """The section class of a field, if it is one (perhaps optional). The keys of a dict are names, not settings."""
+    if get_origin(annotation) is dict:
+        return None
     for candidate in (annotation, *get_args(annotation)):
         if isinstance(candidate, type) and issubclass(candidate, BaseModel) and get_origin(candidate) is None:
             return candidate

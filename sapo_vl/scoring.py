@@ -146,6 +146,10 @@ class Scorer:
             except JudgeUnfit as error:
                 raise ScoringError(f"{dataset}: {error}") from error
 
+    def rule(self, problem: Problem) -> str:
+        """Name of the problem's own reward. Raises ScoringError if it has none."""
+        return self._own(problem.task, problem.reward, f"problem {problem.id}")
+
     def score(self, groups: Sequence[RolloutGroup], max_tokens: int) -> list[RolloutGroup]:
         """The groups with reward, parts, score_status and score_detail filled in; order is kept.
 
@@ -191,7 +195,7 @@ class Scorer:
         return [by_index.get(i) or worker.score_one(self._plan, job) for i, job in enumerate(jobs)]
 
     def _job(self, problem: Problem, rollout: Rollout, max_tokens: int) -> worker.Job:
-        own = self._own(problem.task, problem.reward, f"problem {problem.id}")
+        own = self.rule(problem)
         return worker.Job(
             own,
             RewardInput(
@@ -205,7 +209,7 @@ class Scorer:
                 answer=problem.answer,
                 question=question_of(problem),
                 meta=problem.meta,
-                images=problem.images if any(map(self._needs_images, self._names(own))) else (),
+                images=problem.images if any(map(self.needs_images, self._names(own))) else (),
             ),
         )
 
@@ -235,7 +239,8 @@ class Scorer:
     def _known_text(self) -> str:
         return ", ".join(sorted(self._known()))
 
-    def _needs_images(self, name: str) -> bool:
+    def needs_images(self, name: str) -> bool:
+        """Whether the reward of this name looks at the images."""
         return needs_images(REWARDS[name]) if name in REWARDS else self._load_custom()
 
     def _workers(self) -> RewardPool:

@@ -18,7 +18,8 @@ from sapo_vl.batching import MicroBatch, pack, pad, split_by_budget
 from sapo_vl.chat import Chat
 from sapo_vl.data import DataError, ProblemSet
 from sapo_vl.engine import full_state_dict
-from sapo_vl.evaluate import EvalConfig, evaluate
+from sapo_vl.evaluation.accuracy import evaluate
+from sapo_vl.evaluation.config import EvalConfig
 from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.losses.reduce import Reduction

@@ -16,7 +16,9 @@ from sapo_vl.checkpoint import MANIFEST
 from sapo_vl.config import ConfigError, RunConfig, save_config
 from sapo_vl.data import DataError, ProblemSet
 from sapo_vl.distributed import World, init_world, shutdown_world
-from sapo_vl.held_out import evaluate_held_out
+from sapo_vl.evaluation.held_out import evaluate_held_out
+from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_benchmarks
+from sapo_vl.evaluation.table import figures_table
 from sapo_vl.models import ModelError, check_weights, read_config
 from sapo_vl.optim import OptimConfig, ZeroConfig
 from sapo_vl.run_log import RunLog, check_trackers, write_json
@@ -72,7 +74,9 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
                 "auto, or no"
             )
         _check_rewards(config, config.data.train_split, config.data.eval_split)
-    if stage == "eval":
+    if stage in ("train", "eval"):
+        check_benchmarks(config)
+    if stage == "eval" and not config.eval.benchmarks:
         _check_rewards(config, config.data.eval_split)
 
 
@@ -155,10 +159,16 @@ def _train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
 def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
     started = time.monotonic()
     session = open_session(
-        config.model, OptimConfig(), ZeroConfig(stage=config.zero.stage), config.rollout, world,
+        config.model, OptimConfig(), ZeroConfig(stage=config.zero.stage), engine_rollout(config), world,
         total_updates=1, seed=config.seed, out=out,
     )  # fmt: skip
-    result = evaluate_held_out(config, session, scorer)
+    result: dict[str, Any]
+    if config.eval.benchmarks:
+        result = {"benchmarks": evaluate_benchmarks(config, session, out / "benchmarks")}
+    else:
+        result = evaluate_held_out(config, session, scorer)
     session.rollouts.close()
     if world.is_main:
         write_json(out / "eval.json", result | {"seconds": time.monotonic() - started, "versions": versions()})
+        if config.eval.benchmarks:
+            print(figures_table(result["benchmarks"]), flush=True)

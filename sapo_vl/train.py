@@ -21,9 +21,10 @@ from sapo_vl.data import ProblemSet
 from sapo_vl.diagnostics import UpdateStats, rollout_stats
 from sapo_vl.distributed import World
 from sapo_vl.engine import UpdateResult, full_state_dict
+from sapo_vl.evaluation.held_out import evaluate_held_out
+from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_values
 from sapo_vl.export import save_hf_folder
 from sapo_vl.feed import ProblemFeed
-from sapo_vl.held_out import evaluate_held_out
 from sapo_vl.lora import merged_state
 from sapo_vl.mismatch_stats import MismatchStats
 from sapo_vl.nonfinite import watch_update
@@ -58,7 +59,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         config.model,
         config.optim,
         config.zero,
-        config.rollout,
+        engine_rollout(config),
         world,
         total_updates=config.steps * config.batch.mini_batches,
         seed=config.seed,
@@ -85,7 +86,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     gate.after_sync(step)
     if accuracy_before is None and config.eval.before:
         with timer("eval"):
-            accuracy_before = _evaluate(config, session, scorer, run_log, step)
+            accuracy_before = _evaluate(config, session, scorer, run_log, out, step)
 
     while step < config.steps:
         with timer("rollout"):
@@ -115,7 +116,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
             rollout_log.write(step, groups, world.rank)
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:
             with timer("eval"), source.exclusive():
-                _evaluate(config, session, scorer, run_log, step)
+                _evaluate(config, session, scorer, run_log, out, step)
         if config.checkpoint.every and step % config.checkpoint.every == 0:
             with timer("checkpoint"):
                 state = {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
@@ -123,7 +124,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
 
     source.close()
     with timer("eval"):
-        accuracy_after = _evaluate(config, session, scorer, run_log, step)
+        accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()
     with timer("export"):
         save_final(session, config, out / "final")
@@ -220,7 +221,9 @@ def _sampling(config: RunConfig, step: int) -> SamplingParams:
     )
 
 
-def _evaluate(config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, step: int) -> dict[str, Any]:
+def _evaluate(
+    config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, out: Path, step: int
+) -> dict[str, Any]:
     result = evaluate_held_out(config, session, scorer)
     values: dict[str, Any] = {}
     for name in (*config.eval.modes, "blank_image"):
@@ -231,6 +234,10 @@ def _evaluate(config: RunConfig, session: Session, scorer: Scorer, run_log: RunL
             if r.get("mean") is not None:
                 values[f"eval/{name}/{task}"] = r["mean"]
                 values[f"eval/{name}/{task}/ci95"] = r["ci95"]
+    if config.eval.benchmarks:
+        folder = out / "benchmarks" / f"step_{step:08d}"
+        result["benchmarks"] = evaluate_benchmarks(config, session, folder, step=step)
+        values |= metric_values(result["benchmarks"])
     run_log.metrics(step, "eval", values)
     return result
 

@@ -10,7 +10,7 @@ import yaml
 from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
-from sapo_vl.evaluate import Outcome, summarise
+from sapo_vl.evaluation.accuracy import Outcome, summarise
 from sapo_vl.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]

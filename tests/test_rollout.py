@@ -51,6 +51,22 @@ def ids_of(groups: list[RolloutGroup]) -> dict[str, list[list[int]]]:
     return {g.prompt.problem.id: [r.response_ids.tolist() for r in g.rollouts] for g in groups}
 
 
+def test_presence_penalty_is_taken_off_once_per_token(seed: int) -> None:
+    engine, prompts = setup("dense", seed)
+    plain = engine.generate(prompts, params(n=1, temperature=0.0))
+    assert any(len(set(ids)) < len(ids) for group in ids_of(plain).values() for ids in group), "no token came twice"
+    for temperature in (0.0, 1.0):
+        never = engine.generate(prompts, params(temperature=temperature, presence_penalty=1000.0))
+        assert all(len(set(ids)) == len(ids) for group in ids_of(never).values() for ids in group)
+    # The recorded law is the penalised one: the trainer's before anything was said, another one after it.
+    groups = engine.generate(prompts, params(presence_penalty=1.5))
+    with torch.no_grad():
+        gap = (engine.policy(batch := flat(engine.chat, groups))[0] - batch.old_logprobs).abs()
+    lengths = [len(r.response_ids) for g in groups for r in g.rollouts]
+    first = np.cumsum([0, *lengths[:-1]])
+    assert gap[first].max() < TOLERANCE and gap.max() > 1e-2
+
+
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("temperature", [1.0, 1.3])
 def test_recorded_logprobs_are_the_trainers(kind: Kind, temperature: float, seed: int) -> None:

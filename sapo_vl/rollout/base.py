@@ -88,6 +88,7 @@ class SamplingParams:
     temperature: float
     top_p: float = 1.0
     top_k: int = 0
+    presence_penalty: float = 0.0  # taken off the logit of every token that the response has already; evaluation only
     seed: int = 0
 
 

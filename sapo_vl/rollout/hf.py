@@ -76,8 +76,14 @@ class TransformersEngine:
         ids_out = torch.full((len(rows), params.max_new_tokens), -1, dtype=torch.int64, device=self.device)
         logprobs_out = torch.zeros((len(rows), params.max_new_tokens), device=self.device)
         done = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        # [responses, V]: which tokens a response has already.
+        used = torch.zeros_like(logits, dtype=torch.bool) if params.presence_penalty else None
         for t in range(params.max_new_tokens):
+            if used is not None:
+                logits = logits - params.presence_penalty * used[rows]
             ids, logprobs = sample_tokens(logits, noise[rows, t], params)
+            if used is not None:
+                used[rows, ids] = True
             live = ~done[rows]
             ids_out[rows[live], t] = ids[live]
             logprobs_out[rows[live], t] = logprobs[live]

@@ -105,6 +105,7 @@ def sampling_fields(params: SamplingParams, seed: int, eos: Sequence[int], banne
         "temperature": params.temperature,
         "top_p": params.top_p,
         "top_k": params.top_k,  # 0 = off, as here
+        "presence_penalty": params.presence_penalty,
         "seed": seed,
         "max_tokens": params.max_new_tokens,
         "logprobs": 0,  # of the sampled token only

@@ -7,7 +7,7 @@ from typing import Any
 
 from sapo_vl.config import RunConfig
 from sapo_vl.data import DataError, ProblemSet
-from sapo_vl.evaluate import evaluate
+from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.scoring import Scorer
 from sapo_vl.session import Session
 

@@ -6,34 +6,19 @@ import logging
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
-
-from pydantic import Field
+from typing import Any
 
 from sapo_vl.chat import Chat
 from sapo_vl.data import DataError, ProblemSet
+from sapo_vl.evaluation.config import EvalConfig, Mode
 from sapo_vl.feed import read_prompt
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.scoring import Scorer
 from sapo_vl.session import Session
 from sapo_vl.stats import wilson_interval
-from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Prompt, ScoreStatus
 
 log = logging.getLogger(__name__)
-Mode = Literal["greedy", "sampled"]
-
-
-class EvalConfig(Strict):
-    """What is measured, and how often."""
-
-    every: int = Field(default=0, ge=0)  # steps between evaluations during training; 0 = only before and after
-    before: bool = True  # measure before the first step
-    modes: tuple[Mode, ...] = Field(default=("sampled", "greedy"), min_length=1)  # the first is the headline
-    max_per_task: int = Field(default=0, ge=0)  # 0 = all rows
-    blank_split: str = "test_blank"  # the same problems with blank images; "" = no such control
-    temperature: float = Field(default=1.0, gt=0)  # of the sampled mode
-    batch: int = Field(default=128, ge=1)  # prompts at a time on a rank
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,0 +1,91 @@
+"""Asking items: prompts on every rank, responses from the engine, verdicts, records on the main rank."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from sapo_vl.chat import PromptError, PromptTooLong
+from sapo_vl.data import blank_twin
+from sapo_vl.evaluation.items import Item, Items, prompt_hash
+from sapo_vl.evaluation.records import Record, make_record
+from sapo_vl.rollout import SamplingParams
+from sapo_vl.scoring import Scorer
+from sapo_vl.session import Session
+from sapo_vl.types import Problem, Prompt, Rollout
+
+log = logging.getLogger(__name__)
+
+# Engines that are sharded over ranks need equally many prompts on each: where a rank has too few, it asks this.
+_FILLER = Problem(id="filler", task="filler", messages=({"role": "user", "content": "."},))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Asking:
+    """What stays the same while a benchmark is asked."""
+
+    session: Session
+    scorer: Scorer
+    items: Items
+    params: SamplingParams
+    batch: int  # responses at a time on a rank
+    blank: bool = False  # ask the items' twins with blank images
+
+    def problem(self, item: Item) -> Problem:
+        problem = self.items.problem(item.row, item.number)
+        return blank_twin(problem) if self.blank else problem
+
+
+def ask(asking: Asking, pending: Sequence[Item], write: Callable[[list[Record]], None]) -> None:
+    """Asks the items in order; `write` gets the records of one batch after another, in the order of the items.
+
+    All ranks call it together, with the same items. `write` is called on the main rank.
+    """
+    world = asking.session.world
+    window = world.size * max(1, asking.batch // asking.params.n)
+    for start in range(0, len(pending), window):
+        part = pending[start : start + window]
+        each = -(-len(part) // world.size)
+        records = _ask_batch(asking, part[world.rank * each : (world.rank + 1) * each], each)
+        everyone = [record for share in world.gather(records) for record in share]
+        if world.is_main:
+            write(everyone)
+        log.info("%s: %d of %d items", asking.items.benchmark.name, start + len(part), len(pending))
+
+
+def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> list[Record]:
+    """This rank's items of a batch, in which every rank asks `each` prompts."""
+    chat, name = asking.session.chat, asking.items.benchmark.name
+    prompts: list[Prompt] = []
+    records: dict[str, Record] = {}
+    places: dict[str, Item] = {}
+    for item in items:
+        problem = asking.problem(item)
+        places[problem.id] = item
+        try:
+            prompts.append(chat.prompt(problem))
+        except PromptError as error:
+            log.warning("%s leaves out %s", name, error)
+            why = "prompt too long" if isinstance(error, PromptTooLong) else "prompt"
+            records[problem.id] = _record(asking, problem, item, skipped=why)
+    asked = prompts + [chat.prompt(_FILLER)] * (each - len(prompts))
+    groups = asking.session.rollouts.generate(asked, asking.params)[: len(prompts)]
+    for group in asking.scorer.score(groups, asking.params.max_new_tokens):
+        problem = group.prompt.problem
+        records[problem.id] = _record(asking, problem, places[problem.id], rollouts=group.rollouts)
+    return [records[id] for id in places]
+
+
+def _record(
+    asking: Asking, problem: Problem, item: Item, rollouts: Sequence[Rollout] = (), skipped: str = ""
+) -> Record:
+    return make_record(
+        asking.items.benchmark.name,
+        problem,
+        (item.row, item.number),
+        prompt_hash(problem) if asking.blank else item.prompt,
+        asking.scorer.rule(problem),
+        rollouts=rollouts,
+        skipped=skipped,
+    )

@@ -1,0 +1,69 @@
+"""The settings of evaluation."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from pydantic import Field, field_validator
+
+from sapo_vl.evaluation.presets import PRESETS
+from sapo_vl.strict import Strict
+
+Mode = Literal["greedy", "sampled"]
+
+
+class BenchmarkConfig(Strict):
+    """Where the items of one benchmark are read from. "" = what the benchmark says."""
+
+    source: str = ""  # a local copy (see sapo_vl.source.open_source), or another id on the hub
+    split: str = ""
+    config: str = ""  # configuration of a hub set
+    k: int = Field(default=0, ge=0)  # responses an item; 0 = eval.k
+
+
+class SamplingConfig(Strict):
+    """Goes before the preset, value by value."""
+
+    temperature: float | None = Field(default=None, ge=0)  # 0 = greedy
+    top_p: float | None = Field(default=None, gt=0, le=1)
+    top_k: int | None = Field(default=None, ge=0)
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
+    max_new_tokens: int | None = Field(default=None, ge=1)
+    seed: int | None = Field(default=None, ge=0)
+
+
+class EvalConfig(Strict):
+    """What is measured, and how often: the held-out split of a data set, and benchmarks."""
+
+    every: int = Field(default=0, ge=0)  # steps between evaluations during training; 0 = only before and after
+    before: bool = True  # measure before the first step
+    modes: tuple[Mode, ...] = Field(default=("sampled", "greedy"), min_length=1)  # the first is the headline
+    max_per_task: int = Field(default=0, ge=0)  # 0 = all rows
+    blank_split: str = "test_blank"  # the same problems with blank images; "" = no such control
+    temperature: float = Field(default=1.0, gt=0)  # of the sampled mode
+    batch: int = Field(default=128, ge=1)  # responses at a time on a rank
+    benchmarks: dict[str, BenchmarkConfig] = Field(default_factory=dict)
+    """Names of sapo_vl.benchmarks.BENCHMARKS, or "my_bench.py:NAME" for one of yours; a list of names, or a mapping
+    from names to where their items are read from. `sapo-vl eval` then measures these in place of the split."""
+    preset: str = "sapo"  # a key of evaluation.presets.PRESETS: sampling on benchmarks
+    sampling: SamplingConfig = SamplingConfig()  # what differs from the preset
+    k: int = Field(default=0, ge=0)  # responses an item of a benchmark; 0 = the preset's number, or the benchmark's
+    limit: int = Field(default=0, ge=0)  # items per benchmark, spread evenly over it; 0 = all
+    blank: bool = True  # control: benchmark items with images once more, with blank ones
+
+    @field_validator("benchmarks", mode="before")
+    @classmethod
+    def _a_list_of_names_will_do(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            return {value: {}} if value else {}
+        if isinstance(value, list | tuple):
+            return {str(name): {} for name in value}
+        return {name: own or {} for name, own in value.items()} if isinstance(value, Mapping) else value
+
+    @field_validator("preset")
+    @classmethod
+    def _known_preset(cls, name: str) -> str:
+        if name not in PRESETS:
+            raise ValueError(f"eval.preset={name!r}; there are {', '.join(PRESETS)}")
+        return name

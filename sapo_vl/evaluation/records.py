@@ -1,0 +1,167 @@
+"""What every item was asked and answered, as lines of JSON: written as items are done, gone on with after a stop."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
+
+from pydantic import ValidationError
+
+from rewards.extract import last_answer
+from rewards.weighted import OWN
+from sapo_vl.benchmarks.base import GROUPS
+from sapo_vl.evaluation.errors import EvaluationError
+from sapo_vl.strict import Strict
+from sapo_vl.types import Finish, Problem, Rollout, ScoreStatus
+
+log = logging.getLogger(__name__)
+RECORDS, BLANK, SUMMARY = "records.jsonl", "blank.jsonl", "summary.json"  # files of a benchmark's folder
+ANSWER_CHARS = 500  # of an extracted answer that are kept
+META_CHARS = 100_000  # `meta` of more JSON than this (test cases of programs) stays in the source
+
+
+class Response(Strict):
+    """One response and its verdict."""
+
+    text: str
+    tokens: int
+    finish: str  # a value of types.Finish
+    answer: str | None  # rewards.extract.last_answer, cut to ANSWER_CHARS; None: there is none
+    score: float | None  # of the rule, in [0, 1]; None: it could not be scored
+    status: str  # a value of types.ScoreStatus, or "failed": the engine gave nothing
+    reason: str  # the rule's, or why there is no score
+    parts: dict[str, float]  # what the rule reported beside its score
+
+
+class Record(Strict):
+    """One item with all its responses."""
+
+    benchmark: str
+    id: str
+    prompt: str  # SHA-256, see items.prompt_hash
+    messages: list[dict[str, Any]]  # the chat turns, without the images
+    row: int  # where the item comes from
+    number: int
+    task: str
+    reward: str  # as the problem names it
+    rule: str  # the reward that judged
+    gold: str
+    meta: dict[str, Any] | None  # None: too long to repeat here; the source has it
+    groups: dict[str, str]
+    skipped: str = ""  # why it was not asked: "prompt too long", "prompt"
+    responses: tuple[Response, ...] = ()
+
+    @property
+    def scores(self) -> list[float]:
+        """Of the responses that could be scored."""
+        return [r.score for r in self.responses if r.score is not None]
+
+
+def make_record(
+    benchmark: str,
+    problem: Problem,
+    place: tuple[int, int],
+    prompt: str,
+    rule: str,
+    *,
+    rollouts: Iterable[Rollout] = (),
+    skipped: str = "",
+) -> Record:
+    """`place` is the item's row and its number there; `prompt` its hash."""
+    meta = dict(problem.meta)
+    return Record(
+        benchmark=benchmark,
+        id=problem.id,
+        prompt=prompt,
+        messages=[dict(turn) for turn in problem.messages],
+        row=place[0],
+        number=place[1],
+        task=problem.task,
+        reward=problem.reward,
+        rule=rule,
+        gold=problem.answer,
+        meta=meta if len(json.dumps(meta)) <= META_CHARS else None,
+        groups={str(k): str(v) for k, v in dict(meta.get(GROUPS) or {}).items()},
+        skipped=skipped,
+        responses=tuple(map(response_of, rollouts)),
+    )
+
+
+def response_of(rollout: Rollout) -> Response:
+    """A scored rollout as it is kept."""
+    failed = rollout.finish is Finish.FAILED
+    scored = rollout.score_status is ScoreStatus.SCORED
+    answer = None if failed else last_answer(rollout.text)
+    return Response(
+        text=rollout.text,
+        tokens=len(rollout.response_ids),
+        finish=rollout.finish,
+        answer=None if answer is None else answer[:ANSWER_CHARS],
+        score=float(rollout.parts[OWN]) if scored else None,
+        status="failed" if failed else str(rollout.score_status),
+        reason=rollout.score_detail,
+        parts={k.removeprefix(f"{OWN}/"): float(v) for k, v in rollout.parts.items() if k.startswith(f"{OWN}/")},
+    )
+
+
+class RecordFile:
+    """Lines of records, appended. What `append` has written survives the end of the process."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def done(self) -> set[str]:
+        """Ids of the items in the file. A last line that was cut off is taken out of it first."""
+        if not self.path.exists():
+            return set()
+        self._drop_cut_line()
+        return {record.id for record in read_records(self.path)}
+
+    def append(self, records: Iterable[Record]) -> None:
+        with self.path.open("a", encoding="ascii") as file:
+            for record in records:
+                file.write(json.dumps(record.model_dump(mode="json"), allow_nan=False) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def _drop_cut_line(self) -> None:
+        with self.path.open("rb+") as file:
+            size = file.seek(0, os.SEEK_END)
+            end = _end_of_last_line(file, size)
+            if end < size:
+                log.warning("%s: a last line of %d bytes was cut off; its item is asked again", self.path, size - end)
+                file.truncate(end)
+
+
+def _end_of_last_line(file: Any, size: int, block: int = 1 << 16) -> int:
+    """Bytes up to and with the last line break."""
+    at = size
+    while at > 0:
+        start = max(0, at - block)
+        file.seek(start)
+        found = file.read(at - start).rfind(b"\n")
+        if found >= 0:
+            return start + found + 1
+        at = start
+    return 0
+
+
+def read_records(path: Path) -> Iterator[Record]:
+    """The records of a file. Raises EvaluationError naming file and line for one that is none."""
+    try:
+        with path.open(encoding="ascii") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield Record.model_validate_json(line)
+                except ValidationError as error:
+                    fault = error.errors()[0]
+                    raise EvaluationError(
+                        f"{path}:{number} is no record ({'.'.join(map(str, fault['loc']))} {fault['msg']}); delete the "
+                        "line, or the folder to ask all items again"
+                    ) from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise EvaluationError(f"{path} cannot be read ({error}); give a folder that `sapo-vl eval` wrote") from error
