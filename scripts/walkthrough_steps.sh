@@ -8,13 +8,44 @@ out=$(cd -- "$1" && pwd)
 shift
 export HF_HUB_OFFLINE=1
 
-echo '== a data set'
-[[ -d $out/data ]] || sapo-vl recipe visual_puzzles --out "$out/data" tasks=count n_cold_start=1000 n_train=200 n_test=40
+echo '== data: a recipe of ours, a file of yours, and their mixture'
+[[ -d $out/puzzles ]] || sapo-vl recipe visual_puzzles --out "$out/puzzles" tasks=count n_cold_start=1000 n_train=200 n_test=40
+python - "$out" <<'PYTHON'
+"""Your file: pictures of discs beside rows in the form of EasyR1."""
+import json
+import sys
+from pathlib import Path
+
+from PIL import Image, ImageDraw
+
+out = Path(sys.argv[1]) / "discs"
+out.mkdir(exist_ok=True)
+with (out / "rows.jsonl").open("w") as rows:
+    for i in range(36):
+        picture = Image.new("RGB", (32, 32), (30 + 5 * i, 40, 60))
+        draw = ImageDraw.Draw(picture)
+        for n in range(i % 4):
+            draw.ellipse((2 + 7 * n, 4 + i % 20, 7 + 7 * n, 9 + i % 20), fill="red")
+        picture.save(out / f"{i}.png")
+        row = {"images": [f"{i}.png"], "problem": "<image>how many red ?", "answer": str(i % 4)}
+        rows.write(json.dumps(row) + "\n")
+PYTHON
+[[ -d $out/yours ]] || sapo-vl recipe columns --out "$out/yours" source="$out/discs/rows.jsonl" form=easyr1 \
+    reward=number licence=CC0 test_rows=6
+[[ -d $out/mixture ]] || sapo-vl recipe mixture --out "$out/mixture" sets="puzzles=$out/puzzles,discs=$out/yours"
+sapo-vl recipe check "$out/mixture"
 
 echo '== local copies of benchmarks, in the columns of the real ones'
-for i in 1 2 3 4 5 6; do
-    printf '{"problem_idx": %d, "problem": "how many red ?", "answer": %d}\n' "$i" "$((i % 4))"
-done > "$out/aime25.jsonl"
+names=(aime25 chartqa countbench mathvista mmmu realworldqa)
+PYTHONPATH=$root/tests python - "$out" "${names[@]}" <<'PYTHON'
+import sys
+from pathlib import Path
+
+from benchmark_sets import write_set
+
+for name in sys.argv[2:]:
+    write_set(name, Path(sys.argv[1]) / "benchmarks", only_good=True)
+PYTHON
 
 echo '== a benchmark of your own'
 cat > "$out/my_bench.py" <<'PYTHON'
@@ -49,7 +80,7 @@ SHAPES = Benchmark(
 )
 PYTHON
 python - "$out" <<'PYTHON'
-"""Rows for it: the test pictures of the data set, as files."""
+"""Rows for it: the test pictures of the puzzles, as files."""
 import json
 import sys
 from pathlib import Path
@@ -58,7 +89,7 @@ from sapo_vl.data import ProblemSet
 
 out = Path(sys.argv[1])
 (out / "shapes").mkdir(exist_ok=True)
-test = ProblemSet(out / "data", "test")
+test = ProblemSet(out / "puzzles", "test")
 with (out / "shapes" / "rows.jsonl").open("w") as rows:
     for i in range(len(test)):
         problem = test.get(i)
@@ -67,17 +98,27 @@ with (out / "shapes" / "rows.jsonl").open("w") as rows:
         rows.write(json.dumps(cells | {"level": problem.meta["scene"]["level"]}) + "\n")
 PYTHON
 
-benchmarks="eval.benchmarks={aime25: {source: $out/aime25.jsonl, k: 2}, $out/my_bench.py:SHAPES: {}}"
+# A mapping from names to where the items are; without a source, the set on the hub.
+benchmarks="$out/my_bench.py:SHAPES: {}"
+for name in "${names[@]}"; do
+    benchmarks+=", $name: {source: $out/benchmarks/$name.parquet, k: 2}"
+done
+config=(--config "$root/configs/tiny_dense.yaml" processes=1 model.tiny= recipe.name= model.max_prompt_tokens=512)
 
-echo '== tiny model, cold start, training that also measures the benchmarks'
-sapo-vl run --config "$root/configs/tiny_dense.yaml" --out "$out/run" processes=1 recipe.name= data.path="$out/data" \
-    cold_start.steps=80 cold_start.batch_size=16 cold_start.target_pass_rate=0 steps=3 rollout.prompts_per_step=16 \
-    checkpoint.every=0 eval.limit=4 eval.max_per_task=20 eval.modes='[greedy]' "$benchmarks" "$@"
+echo '== a tiny model and its cold start'
+[[ -d $out/model ]] || sapo-vl init-tiny --kind dense --data "$out/puzzles" --out "$out/model"
+sapo-vl sft "${config[@]}" --out "$out/sft" model.path="$out/model" data.path="$out/puzzles" \
+    cold_start.steps=80 cold_start.batch_size=16 cold_start.target_pass_rate=0 "$@"
 
-for model in cold_start final; do
+echo '== training on the mixture, three parts puzzles and one part yours, which also measures the benchmark'
+sapo-vl train "${config[@]}" --out "$out/run" model.path="$out/sft/cold_start" data.path="$out/mixture" \
+    'data.quotas={puzzles: 0.75, discs: 0.25}' steps=3 rollout.prompts_per_step=16 checkpoint.every=0 eval.limit=4 \
+    eval.max_per_task=20 eval.modes='[greedy]' "eval.benchmarks={$out/my_bench.py:SHAPES: {}}" "$@"
+
+for model in sft/cold_start run/final; do
     echo "== evaluation of $model"
-    sapo-vl eval --config "$root/configs/tiny_dense.yaml" --out "$out/eval_$model" processes=1 recipe.name= \
-        model.tiny= model.path="$out/run/$model" "$benchmarks" "$@"
+    sapo-vl eval "${config[@]}" --out "$out/eval_$(basename "$model")" model.path="$out/$model" \
+        "eval.benchmarks={$benchmarks}" "$@"
 done
 
 echo '== the saved responses, judged again'

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 from evaluation_helpers import record, response
 
+from sapo_vl.benchmarks import BENCHMARKS
+from sapo_vl.evaluation.rules import rule_scoring
 from sapo_vl.evaluation.statistics import (
     half_width,
     mcnemar_exact,
@@ -14,6 +16,7 @@ from sapo_vl.evaluation.statistics import (
     t_975,
 )
 from sapo_vl.evaluation.summary import blank_control, majority_score, summarise
+from sapo_vl.scoring import ScoringConfig
 
 
 @pytest.mark.parametrize(
@@ -131,3 +134,13 @@ def test_the_control_compares_the_same_items() -> None:
     assert (found["mean"], found["n"], found["with images"]) == (0.5, 2, 1.0)
     assert found["difference"] == {"mean": 0.5, "n": 2, "ci95": [-1.0, 1.0]}, "t(1) / 2 is 6.35: cut to what can be"
     assert blank_control(records, []) is None
+
+
+def test_a_benchmark_may_give_its_rule_arguments() -> None:
+    """LiveCodeBench's programs need longer than the defaults of `code`; what a config says goes before it."""
+    benchmark = BENCHMARKS["livecodebench"]
+    plain = rule_scoring(ScoringConfig(params={"code": {"wall_s": 3.0}, "overlong": {"buffer": 9}}), benchmark)
+    assert plain.params["code"] == {"cpu_s": 6, "wall_s": 3.0, "total_s": 100.0}
+    assert plain.params["overlong"] == {"buffer": 9} and plain.timeout_s == 110
+    assert rule_scoring(ScoringConfig(timeout_s=200.0), benchmark).timeout_s == 200
+    assert rule_scoring(ScoringConfig(), BENCHMARKS["aime25"]) == rule_scoring(ScoringConfig(), None)

@@ -93,8 +93,9 @@ def test_responses_depend_on_names_alone(kind: Kind, seed: int) -> None:
         assert ids_of(engine.generate(prompts[::-1], params())) == together
     assert ids_of(engine.generate(prompts, params(n=2))) == {k: v[:2] for k, v in together.items()}
     assert ids_of(engine.generate(prompts, params(seed=6))) != together
-    flat_ids = [tuple(r) for group in together.values() for r in group]
-    assert len(set(flat_ids)) == len(flat_ids), "samples of a group are independent draws"
+    # One id in eight ends a response, so very short ones may meet by chance.
+    flat_ids = [tuple(r) for group in together.values() for r in group if len(r) > 2]
+    assert len(set(flat_ids)) == len(flat_ids) > 2, "samples of a group are independent draws"
 
 
 @pytest.mark.parametrize("limit", [2, 200])

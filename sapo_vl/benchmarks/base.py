@@ -60,5 +60,8 @@ class Benchmark:
     the row is broken (it is named, counted and left out), LeftOut if it is fine but not to be asked."""
     config: str | None = None  # configuration of the hub set
     k: int = 1  # responses an item that the benchmark is usually reported with
+    params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """Name of a reward -> arguments that its rule needs here; rewards.params of a config goes before them."""
+    timeout_s: float = 0.0  # seconds that scoring a response may need; a larger rewards.timeout_s of a config stays
     metrics: Callable[[Sequence[ItemScores]], Mapping[str, float]] | None = None
     """Figures of the benchmark's own (worst case over variants, strict scores), in the order of the items."""

@@ -129,4 +129,6 @@ LIVECODEBENCH = Benchmark(
     ),
     problems=problems,
     k=8,
+    params={"code": {"cpu_s": 6, "wall_s": 8.0, "total_s": 100.0}},  # the official checker gives a case 6 s
+    timeout_s=110.0,
 )

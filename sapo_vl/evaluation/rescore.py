@@ -68,7 +68,7 @@ def rescore(folder: Path, scoring: ScoringConfig, yours: Sequence[Benchmark] = (
     benchmark = BENCHMARKS.get(name) or next((b for b in yours if b.name == name), None)
     saved = {rule: {k: v for k, v in params.items() if k != "file"} for rule, params in harness["rules"].items()}
     known = {rule: params for rule, params in saved.items() if rule != scoring.path_name}
-    scoring = rule_scoring(scoring.model_copy(update={"params": known | dict(scoring.params)}))
+    scoring = rule_scoring(scoring.model_copy(update={"params": known | dict(scoring.params)}), benchmark)
     out = folder / RESCORED
     out.mkdir(exist_ok=True)
     files = [file for file in (RECORDS, BLANK) if (folder / file).exists()]

@@ -51,10 +51,10 @@ def evaluate_benchmarks(
         shutil.rmtree(out)
     session.world.barrier()
     results: dict[str, dict[str, Any]] = {}
-    with Scorer(rule_scoring(config.rewards), session.world) as scorer:
-        for spec, given in config.eval.benchmarks.items():
-            benchmark = find_benchmark(spec)
-            items = load_items(benchmark, given, config.eval.limit, session.world)
+    for spec, given in config.eval.benchmarks.items():
+        benchmark = find_benchmark(spec)
+        items = load_items(benchmark, given, config.eval.limit, session.world)
+        with Scorer(rule_scoring(config.rewards, benchmark), session.world) as scorer:
             scorer.check(items.rules, dataset=items.source.where)
             run = _Run(config, spec, given, items, session, scorer, out / benchmark.name, step)
             results[benchmark.name] = run.measure()
@@ -139,7 +139,7 @@ class _Run:
         return self._on_main(lambda: self._summarise(harness, blank=bool(with_images)))
 
     def _harness(self, params: SamplingParams) -> dict[str, Any]:
-        config, scoring = self.config, rule_scoring(self.config.rewards)
+        config, scoring = self.config, rule_scoring(self.config.rewards, self.items.benchmark)
         items = self.items.items
         rules = {self.scorer.rule(Problem(id=i.id, task=i.task, messages=(), reward=i.reward)) for i in items}
         return make_harness(
