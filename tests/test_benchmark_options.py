@@ -92,10 +92,18 @@ def test_mmmu_pro(tmp_path: Path) -> None:
 
 def test_mmmu_pro_with_four_options_and_in_pictures(tmp_path: Path) -> None:
     id = "mmmu_pro-test_Art_1"
-    four = [("Answer: D", 1), ("Answer: 4 cm", 1), ("Answer: E", 0), ("Answer: d", 1), ("D", 0), ("Answer: A, D", 0)]
-    ten = [("Answer: J", 1), ("Answer: 10 cm", 1), ("Answer: D", 0), ("Answer: 10", 0), ("Answer:", 0), ("J", 0)]
-    check("mmmu_pro_standard4", tmp_path, [(id, text, score, "") for text, score in four * 2])
-    vision = check("mmmu_pro_vision", tmp_path, [(id, text, score, "") for text, score in ten * 2])
+    four = [
+        ("Answer: D", 1), ("Answer: 4 cm", 1), ("Answer: E", 0), ("Answer: d", 1), ("D", 0), ("Answer: A, D", 0),
+        ("Answer: (D)", 1), (box("D"), 1), ("Answer: D. 4 cm", 1), ("Answer: D. 3 cm", 0), ("Answer: 4", 0),
+        ("Answer: D\nOr is it C?", 0),
+    ]  # fmt: skip
+    ten = [
+        ("Answer: J", 1), ("Answer: 10 cm", 1), ("Answer: D", 0), ("Answer: 10", 0), ("Answer:", 0), ("J", 0),
+        ("Answer: J. 10 cm", 1), ("Answer: J. 1 cm", 0), ("Answer: I or J", 0), ("Answer: A\nAnswer: J", 1),
+        ("Answer: J\nAnswer: A", 0), ("<think>Answer: J</think>", 0),
+    ]  # fmt: skip
+    check("mmmu_pro_standard4", tmp_path, [(id, text, score, "") for text, score in four])
+    vision = check("mmmu_pro_vision", tmp_path, [(id, text, score, "") for text, score in ten])
     assert said(vision.problems[id]).startswith("[image]") and "cm" not in said(vision.problems[id])
     assert len(vision.bad) == 1
 

@@ -119,6 +119,10 @@ def test_visual_puzzles(tmp_path: Path) -> None:
     first, second = found.problems["count-0"], found.problems["count-1"]
     assert first.meta == {"level": 2, "groups": {"task": "count", "level": "2"}}
     assert second.meta == {"groups": {"task": "count"}}
-    answers = [("<answer>1</answer>", 1), ("<answer>7</answer>", 0), ("1", 0), ("<answer>1", 0), ("", 0)]
+    answers = [
+        ("<answer>1</answer>", 1), ("<answer>7</answer>", 0), ("1", 0), ("<answer>1", 0), ("", 0),
+        ("<answer>1.0</answer>", 1), ("<answer>1 or 2</answer>", 0), ("<answer>2</answer> <answer>1</answer>", 1),
+        ("<answer></answer>", 0), ("<think><answer>1</answer></think>", 0), ("so \\boxed{1}", 1),
+    ]  # fmt: skip
     assert [scored(first, text) for text, _ in answers] == [score for _, score in answers]
     assert scored(second, "<think>3 and 4</think> <answer>7</answer>") == 1
