@@ -1,6 +1,9 @@
 """Responses and gold answers for the tests of the rewards."""
 
+import contextlib
 from typing import Any
+
+import psutil
 
 from rewards import REWARDS, RewardInput
 
@@ -15,6 +18,16 @@ def respond(text: str, answer: str = "", tokens: tuple[int, ...] = (), limit: in
         answer=answer,
         meta=meta,
     )
+
+
+def worker_processes() -> list[psutil.Process]:
+    """Live processes that this one has spawned to do work (not the resource tracker of multiprocessing)."""
+    found = []
+    for child in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.NoSuchProcess):  # gone, or a zombie, since the list was made
+            if "--multiprocessing-fork" in child.cmdline():
+                found.append(child)
+    return found
 
 
 def say(answer: str) -> str:

@@ -5,9 +5,9 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-import psutil
 import pytest
 from hostile_corpus import CANARIES, Case, cases, job
+from reward_helpers import worker_processes
 
 from rewards import REWARDS, Unscorable
 from rewards.pool import RewardPool
@@ -29,8 +29,7 @@ def with_canaries(hostile: list[Case]) -> list[tuple[str, Job, float]]:
 
 
 def workers() -> set[int]:
-    children = psutil.Process().children(recursive=True)
-    return {c.pid for c in children if "--multiprocessing-fork" in c.cmdline()}
+    return {process.pid for process in worker_processes()}
 
 
 def test_the_corpus_covers_every_reward_that_compares_answers(tmp_path: Path):

@@ -10,6 +10,7 @@ from pathlib import Path
 import psutil
 import pytest
 from PIL import Image
+from reward_helpers import worker_processes
 from scoring_helpers import config, group
 
 from sapo_vl.scoring import Scorer
@@ -93,16 +94,10 @@ def scorer(moods: Path) -> Iterator[Scorer]:
         yield scorer
 
 
-def workers() -> list[psutil.Process]:
-    """Live processes that this one has spawned to do work (not the resource tracker of multiprocessing)."""
-    children = psutil.Process().children(recursive=True)
-    return [c for c in children if c.status() != psutil.STATUS_ZOMBIE and "--multiprocessing-fork" in c.cmdline()]
-
-
 def wait_for_workers(count: int) -> None:
     deadline = time.monotonic() + 60
-    while len(workers()) != count:
-        assert time.monotonic() < deadline, f"{len(workers())} workers after a minute, expected {count}"
+    while len(worker_processes()) != count:
+        assert time.monotonic() < deadline, f"{len(worker_processes())} workers after a minute, expected {count}"
         time.sleep(0.05)
 
 
@@ -161,6 +156,7 @@ def test_all_mishaps_in_one_batch_and_two_hanging_at_once(scorer: Scorer):
 def test_no_batch_is_lost_to_a_flood_of_rewards_that_hang(moods: Path):
     """Two steps in a row in which 30% of the responses hang, every tenth one by sleeping."""
     words = ["hang in C", "1.5", "2.5", "1.5", "hang in C", "2.5", "1.5", "sleep", "2.5", "1.5"] * 2
+    others = len(worker_processes())
     with Scorer(config(moods, timeout_s=0.2)) as scorer:
         for step in (1, 2):
             [scored] = scorer.score([group(words)], max_tokens=30)
@@ -168,7 +164,7 @@ def test_no_batch_is_lost_to_a_flood_of_rewards_that_hang(moods: Path):
             assert [r.reward for r in scored.rollouts] == expected
             assert scorer.counts[ScoreStatus.TIMEOUT] == 6 * step
             assert scorer.failure_shares["failed/custom/timeout"] == 0.3
-    wait_for_workers(0)
+    wait_for_workers(others)
 
 
 def test_slow_responses_have_a_time_limit_each_not_one_together(scorer: Scorer):
@@ -187,7 +183,7 @@ def test_an_idle_worker_killed_by_the_system_costs_nothing(scorer: Scorer):
     check_mishaps(scorer, [])
     scorer.score([group(["1"])], max_tokens=30)
     wait_for_workers(2)
-    workers()[0].kill()
+    worker_processes()[0].kill()
     time.sleep(0.3)  # long enough for pebble to notice between two calls
     [scored] = scorer.score([group(["1", "2"] * 40)], max_tokens=30)
     assert [r.reward for r in scored.rollouts] == [1, 2] * 40
@@ -221,12 +217,12 @@ def test_images_travel_only_to_a_reward_that_asks(moods: Path):
 
 
 def test_close_ends_busy_workers_too(moods: Path):
-    before = len(workers())
+    before = len(worker_processes())
     scorer = Scorer(config(moods, timeout_s=100))
     scorer.check([("moods", "custom")], "d")
-    assert len(workers()) == before
+    assert len(worker_processes()) == before
     scorer.score([group(["1"])], max_tokens=30)
-    assert len(workers()) == before + 2
+    assert len(worker_processes()) == before + 2
     scorer.close()
     wait_for_workers(before)
     scorer.close()
