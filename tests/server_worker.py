@@ -12,7 +12,6 @@ import dataclasses
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -22,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import yaml
+from helpers_launch import free_port
 from helpers_models import MODEL, make_prompts
 from vllm_worker import IMAGES, SAMPLING, numbers, perturb
 
@@ -143,12 +143,6 @@ class Checks:
             threading.Timer(1.0, self.server.start).start()
         self.world.barrier()
         return {"before": before, "after": self.ids(), **self.measure()}
-
-
-def free_port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
 
 
 def main() -> None:

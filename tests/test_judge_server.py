@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import socket
 import subprocess
 import threading
 import time
@@ -19,6 +18,7 @@ from typing import Any
 import fake_judge as fakes
 import httpx
 import pytest
+from helpers_launch import free_port
 from helpers_models import MODEL, make_model, processor
 
 from sapo_vl.export import save_hf_folder
@@ -38,9 +38,7 @@ class RealServer:
 
     def __init__(self, folder: Path, seed: int) -> None:
         save_hf_folder(make_model("dense", seed), processor(), folder / "model")
-        with socket.socket() as s:
-            s.bind(("127.0.0.1", 0))
-            port = s.getsockname()[1]
+        port = free_port()
         model = MODEL.model_copy(update={"path": str(folder / "model"), "max_prompt_tokens": 3000})
         rollout = RolloutConfig(max_new_tokens=64, vllm=VllmConfig(max_num_seqs=16))
         command, environment = serve_command(model, rollout, "127.0.0.1", port, on_cpu=True)
