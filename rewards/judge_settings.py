@@ -40,7 +40,7 @@ class JudgeSettings:
     retries: int = 2  # times that a request without an answer is sent again
     concurrency: int = 8  # requests at a time, of all processes that share the folder `cache`
     pause_s: float = 30.0  # how long nothing is asked after several responses in a row got no answer
-    canary_limit: float = 0.2  # share of wrong canaries called correct above which the run stops; 1 = never
+    canary_limit: float = 0.2  # share of wrong canaries called correct that stops a run; 1 = canaries stop nothing
     api_key_env: str = ""  # name of the environment variable with the key; "" = the endpoint wants none
     allow_http: bool = False  # http to another machine: answers, golds and the key can be read on the way
 

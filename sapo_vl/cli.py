@@ -8,6 +8,7 @@ import os
 import shlex
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,6 @@ def _parser() -> argparse.ArgumentParser:
 
     rescore = add("rescore", _rescore, "Score the saved responses of an evaluation again.", pairs=True)
     rescore.add_argument("folder", type=Path, help="--out of an evaluation, or the folder of one benchmark in it")
-
     rescore.add_argument("--benchmark", default="", metavar="FILE.py:NAME[,...]", help="benchmarks of yours in it")
 
     compare = add("compare", _compare, "Is the second of two evaluations better? The same items in pairs.")
@@ -79,8 +79,8 @@ def _parser() -> argparse.ArgumentParser:
 
     reward = add("reward", _reward, "Score responses from a file, or try a reward on golds.", pairs=True)
     reward.add_argument("action", choices=["score", "test"])
-    reward.add_argument("name", help="a reward of rewards.REWARDS")
-    reward.add_argument("file", type=Path, nargs="?", help='lines {"id", "response", "answer", "meta"}')
+    reward.add_argument("name", help="a reward of rewards.REWARDS, or my_reward.py:function")
+    reward.add_argument("file", nargs="?", default="", help='lines {"id", "response", "answer", "meta"}')
     reward.add_argument("--out", type=Path, help="file for the results (default: the standard output)")
     reward.add_argument("--timeout", type=float, default=10.0, help="seconds a response may take")
     reward.add_argument("--workers", type=int, default=2)
@@ -220,23 +220,26 @@ def _compare(args: argparse.Namespace) -> None:
     print(json.dumps(results) if args.json else "\n".join(describe(name, r) for name, r in results.items()))
 
 
-def _reward(args: argparse.Namespace) -> None:
-    from sapo_vl.reward_lines import score_lines, try_reward, write_scores
+def _reward(args: argparse.Namespace) -> int:
+    from sapo_vl.reward_lines import score_lines, write_scores
+    from sapo_vl.reward_trial import read_samples, try_reward
 
-    if args.action == "test":
-        table, fine = try_reward(args.name)
-        print(table)
-        if not fine:
-            raise SystemExit(1)
-        return
-    if args.file is None:
+    file, pairs = args.file, list(args.pairs)
+    if "=" in file and not Path(file).exists():  # argparse takes the first word after the name for the file
+        file, pairs = "", [file, *pairs]
+    params = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+    if not file and args.action == "score":
         raise UsageError("sapo-vl reward score NAME FILE.jsonl: the file is missing")
-    params = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in args.pairs)}
     try:
-        with args.file.open(encoding="utf-8") as lines:
-            write_scores(score_lines(args.name, lines, params, args.timeout, args.workers), args.out)
+        with Path(file).open(encoding="utf-8") if file else nullcontext() as lines:
+            if lines and args.action == "score":
+                write_scores(score_lines(args.name, lines, params, args.timeout, args.workers), args.out)
+                return 0
+            table, fine = try_reward(args.name, params, read_samples(lines) if lines else None, args.timeout)
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{args.file} cannot be read: {error}") from error
+        raise UsageError(f"{file} cannot be read: {error}") from error
+    print(table)
+    return 0 if fine else 1
 
 
 def _doctor(args: argparse.Namespace) -> None:

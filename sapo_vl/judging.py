@@ -21,10 +21,12 @@ JUDGE = "judge"
 PER_BATCH = (3, 1)  # wrong and right canaries asked with every scored batch, over all ranks together
 WINDOW = 32  # verdicts on wrong canaries that the false-positive rate is taken over, the latest ones
 MINIMUM = 8  # and a run is not stopped before there are this many
+REFUSED = 8  # right canaries in a row, or all of those before training, that it takes to be a judge that says no to all
 
 
 class JudgeUnfit(RuntimeError):
-    """The judge cannot be asked, or calls too many wrong answers correct. Says the figures and what to set."""
+    """The judge cannot be asked, calls too many wrong answers correct, or calls no answer correct. Says the figures
+    and what to set."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +49,7 @@ class JudgeWatch:
         self._params, self._world = params.get(JUDGE), world
         self._batches = 0
         self._wrong: list[bool] = []  # verdicts on the latest wrong canaries, True for a false positive
+        self._right: list[bool] = []  # verdicts on the latest right ones, True for one that was called correct
         self._checked = False
         self.metrics: dict[str, float] = {}  # of the latest batch
 
@@ -54,7 +57,8 @@ class JudgeWatch:
         """Ask every canary once, before training; a second call does nothing.
 
         Raises:
-            JudgeUnfit: on all ranks: most canaries get no verdict, or too many wrong ones are called correct.
+            JudgeUnfit: on all ranks: most canaries get no verdict, too many wrong ones are called correct, or none of
+                the right ones.
         """
         if self._params is None or self._checked:
             return
@@ -68,13 +72,15 @@ class JudgeWatch:
                 f"{len(outcomes)} canaries: {silent.most_common(1)[0][0]}. Start it, or correct rewards.params.judge"
             )
         self._take_in(settings, outcomes)
+        self._refuse_refusal(settings, len(self._right))
         self._checked = True
 
     def after_batch(self, results: Sequence[Result]) -> None:
         """Ask this batch's canaries, and count what the judge did for `results`, those of this rank.
 
         Raises:
-            JudgeUnfit: on all ranks: too many of the latest wrong canaries were called correct.
+            JudgeUnfit: on all ranks: too many of the latest wrong canaries were called correct, or none of the latest
+                right ones.
         """
         if self._params is None:
             return
@@ -82,7 +88,7 @@ class JudgeWatch:
         outcomes = self._ask(settings, chosen(self._batches, *PER_BATCH))
         self._batches += 1
         verdicts, cached, failures = self._world.sum(_counts(results))
-        right = [o.called_right for o in outcomes if o.right and o.called_right is not None]
+        right = _verdicts(outcomes, right=True)
         self.metrics = {
             "judge/asked": verdicts - cached + failures,
             "judge/cache_hits": cached,
@@ -93,6 +99,7 @@ class JudgeWatch:
         if right:
             self.metrics["judge/canary_false_negative_rate"] = 1 - sum(right) / len(right)
         self._take_in(settings, outcomes)
+        self._refuse_refusal(settings, REFUSED)
 
     def _ask(self, settings: JudgeSettings, canaries: Sequence[Canary]) -> list[_Outcome]:
         """Outcomes of all ranks in rank order; this rank asks its share, several at a time."""
@@ -102,8 +109,8 @@ class JudgeWatch:
         return [outcome for part in self._world.gather(outcomes) for outcome in part]
 
     def _take_in(self, settings: JudgeSettings, outcomes: Sequence[_Outcome]) -> None:
-        latest = [o.called_right for o in outcomes if not o.right and o.called_right is not None]
-        self._wrong = [*self._wrong, *latest][-WINDOW:]
+        self._right = [*self._right, *_verdicts(outcomes, right=True)][-REFUSED:]
+        self._wrong = [*self._wrong, *_verdicts(outcomes, right=False)][-WINDOW:]
         if not self._wrong:
             return
         fooled, asked = sum(self._wrong), len(self._wrong)
@@ -114,6 +121,16 @@ class JudgeWatch:
                 f"({fooled / asked:.0%}), more than rewards.params.judge.canary_limit={settings.canary_limit:g}: a "
                 "policy would learn to fool it. Use a better judge or a rule (rewards/judge_canaries.py has the "
                 "canaries); raise the limit only if you accept such rewards"
+            )
+
+    def _refuse_refusal(self, settings: JudgeSettings, least: int) -> None:
+        """Stop for a judge that called none of at least `least` right canaries correct: what it scores is always 0."""
+        if 0 < least <= len(self._right) and not any(self._right) and settings.canary_limit < 1:
+            raise JudgeUnfit(
+                f"the judge {settings.model!r} called none of the latest {len(self._right)} right canaries correct: "
+                "every answer that reaches it would score 0, which trains against answers that the rule cannot read. "
+                "Use a better judge or the rule alone (rewards/judge_canaries.py has the canaries); "
+                "rewards.params.judge.canary_limit=1 goes on in spite of canaries"
             )
 
 
@@ -130,6 +147,11 @@ def _outcome(settings: JudgeSettings, canary: Canary) -> _Outcome:
     except Unscorable as error:
         return _Outcome(canary.right, None, str(error))
     return _Outcome(canary.right, verdict)
+
+
+def _verdicts(outcomes: Sequence[_Outcome], right: bool) -> list[bool]:
+    """What was said to the canaries that are `right`; those without a verdict are left out."""
+    return [o.called_right for o in outcomes if o.right == right and o.called_right is not None]
 
 
 def _counts(results: Sequence[Result]) -> list[float]:

@@ -1,15 +1,15 @@
-"""`sapo-vl reward score NAME FILE.jsonl` and `sapo-vl reward test NAME`: rewards without a model or a run."""
+"""`sapo-vl reward score NAME FILE.jsonl`: rewards without a model or a run."""
 
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from rewards import REWARDS, RewardInput
-from rewards.pool import RewardPool
+from rewards.custom import CustomRewardError, read_custom
+from rewards.pool import RewardPool, inspect_in_worker
 from rewards.preflight import setting_problem
 from rewards.weighted import OWN
 from rewards.worker import Job, Plan, Result
@@ -32,6 +32,12 @@ def score_lines(
     "reason"}: score is null unless the status is "scored"; the others are "unscorable", "timeout" and "error". A line
     that is no such object is a result with status "error", and no reason to stop.
 
+    Args:
+        name: a reward of REWARDS, or "my_reward.py:function". Lines have no pictures, so a reward that looks at the
+            images finds none.
+        params: its keyword arguments.
+        timeout_s: seconds a response may take.
+
     Raises:
         RewardLinesError: there is no such reward, or it cannot run here with these params.
     """
@@ -48,11 +54,24 @@ def score_lines(
 
 
 def _plan(name: str, params: Mapping[str, Any], timeout_s: float) -> Plan:
+    if ":" in name:
+        return _plan_of_file(name, params, timeout_s)
     if name not in REWARDS:
-        raise RewardLinesError(f"no reward {name!r}; there are {', '.join(sorted(REWARDS))}")
+        known = ", ".join(sorted(REWARDS))
+        raise RewardLinesError(f"no reward {name!r}; there are {known}, and yours as my_reward.py:function")
     if problem := setting_problem(name, params, timeout_s):
-        raise RewardLinesError(problem)
+        raise RewardLinesError(f"{problem}; arguments are key=value words")
     return Plan({OWN: 1.0}, {name: dict(params)}, timeout_s)
+
+
+def _plan_of_file(spec: str, params: Mapping[str, Any], timeout_s: float) -> Plan:
+    """The plan for a reward outside the repository; it goes by its spec, "my_reward.py:function"."""
+    try:
+        plan = Plan({OWN: 1.0}, {spec: dict(params)}, timeout_s, read_custom(spec, spec))
+        inspect_in_worker(plan)
+    except CustomRewardError as error:
+        raise RewardLinesError(str(error)) from error
+    return plan
 
 
 def _scored(pool: RewardPool, name: str, batch: Sequence[RewardInput | str]) -> Iterator[dict[str, Any]]:
@@ -104,51 +123,6 @@ def _input(line: str, number: int) -> RewardInput | str:
         question=str(row.get("question", "")),
         meta=meta,
     )
-
-
-# Problems to try a reward on: (answer, meta).
-SAMPLES: dict[str, list[tuple[str, dict[str, Any]]]] = {
-    "box": [("10 20 50 60", {}), ("1 2 5 6", {"threshold": 0.7})],
-    "chart": [("12.5", {}), ("Brazil", {})],
-    "choice": [("B", {"options": {"A": "red", "B": "blue"}}), ("C", {})],
-    "count": [("7", {}), ("12", {})],
-    "list": [("red, blue", {}), ("1; 2; 3", {"ordered": True})],
-    "math": [("\\frac{1}{2}", {}), ("x^2 + 1", {})],
-    "maze": [("R R D D", {"grid": ["S..", "##.", "..G"]}), ("D", {"grid": ["S", "G"]})],
-    "number": [("42", {}), ("3/4", {})],
-    "ocr": [("Total 12.50", {}), ("EXIT", {})],
-    "word": [("dark green", {}), ("left", {})],
-}
-
-
-def try_reward(name: str) -> tuple[str, bool]:
-    """A table of what a reward gives to golds, empty responses and the golds of other problems; whether all is well.
-
-    Golds must score 1, the others must not. Raises RewardLinesError for a reward without samples.
-    """
-    given = SAMPLES.get(name)
-    if not given:
-        raise RewardLinesError(f"there are no samples for {name!r}; give a file of lines to `sapo-vl reward score`")
-    answers = [f"<answer>{gold}</answer>" for gold, _ in given]
-    kinds = {
-        "gold": answers,
-        "empty": [""] * len(given),
-        "empty answer": ["<answer></answer>"] * len(given),
-        "another's gold": answers[1:] + answers[:1],
-    }
-    table, fine = [f"{'response':16}  {'n':>3}  {'score 1':>7}  statuses"], True
-    for kind, responses in kinds.items():
-        lines = [
-            json.dumps({"id": i, "response": response, "answer": gold, "meta": meta})
-            for i, (response, (gold, meta)) in enumerate(zip(responses, given, strict=True))
-        ]
-        results = list(score_lines(name, lines, {}, 10.0, 1))
-        full = sum(r["score"] == 1 for r in results)
-        right = full == len(results) if kind == "gold" else full == 0
-        statuses = ", ".join(f"{count} {status}" for status, count in Counter(r["status"] for r in results).items())
-        table.append(f"{kind:16}  {len(results):3}  {full:7}  {statuses}{'' if right else '   <- wrong'}")
-        fine &= right
-    return "\n".join(table), fine
 
 
 def write_scores(results: Iterable[dict[str, Any]], out: Path | None) -> None:

@@ -13,12 +13,13 @@ import httpx
 import pytest
 import torch
 import torch.distributed as dist
-from fake_judge import FakeJudge, Reply, answers, params, scoring, verdict
+from fake_judge import FakeJudge, Reply, answers, honest, params, scoring, verdict
+from helpers_run import short_run
 
-from rewards.judge_canaries import WRONG
+from rewards.judge_canaries import RIGHT, WRONG
 from sapo_vl.distributed import World
 from sapo_vl.failure_watch import ScoringStopped
-from sapo_vl.judging import MINIMUM, WINDOW, question_of
+from sapo_vl.judging import MINIMUM, REFUSED, WINDOW, question_of
 from sapo_vl.reward_lines import RewardLinesError, score_lines
 from sapo_vl.scoring import Scorer, ScoringError
 from sapo_vl.types import Problem, RolloutGroup, ScoreStatus
@@ -147,6 +148,43 @@ def test_the_canaries_stop_a_run_that_was_not_checked_once_there_are_enough(serv
     assert not (tmp_path / "verdicts").exists(), "a canary went through the cache"
 
 
+@pytest.mark.parametrize("kind", ["none", "one"])
+def test_a_judge_that_refuses_everything_is_refused_before_training(
+    server: FakeJudge, tmp_path: Path, kind: str
+) -> None:
+    server.behave = lambda asked: verdict(kind == "one" and asked.texts["answer"] == RIGHT[2].answer)
+    message = r"data: the judge 'm' called none of the latest 4 right canaries correct: every answer .* would score 0"
+    with Scorer(scoring(params(server.url, tmp_path))) as scorer:
+        if kind == "none":
+            with pytest.raises(ScoringError, match=message):
+                scorer.check(TASKS, "data")
+        else:
+            scorer.check(TASKS, "data")
+    with Scorer(scoring(params(server.url, tmp_path, canary_limit=1.0))) as scorer:
+        scorer.check(TASKS, "data")
+
+
+def test_a_judge_that_comes_to_refuse_everything_stops_the_run(server: FakeJudge, tmp_path: Path) -> None:
+    with Scorer(scoring(params(server.url, tmp_path))) as scorer:
+        scorer.check(TASKS, "data")
+        server.behave = lambda _: verdict(False)
+        for _ in range(REFUSED - 1):  # a right canary a batch
+            scorer.score(answers("red"), max_tokens=9)
+        with pytest.raises(ScoringStopped, match="none of the latest 8 right canaries"):
+            scorer.score(answers("red"), max_tokens=9)
+
+
+def test_silence_is_no_refusal(server: FakeJudge, tmp_path: Path) -> None:
+    """A run is stopped for what a judge said, and right canaries without a verdict say nothing."""
+    with Scorer(scoring(params(server.url, tmp_path, retries=0))) as scorer:
+        answered = {canary.answer for canary in RIGHT}
+        server.behave = lambda asked: Reply("?") if asked.texts["answer"] in answered else honest(asked)
+        scorer.check(TASKS, "data")
+        for _ in range(REFUSED + 1):
+            scorer.score(answers("red"), max_tokens=9)
+        assert scorer.judge_metrics["judge/canary_failures"] == 1
+
+
 def test_garbage_is_no_false_positive(server: FakeJudge, tmp_path: Path) -> None:
     with Scorer(scoring(params(server.url, tmp_path, canary_limit=0))) as scorer:
         scorer.check(TASKS, "data")
@@ -195,6 +233,21 @@ def test_the_question_is_what_the_user_says() -> None:
         {"role": "user", "content": "Circles."},
     )
     assert question_of(Problem(id="a", task="t", messages=turns)) == "How many?\nCircles."
+
+
+@pytest.mark.slow
+def test_the_metrics_of_a_training_run_have_what_the_judge_did(server: FakeJudge, tmp_path: Path, seed: int) -> None:
+    strict = {canary.answer for canary in RIGHT[1:]}  # one of the four right canaries is refused
+    server.behave = lambda asked: verdict(asked.texts["answer"] in strict)
+    judge = json.dumps(params(server.url, tmp_path / "cache"))
+    settings = {"rewards.by_task": '{"*": judge}', "rewards.params": f'{{"judge": {judge}}}'}
+    steps = short_run(tmp_path, seed, {**settings, "steps": 4, "rollout.prompts_per_step": 2, "eval.every": 0})
+    assert [step["judge/canary_asked"] for step in steps] == [4] * 4
+    assert [step["judge/canary_false_positive_rate"] for step in steps] == [0] * 4
+    assert sorted(step["judge/canary_false_negative_rate"] for step in steps) == [0, 0, 0, 1]
+    # The model knows nothing and never writes an answer tag: all its responses score 0 without the judge.
+    assert {step[f"judge/{name}"] for step in steps for name in ("asked", "cache_hits", "failures")} == {0}
+    assert len(server.asked) >= 20 + 4 * 4
 
 
 # --- ranks

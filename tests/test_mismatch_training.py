@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from helpers_launch import run_python
 from helpers_mismatch import make_samples, micro_batch
+from helpers_run import short_run
 from torch import Tensor
 
-from data_recipes import RECIPES
 from sapo_vl.batching import MicroBatch
 from sapo_vl.config import load_config
 from sapo_vl.diagnostics import UpdateStats
@@ -25,7 +22,6 @@ from sapo_vl.losses.reduce import reduce
 from sapo_vl.mismatch import CORRECTIONS, MismatchConfig, loss_weights
 from sapo_vl.mismatch_stats import MismatchStats
 from sapo_vl.objectives import Mismatch, global_denominators, policy_objective
-from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.train import _mismatch
 
 ONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -199,39 +195,17 @@ def test_a_step_measures_with_log_probs_of_before_its_first_update():
 @pytest.mark.slow
 def test_a_run_with_a_gap_whose_size_is_known(tmp_path: Path, seed: int) -> None:
     """Top-p sampling records the law cut to a mass of 0.8 to 1 and rho is that mass: a gap made to measure."""
-    seed %= 10_000
-    RECIPES["visual_puzzles"](
-        tmp_path / "data", seed=seed, n_cold_start=6, n_train=60, n_test=6, image_size=32, tasks="count,text_compare"
-    )
-    build_tiny_model("dense", tmp_path / "data", tmp_path / "model", seed)
     reward = "from rewards.base import RewardOutput\n\n\ndef f(x):\n    return RewardOutput(sum(x.token_ids) % 7 / 6)\n"
     (tmp_path / "reward.py").write_text(reward)
-    settings: dict[str, Any] = {
-        "seed": seed,
-        "steps": 2,
-        "processes": 1,
-        "model.path": tmp_path / "model",
-        "model.min_pixels": 256,
-        "data.path": tmp_path / "data",
+    settings = {
         "rewards.path": f"{tmp_path / 'reward.py'}:f",
         "rewards.by_task": '{"*": custom}',
-        "rewards.workers": 1,
-        "rollout.prompts_per_step": 8,
-        "rollout.group_size": 3,
-        "rollout.max_new_tokens": 6,
         "rollout.top_p": 0.8,
         "rollout.old_logprobs": "trainer",
         "mismatch.correction": "icepop",
         "mismatch.off_policy_delta": 0.1,
-        "eval.before": False,
-        "eval.max_per_task": 1,
-        "eval.modes": "[greedy]",
-        "checkpoint.every": 0,
-        "log.trackers": "[]",
     }
-    run_python("-m", "sapo_vl.cli", "train", "--out", tmp_path / "out", *(f"{k}={v}" for k, v in settings.items()))
-    rows = [json.loads(line) for line in (tmp_path / "out" / "metrics.jsonl").read_text().splitlines()]
-    steps = [row for row in rows if row["phase"] == "train"]
+    steps = short_run(tmp_path, seed, settings)
     assert len(steps) == 2
     for row in steps:
         assert row["mismatch/nonfinite"] == 0

@@ -215,7 +215,7 @@ def run_case(path: Path, wanted: set[str], modules: set[str], link: Link) -> str
         return f"broken: {error}"
     except AssertionError:
         return "wrong"
-    except Exception:
+    except Exception:  # whatever the program raises is the verdict on it
         return "died" if link.broken else "error"
     return "died" if link.broken else "passed"
 
@@ -255,7 +255,7 @@ def judge(seconds: float, requests: int, entry: str) -> None:
 def load(link: Link) -> str:
     try:
         link.ask("load", 0, "")
-    except Exception:
+    except Exception:  # the same
         return "died" if link.broken else "error"
     return "passed"
 
