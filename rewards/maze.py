@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
+from rewards.extract import bare
 from rewards.extract import last_answer as final_answer
-from rewards.extract import plain
 
 MAX_CELLS = 10_000
 _MAX_STEPS_PER_CELL = 4
@@ -72,7 +72,7 @@ def _path(text: str, board: Maze, order: str, most: int) -> list[Place] | None:
     """The steps of the path, as changes of row and column; None if `text` is no path, or one too long."""
     if len(text) > 20 * most:
         return None
-    text = plain(text.translate(_DROPPED)).casefold()
+    text = bare(text.translate(_DROPPED)).casefold()
     moves = _tokens(_CELL if re.search("[0-9]", text) else _MOVE, text)
     if moves is None or len(moves) > 2 * most + 2:
         return None
