@@ -17,11 +17,14 @@ PLAN = Plan({"accuracy": 1.0}, {}, timeout_s=30.0)
 
 
 def with_canaries(hostile: list[Case]) -> list[tuple[str, Job, float]]:
-    """(what it is, the job, the right score): after every hostile response its reward's two canaries."""
-    jobs = []
+    """(what it is, the job, the right score): after hostile responses their reward's two canaries."""
+    jobs, seen = [], Counter()
     for case in hostile:
         canary = CANARIES[case.reward]
         jobs.append((str(case), job(case.reward, case.text, case.gold, case.meta), case.score))
+        seen[case.reward] += 1
+        if seen[case.reward] % canary.every:
+            continue
         for answer, score in ((canary.right, 1.0), (canary.wrong, 0.0)):
             text = f"<answer>{answer}</answer>"
             jobs.append((f"{text} after {case}", job(case.reward, text, canary.gold, canary.meta), score))
@@ -35,7 +38,7 @@ def workers() -> set[int]:
 def test_the_corpus_covers_every_reward_that_compares_answers(tmp_path: Path):
     counts = Counter(case.reward for case in cases(tmp_path / "marker"))
     assert counts.keys() == CANARIES.keys() <= REWARDS.keys()
-    assert min(counts.values()) >= 80 and counts["math"] >= 200 and counts.total() >= 600
+    assert min(counts.values()) >= 95 and counts["math"] >= 200 and counts.total() >= 1250
     texts = [case.text for case in cases(tmp_path / "marker")]
     assert sum(len(text) >= 1_000_000 for text in texts) >= 20
     assert sum(str(tmp_path) in text for text in texts) >= 20
@@ -57,7 +60,7 @@ def test_every_hostile_response_gets_its_score_and_changes_no_other(tmp_path: Pa
     wrong = [
         f"{what}: {result}"
         for (what, _, score), result in zip(jobs, results, strict=True)
-        if (result.status, result.score) != ("scored", score)
+        if result.status != "scored" or result.score != pytest.approx(score, rel=1e-12, abs=0)
     ]
     assert not wrong, f"{len(wrong)} of {len(jobs)}:\n" + "\n".join(wrong[:20])
     assert list(tmp_path.iterdir()) == [here] and not list(here.iterdir()), "a response wrote a file"
