@@ -43,7 +43,9 @@ CANARIES = {
     "count": Canary("12", "twelve", "13"),
     "list": Canary("red, 7", "7; RED", "red, 7, blue"),
     "math": Canary(r"\frac{1}{2}", "0.5", r"\frac{1}{3}"),
+    "maze": Canary("RRDDL", "right right down down left", "RRDD", {"grid": ["S..", "##.", ".G."]}),
     "number": Canary("42", "42.0", "43"),
+    "ocr": Canary("exit", "EXIT", "open"),  # short, so that a few characters more leave no part of the credit
     "word": Canary("red", "Red", "blue"),
 }
 
