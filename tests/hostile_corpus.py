@@ -36,11 +36,14 @@ class Canary:
     every: int = 1  # after how many hostile responses: 1 for each, more where a response takes long
 
 
+HOUSES = '{"House 1": {"Name": "Eric", "Drink": "tea"}, "House 2": {"Name": "Arnold", "Drink": "milk"}}'
+
 CANARIES = {
     "box": Canary("1 2 5 6", "[1, 2, 5, 5]", "3 2 7 6"),
     "chart": Canary("250", "262", "263"),
     "choice": Canary("B", "b", "C", {"options": {"A": "red", "B": "blue", "C": "green"}}),
     "count": Canary("12", "twelve", "13"),
+    "json_grid": Canary(HOUSES, HOUSES.upper(), HOUSES.replace("tea", "milk")),
     "list": Canary("red, 7", "7; RED", "red, 7, blue"),
     "math": Canary(r"\frac{1}{2}", "0.5", r"\frac{1}{3}"),
     "maze": Canary("RRDDL", "right right down down left", "RRDD", {"grid": ["S..", "##.", ".G."]}),
