@@ -38,10 +38,14 @@ class Canary:
 
 HOUSES = '{"House 1": {"Name": "Eric", "Drink": "tea"}, "House 2": {"Name": "Arnold", "Drink": "milk"}}'
 
+ADDITIONS = {"tests": [{"input": "3 4\n", "output": "7\n"}]}
+ADD = "```python\nprint(sum(map(int, input().split())))\n```"
+
 CANARIES = {
     "box": Canary("1 2 5 6", "[1, 2, 5, 5]", "3 2 7 6"),
     "chart": Canary("250", "262", "263"),
     "choice": Canary("B", "b", "C", {"options": {"A": "red", "B": "blue", "C": "green"}}),
+    "code": Canary("", ADD, ADD.replace("sum", "max"), ADDITIONS, every=6),
     "count": Canary("12", "twelve", "13"),
     "json_grid": Canary(HOUSES, HOUSES.upper(), HOUSES.replace("tea", "milk")),
     "list": Canary("red, 7", "7; RED", "red, 7, blue"),

@@ -1,19 +1,20 @@
 """Hostile responses through the worker processes that training uses: no crash, no hang, no file, no forged score."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hostile_corpus import CANARIES, Case, cases, job
+from hostile_corpus import CANARIES, FOLDER, Case, cases, job
 from reward_helpers import worker_processes
 
 from rewards import REWARDS, Unscorable
 from rewards.pool import RewardPool
 from rewards.worker import Job, Plan, Result
 
-PLAN = Plan({"accuracy": 1.0}, {}, timeout_s=30.0)
+PLAN = Plan({"accuracy": 1.0}, {"code": {"cpu_s": 1}}, timeout_s=30.0)  # a second is all that an endless loop costs
 
 
 def with_canaries(hostile: list[Case]) -> list[tuple[str, Job, float]]:
@@ -36,12 +37,16 @@ def workers() -> set[int]:
 
 
 def test_the_corpus_covers_every_reward_that_compares_answers(tmp_path: Path):
-    counts = Counter(case.reward for case in cases(tmp_path / "marker"))
+    corpus = list(cases(tmp_path / "marker"))
+    counts = Counter(case.reward for case in corpus)
     assert counts.keys() == CANARIES.keys() <= REWARDS.keys()
-    assert min(counts.values()) >= 95 and counts["math"] >= 200 and counts.total() >= 1750
-    texts = [case.text for case in cases(tmp_path / "marker")]
-    assert sum(len(text) >= 1_000_000 for text in texts) >= 20
-    assert sum(str(tmp_path) in text for text in texts) >= 20
+    assert min(counts.values()) >= 95 and counts["math"] >= 200 and counts.total() >= 1900
+    for name in CANARIES:
+        lines = (FOLDER / f"{name}.jsonl").read_text(encoding="ascii").splitlines()
+        assert len(lines) >= 35 and all(json.loads(line)["reward"] == name for line in lines)
+        assert {0, 1} <= {case.score for case in corpus if case.reward == name}
+    assert sum(len(case.text) >= 1_000_000 for case in corpus) >= 60
+    assert sum(str(tmp_path) in case.text for case in corpus) >= 60
 
 
 @pytest.mark.slow
