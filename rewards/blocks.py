@@ -17,7 +17,7 @@ _MAX_DEPTH = 16
 _ANSWER_TAG = re.compile(r"</?answer>")
 # A quoted string that is never closed is taken to the end of its line: were it no match, every quote in it would
 # be tried as a beginning again, which takes quadratic time.
-_BRACKETS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|[\[\]{}]')
+_BRACKETS = re.compile(r'"(?:[^"\\\n]|\\.)*"?|\\(?:boxed|text) ?\{|[\[\]{}]')
 
 
 def answer_or_reply(text: str) -> str | None:
@@ -55,15 +55,19 @@ def last_fenced(text: str, languages: Collection[str]) -> str | None:
 def last_object(text: str) -> str | None:
     """The last complete `{...}` of the text, the outermost one where they nest; None if there is none.
 
-    Braces within quotes do not count. What stands in the braces need not be JSON.
+    Braces within quotes do not count, nor those of a `\\boxed{...}` or `\\text{...}`, which may hold the object. What
+    stands in the braces need not be JSON.
     """
-    open_at: list[int] = []
+    open_at: list[int | None] = []  # None: the brace of a command
     found = None
     for token in _BRACKETS.finditer(text):
-        if token.group() == "{":
+        if token.group().startswith("\\"):
+            open_at.append(None)
+        elif token.group() == "{":
             open_at.append(token.start())
         elif token.group() == "}" and open_at:
-            found = (open_at.pop(), token.end())
+            start = open_at.pop()
+            found = found if start is None else (start, token.end())
     return None if found is None else text[slice(*found)]
 
 

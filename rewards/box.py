@@ -9,7 +9,7 @@ from typing import Any, NamedTuple, TypeGuard
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
 from rewards.blocks import answer_or_reply, last_fenced, parse_json
 from rewards.extract import last_answer as final_answer
-from rewards.extract import plain
+from rewards.extract import plain, unset
 
 DEFAULT_THRESHOLD = 0.5
 UNITS = ("pixel", "0-1000")
@@ -109,9 +109,9 @@ def iou(a: Box, b: Box) -> float:
 
 def parse_boxes(text: str, inclusive: bool = False) -> list[Found] | None:
     """The boxes that `text` consists of; None if it is anything else, or more than 100 boxes."""
-    text = text.strip()
     if len(text) > _MAX_CHARS:
         return None
+    text = unset(text)
     fenced = last_fenced(text, ("json", "")) if text.startswith("```") else None
     text = text if fenced is None else fenced.strip()
     if text.startswith(("[", "{")):

@@ -31,8 +31,13 @@ def plain(text: str) -> str:
 
 
 def bare(text: str) -> str:
-    r"""`plain`, and without LaTeX that only sets it: `$...$`, `\(...\)`, `\[...\]`, then `\text{...}` and its kin."""
-    text = _without_marks(plain(text))
+    """`plain`, and without LaTeX that only sets it."""
+    return unset(plain(text))
+
+
+def unset(text: str) -> str:
+    r"""Without LaTeX around all of it that only sets it: `$...$`, `\(...\)`, `\[...\]`, then `\text{...}` and kin."""
+    text = _without_marks(text.strip())
     command = _TEXT_COMMAND.fullmatch(text)
     return command[1].strip() if command else text
 

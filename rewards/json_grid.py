@@ -92,8 +92,11 @@ def _from_table(value: dict[str, Any]) -> Iterator[tuple[str, dict[str, Any]]]:
     lists = isinstance(header, list) and isinstance(rows, list) and all(isinstance(row, list) for row in rows)
     if not lists or not header or any(len(row) != len(header) for row in rows):
         raise ValueError("header and rows must be lists of equal length")
+    columns = list(map(str, header[1:]))
+    if len(set(columns)) < len(columns):
+        raise ValueError("a column occurs twice in the header")
     for row in rows:
-        yield f"{header[0]} {row[0]}", dict(zip(map(str, header[1:]), row[1:], strict=True))
+        yield f"{header[0]} {row[0]}", dict(zip(columns, row[1:], strict=True))
 
 
 def _comparable(cell: Any) -> str:

@@ -10,7 +10,7 @@ from fractions import Fraction
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
 from rewards.blocks import parse_json
 from rewards.extract import last_answer as final_answer
-from rewards.extract import plain
+from rewards.extract import plain, unset
 
 SEPARATORS = ",;\n"
 MAX_ITEMS = 1000
@@ -60,6 +60,7 @@ def _items(text: str, separators: str) -> list[str]:
     """The items, ready to be compared; [] if there are none, or too many."""
     if len(text) > _MAX_CHARS:
         return []
+    text = unset(text)
     texts = _array(text)
     if texts is None:
         texts = _split(text, separators)

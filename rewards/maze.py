@@ -8,8 +8,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
+from rewards.extract import bare
 from rewards.extract import last_answer as final_answer
-from rewards.extract import plain
 
 MAX_CELLS = 10_000
 _MAX_STEPS_PER_CELL = 4
@@ -21,7 +21,7 @@ _WORDS |= {"\u2b06": "u", "\u2b07": "d", "\u2b05": "l", "\u27a1": "r"}
 _DROPPED = str.maketrans("", "", "\ufe0f")  # "show as an emoji", which follows the heavier arrows
 _MOVE = re.compile(r"[a-z]+|[\u2190-\u2193\u27a1\u2b05-\u2b07]")
 _BETWEEN_MOVES = re.compile(r"[\s,;.\[\]\"'|-]*")
-_CELL = re.compile(r"[0-9]{1,3}")
+_CELL = re.compile(r"(?<![0-9])-?[0-9]{1,4}(?![0-9])")  # "-1" is off the grid, "0-1" are two numbers
 _BETWEEN_CELLS = re.compile(r"[\s,;()\[\]>\u2192-]*")
 
 Place = tuple[int, int]  # row from the top, column from the left, both from 0
@@ -39,8 +39,9 @@ def maze(x: RewardInput) -> RewardOutput:
     meta["grid"] is a list of rows of equal length: "#" is a wall, "S" the start, "G" the goal, anything else is
     open. The path is given as moves, "U", "D", "L", "R" (also "UURD"), "up", "down", "left", "right", or arrows; or
     as the cells it passes, S and G included, in numbers from 0: (row, column), or (x, y) with meta["cells"] =
-    "xy". Any path that ends on G counts; with meta["shortest"] = true it must be as short as one can be. A step
-    into a wall or off the grid, a gap between two cells, or any other text scores 0.
+    "xy". Any path that ends on G counts, if it has at most four steps for each open cell; with meta["shortest"] =
+    true it must be as short as one can be. A step into a wall or off the grid, a gap between two cells, or any other
+    text scores 0.
 
     parts["legal"], in [0, 1], is the share of the steps before the first that is not allowed.
 
@@ -72,7 +73,7 @@ def _path(text: str, board: Maze, order: str, most: int) -> list[Place] | None:
     """The steps of the path, as changes of row and column; None if `text` is no path, or one too long."""
     if len(text) > 20 * most:
         return None
-    text = plain(text.translate(_DROPPED)).casefold()
+    text = bare(text.translate(_DROPPED)).casefold()
     moves = _tokens(_CELL if re.search("[0-9]", text) else _MOVE, text)
     if moves is None or len(moves) > 2 * most + 2:
         return None

@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from rewards.base import RewardInput, RewardOutput, Unscorable, missing
+from rewards.extract import bare
 from rewards.extract import last_answer as final_answer
-from rewards.extract import plain
 
 THRESHOLD = 0.5
 MAX_GOLD_CHARS = 20_000  # of all golds together
@@ -84,4 +84,4 @@ def _golds(answer: str, more: Any, case: bool) -> list[str]:
 
 
 def _comparable(text: str, case: bool) -> str:
-    return plain(text) if case else plain(text).casefold()
+    return bare(text) if case else bare(text).casefold()

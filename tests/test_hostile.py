@@ -1,27 +1,31 @@
 """Hostile responses through the worker processes that training uses: no crash, no hang, no file, no forged score."""
 
+import json
 import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
-from hostile_corpus import CANARIES, Case, cases, job
+from hostile_corpus import CANARIES, FOLDER, Case, cases, job
 from reward_helpers import worker_processes
 
 from rewards import REWARDS, Unscorable
 from rewards.pool import RewardPool
 from rewards.worker import Job, Plan, Result
 
-PLAN = Plan({"accuracy": 1.0}, {}, timeout_s=30.0)
+PLAN = Plan({"accuracy": 1.0}, {"code": {"cpu_s": 1}}, timeout_s=30.0)  # a second is all that an endless loop costs
 
 
 def with_canaries(hostile: list[Case]) -> list[tuple[str, Job, float]]:
-    """(what it is, the job, the right score): after every hostile response its reward's two canaries."""
-    jobs = []
+    """(what it is, the job, the right score): after hostile responses their reward's two canaries."""
+    jobs, seen = [], Counter()
     for case in hostile:
         canary = CANARIES[case.reward]
         jobs.append((str(case), job(case.reward, case.text, case.gold, case.meta), case.score))
+        seen[case.reward] += 1
+        if seen[case.reward] % canary.every:
+            continue
         for answer, score in ((canary.right, 1.0), (canary.wrong, 0.0)):
             text = f"<answer>{answer}</answer>"
             jobs.append((f"{text} after {case}", job(case.reward, text, canary.gold, canary.meta), score))
@@ -33,12 +37,16 @@ def workers() -> set[int]:
 
 
 def test_the_corpus_covers_every_reward_that_compares_answers(tmp_path: Path):
-    counts = Counter(case.reward for case in cases(tmp_path / "marker"))
+    corpus = list(cases(tmp_path / "marker"))
+    counts = Counter(case.reward for case in corpus)
     assert counts.keys() == CANARIES.keys() <= REWARDS.keys()
-    assert min(counts.values()) >= 80 and counts["math"] >= 200 and counts.total() >= 600
-    texts = [case.text for case in cases(tmp_path / "marker")]
-    assert sum(len(text) >= 1_000_000 for text in texts) >= 20
-    assert sum(str(tmp_path) in text for text in texts) >= 20
+    assert min(counts.values()) >= 95 and counts["math"] >= 200 and counts.total() >= 1900
+    for name in CANARIES:
+        lines = (FOLDER / f"{name}.jsonl").read_text(encoding="ascii").splitlines()
+        assert len(lines) >= 35 and all(json.loads(line)["reward"] == name for line in lines)
+        assert {0, 1} <= {case.score for case in corpus if case.reward == name}
+    assert sum(len(case.text) >= 1_000_000 for case in corpus) >= 60
+    assert sum(str(tmp_path) in case.text for case in corpus) >= 60
 
 
 @pytest.mark.slow
@@ -57,7 +65,7 @@ def test_every_hostile_response_gets_its_score_and_changes_no_other(tmp_path: Pa
     wrong = [
         f"{what}: {result}"
         for (what, _, score), result in zip(jobs, results, strict=True)
-        if (result.status, result.score) != ("scored", score)
+        if result.status != "scored" or result.score != pytest.approx(score, rel=1e-12, abs=0)
     ]
     assert not wrong, f"{len(wrong)} of {len(jobs)}:\n" + "\n".join(wrong[:20])
     assert list(tmp_path.iterdir()) == [here] and not list(here.iterdir()), "a response wrote a file"

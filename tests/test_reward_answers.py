@@ -270,6 +270,27 @@ def test_bare(text, expected):
     assert bare(text) == expected
 
 
+@pytest.mark.parametrize(
+    ("name", "answer", "gold", "meta"),
+    [
+        ("box", "1, 2, 5, 6", "1 2 5 6", {}),
+        ("box", "[1, 2, 5, 6]", "1 2 5 6", {}),
+        ("box", "1 2 5 6\n7 7 9 9", "[[1, 2, 5, 6], [7, 7, 9, 9]]", {}),
+        ("choice", "B", "B", {"choices": COLOURS}),
+        ("list", "7, red", "red, 7", {}),
+        ("list", "red\n7", "red, 7", {}),
+        ("maze", "R D", "", {"grid": ["S.", "#G"]}),
+        ("number", "42", "42", {}),
+        ("ocr", "hello", "hello", {}),
+        ("word", "red", "red", {}),
+    ],
+)
+def test_latex_that_only_sets_the_answer_does_not_matter(name, answer, gold, meta):
+    for left, right in (("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), (r"\text{", "}"), (r"\boxed{\text{", "}}")):
+        assert score(name, say(f"{left}{answer}{right}"), gold, **meta) == 1
+        assert score(name, say(f"{left}zzzz{right}"), gold, **meta) == 0
+
+
 # --- any text at all
 
 BITS = [

@@ -38,6 +38,9 @@ def cells(text: str, gold: str = GOLD) -> float:
         say(grid(Pet="cat")),
         say("{ an open brace, then " + GOLD),
         say(GOLD + ' and "quotes {'),
+        f"So \\boxed{{{GOLD}}}.",
+        f"So $\\boxed{{\\text{{{GOLD}}}}}$",
+        say(f"\\boxed{{{GOLD}}}."),
     ],
 )
 def test_solved(text):
@@ -64,6 +67,8 @@ def test_solved(text):
         (say(GOLD.replace('"Eric"', '"Eric", "Name": "Arnold"')), 0),  # a key twice
         (say(GOLD.replace('"Eric"', '"Eric", "name": "Arnold"')), 0),  # and once more in other letters
         (say(GOLD.replace("House 2", "house  1")), 0),
+        (say('{"header": ["House", "Name", "Name"], "rows": [["1", "Bob", "Eric"], ["2", "Bob", "Arnold"]]}'), 0),
+        (f"{GOLD} is no \\boxed{{{grid(Name='Peter')}}}", 3 / 4),
         (say(GOLD.replace('"Eric"', "NaN")), 0),
         (say('{"a":' * 40 + "1" + "}" * 40), 0),
         (say('{"solution": 3}'), 0),

@@ -63,6 +63,8 @@ def test_paths_that_arrive(answer):
         ("(2,1)", 0),
         ("(0,0)", 0),
         ("0 0 0 1 0", 0),
+        ("(0,0) (0,-1) (0,-2) (-1,-2) (-2,-2) (-2,-1)", 0),  # off the grid: a minus is no dash
+        ("0000 0 1 0 2 1 2 2 2 2 1", 0),  # 11 numbers, not 12
         ("R R D D L or D D R", 0),
         ("I go R R D D L", 0),
         ("R3", 0),
@@ -81,6 +83,12 @@ def test_any_path_will_do_unless_the_shortest_is_asked_for():
     for path, steps in (("RRRDD", 5), ("DDRRR", 5), ("DRDRR", 5), ("RDRDLRR", 7), ("RLRRRDD", 7)):
         assert out(path, OPEN).score == 1
         assert out(path, OPEN, shortest=True).score == (steps == 5)
+
+
+def test_cells_in_a_wide_grid():
+    assert out("(0,999) (0,1000)", ["." * 999 + "SG"]).score == 1
+    assert out("0-999, 0-1000", ["." * 999 + "SG"]).score == 1
+    assert out("(0,999) (0,0100)", ["." * 999 + "SG"]).score == 0
 
 
 def test_cells_as_x_and_y():
