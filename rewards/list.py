@@ -13,11 +13,12 @@ from rewards.extract import last_answer as final_answer
 from rewards.extract import plain, unset
 
 SEPARATORS = ",;\n"
+_SPELLINGS = {",": ",\uff0c\u3001", ";": ";\uff1b", "\n": "\n"}  # Chinese and Japanese write others, too
 MAX_ITEMS = 1000
 _MAX_CHARS = 20_000
 _BULLET = re.compile(r"^(?:[-*\u2022]|[0-9]{1,3}[.)]) +(?=\S)")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?")
-_PAIRS = ("[]", "()", "{}")
+_PAIRS = ("[]", "()", "{}", "\uff08\uff09")
 _QUOTES = ('""', "''", "``", "\u201c\u201d")
 
 
@@ -27,8 +28,8 @@ def list_items(x: RewardInput) -> RewardOutput:
     With meta["ordered"] = true they must come in the order of the gold; the default is any order. An item too
     many scores 0 like one too few, so listing everything gains nothing.
 
-    Gold and answer are read alike: a JSON array of texts and numbers, or items between commas, semicolons or
-    line breaks, with or without one pair of brackets around all. A separator that occurs inside an item of the
+    Gold and answer are read alike: a JSON array of texts and numbers, or items between commas, semicolons
+    (full-width ones too) or line breaks, with or without one pair of brackets around all. A separator that occurs inside an item of the
     gold does not separate (such a gold is written as a JSON array). Items are compared without regard to case,
     the amount of white space, a bullet ("- ", "2. ") before and quotes around them; numbers by value ("1.50" is
     "1.5"). A separator at the end of a line is ignored; an empty item elsewhere is an item.
@@ -42,7 +43,7 @@ def list_items(x: RewardInput) -> RewardOutput:
     if not isinstance(ordered, bool):
         raise Unscorable(f"meta['ordered'] must be true or false, got {ordered!r}")
     texts = _array(x.answer)
-    inside = set() if texts is None else {mark for mark in SEPARATORS for text in texts if mark in text}
+    inside = set() if texts is None else {mark for mark in SEPARATORS for text in texts if {*_SPELLINGS[mark]} & {*text}}
     separators = "".join(mark for mark in SEPARATORS if mark not in inside)
     gold = _items(x.answer, separators)
     if not gold or "" in gold:
@@ -83,7 +84,7 @@ def _array(text: str) -> list[str] | None:
 
 def _split(text: str, separators: str) -> list[str]:
     items: list[str] = []
-    marks = f"[{re.escape(separators)}]" if separators else ""
+    marks = f"[{''.join(_SPELLINGS[mark] for mark in separators)}]" if separators else ""
     text = _inside(text.strip(), _PAIRS)
     for line in text.split("\n") if "\n" in separators else [text]:
         parts = re.split(marks, line.strip()) if marks else [line]

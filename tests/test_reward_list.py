@@ -32,6 +32,9 @@ GOLD = "red, dark green, 7"
         "red, dark green, 7,",
         "red, dark green, +7.00",
         "\uff52\uff45\uff44, dark green, 7",
+        "red\uff0cdark green\uff0c7",
+        "red\u3001dark green\u30017\u3001",
+        "\uff08red\uff1b dark green\uff1b 7\uff09",
     ],
 )
 def test_spellings_of_the_same_list(answer):
