@@ -2,6 +2,10 @@
 
 Level 0: they differ by 1-3. Level 1: by 1-2, with 1-2 objects of other colours. Level 2: by 1, with 2-3 of
 these. The scratch is each colour with its count, in the order of the question.
+
+A colour may be absent, both may ("same"), and at level 0 the picture is then empty. So a blank picture is one that the
+task has an answer to, and the control with blank pictures measures guessing, not what a model does with pictures of a
+kind that it was never shown.
 """
 
 from __future__ import annotations
@@ -20,7 +24,8 @@ DISTRACTORS = ((0, 0), (1, 2), (2, 3))  # least and most, by level
 def _sample(rng: Random, level: int, label: str, held_out: bool) -> Scene:
     first, second, *others = rng.sample(COLOURS, len(COLOURS))
     difference = 0 if label == "same" else rng.randint(1, LARGEST_DIFFERENCE[level])
-    fewer = rng.randint(1, MOST[level] - max(difference, 1))
+    # Held-out pairs must be there to be seen.
+    fewer = rng.randint(1 if held_out and not difference else 0, MOST[level] - max(difference, 1))
     counts = (fewer + difference, fewer) if label == "first" else (fewer, fewer + difference)
     rest = [rng.choice(others) for _ in range(rng.randint(*DISTRACTORS[level]))]
     colours = [first] * counts[0] + [second] * counts[1] + rest
