@@ -28,9 +28,9 @@ def list_items(x: RewardInput) -> RewardOutput:
     With meta["ordered"] = true they must come in the order of the gold; the default is any order. An item too
     many scores 0 like one too few, so listing everything gains nothing.
 
-    Gold and answer are read alike: a JSON array of texts and numbers, or items between commas, semicolons
-    (full-width ones too) or line breaks, with or without one pair of brackets around all. A separator that occurs inside an item of the
-    gold does not separate (such a gold is written as a JSON array). Items are compared without regard to case,
+    Gold and answer are read alike: a JSON array of texts and numbers, or items between commas, semicolons (full-width
+    ones too) or line breaks, with or without one pair of brackets around all. A separator that occurs inside an item
+    of the gold does not separate (such a gold is written as a JSON array). Items are compared without regard to case,
     the amount of white space, a bullet ("- ", "2. ") before and quotes around them; numbers by value ("1.50" is
     "1.5"). A separator at the end of a line is ignored; an empty item elsewhere is an item.
 
@@ -42,9 +42,8 @@ def list_items(x: RewardInput) -> RewardOutput:
     ordered = x.meta.get("ordered", False)
     if not isinstance(ordered, bool):
         raise Unscorable(f"meta['ordered'] must be true or false, got {ordered!r}")
-    texts = _array(x.answer)
-    inside = set() if texts is None else {mark for mark in SEPARATORS for text in texts if {*_SPELLINGS[mark]} & {*text}}
-    separators = "".join(mark for mark in SEPARATORS if mark not in inside)
+    inside = set("".join(_array(x.answer) or []))
+    separators = "".join(mark for mark in SEPARATORS if inside.isdisjoint(_SPELLINGS[mark]))
     gold = _items(x.answer, separators)
     if not gold or "" in gold:
         raise Unscorable(f"the reference answer {x.answer[:60]!r} is no list of at most {MAX_ITEMS} items")
