@@ -23,9 +23,7 @@ from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 class BatchConfig(Strict):
     """How a rollout batch becomes updates."""
 
-    mini_batches: int = Field(
-        default=2, ge=1
-    )  # updates per rollout batch; old log-probs are taken once, before the first
+    mini_batches: int = Field(default=2, ge=1)  # updates per rollout batch; old log-probs are from before the first
     tokens_per_micro_batch: int = Field(default=8192, ge=1)  # budget of flat tokens and vision patches, per rank
     shared_prefix: bool = True  # False: the padded reference layout
 

@@ -168,38 +168,46 @@ def complete_checkpoints(root: Path) -> list[Path]:
     return [folder for folder in _by_step(root).values() if (folder / MANIFEST).exists()]
 
 
-def newest_checkpoint(root: Path) -> Path | None:
-    """The newest checkpoint whose files match its manifest; damaged ones are named in a warning and passed over."""
-    for folder in complete_checkpoints(root):
-        damage = find_damage(folder)
+def newest_checkpoint(root: Path, world: World) -> Path | None:
+    """The newest checkpoint whose files match its manifest; damaged ones are named in a warning and passed over.
+
+    On all ranks together, with one answer: the main rank's list is looked through.
+    """
+    for folder in world.gather(complete_checkpoints(root))[0]:
+        damage = find_damage(folder, world)
         if damage is None:
             return folder
-        log.warning("checkpoint %s is damaged and passed over: %s", folder, damage)
+        if world.is_main:
+            log.warning("checkpoint %s is damaged and passed over: %s", folder, damage)
     return None
 
 
-def checkpoint_for(resume: str, root: Path) -> Path | None:
+def checkpoint_for(resume: str, root: Path, world: World) -> Path | None:
     """The checkpoint that the setting `resume` ("no", "auto" or a folder) means, among those in `root`; None for none.
 
-    Raises CheckpointError if a folder is named that is no whole checkpoint.
+    On all ranks together. Raises CheckpointError if a folder is named that is no whole checkpoint.
     """
     if resume == "no":
         return None
     if resume == "auto":
-        return newest_checkpoint(root)
-    damage = find_damage(Path(resume))
+        return newest_checkpoint(root, world)
+    damage = find_damage(Path(resume), world)
     if damage is not None:
         raise CheckpointError(f"resume={resume} is no whole checkpoint: {damage}; name another, or use resume=auto")
     return Path(resume)
 
 
-def find_damage(folder: Path) -> str | None:
-    """What is wrong with the files of a checkpoint, or None."""
+def find_damage(folder: Path, world: World) -> str | None:
+    """What is wrong with the files of a checkpoint, or None. On all ranks together, each of which reads a share."""
+    return next((found for found in world.gather(_damage_in_share(folder, world)) if found is not None), None)
+
+
+def _damage_in_share(folder: Path, world: World) -> str | None:
     try:
         files = read_manifest(folder)["files"]
     except CheckpointError as error:
         return str(error)
-    for name, expected in files.items():
+    for name, expected in list(files.items())[world.rank :: world.size]:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"

@@ -56,8 +56,12 @@ class World:
         """Elementwise sum over ranks, float64, the same on every rank."""
         return self._reduce(np.asarray(values, np.float64), dist.ReduceOp.SUM)
 
+    def maxima(self, values: Sequence[float] | np.ndarray) -> np.ndarray:
+        """Elementwise maximum over ranks, float64, the same on every rank."""
+        return self._reduce(np.asarray(values, np.float64), dist.ReduceOp.MAX)
+
     def max(self, value: float) -> float:
-        return float(self._reduce(np.asarray([value], np.float64), dist.ReduceOp.MAX)[0])
+        return float(self.maxima([value])[0])
 
     def any(self, flag: bool) -> bool:
         return self.max(float(flag)) > 0

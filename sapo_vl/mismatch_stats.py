@@ -82,7 +82,7 @@ class MismatchStats:
         """
         gaps = world.sum(self._gaps.reshape(-1)).reshape(self._gaps.shape)
         weights = world.sum(self._weights.reshape(-1)).reshape(self._weights.shape)
-        largest = [world.max(float(local)) for local in self._largest]
+        largest = world.maxima(self._largest)
         out: dict[str, float] = {}
         for i, name in enumerate(CLASSES):
             prefix = f"mismatch/{name}/" if name else "mismatch/"

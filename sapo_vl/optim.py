@@ -26,9 +26,7 @@ class OptimConfig(Strict):
     warmup_steps: int = Field(default=0, ge=0)  # updates of linear rise from 0
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)  # where linear and cosine end, as a share of lr
     clip: float = Field(default=1.0, gt=0)  # global gradient norm
-    max_dropped_updates: int = Field(
-        default=3, ge=0
-    )  # this many non-finite updates in a row are dropped; one more stops the run
+    max_dropped_updates: int = Field(default=3, ge=0)  # non-finite ones in a row; one more stops the run
 
 
 class ZeroConfig(Strict):

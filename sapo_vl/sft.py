@@ -46,9 +46,7 @@ class ColdStartConfig(Strict):
     reduction: Reduction = "token_mean"
     optim: OptimConfig = OptimConfig(lr=1e-5)
     zero: ZeroConfig = ZeroConfig()
-    target_pass_rate: float = Field(
-        default=0.0, ge=0, le=1
-    )  # stop once a sampled response is right this often; 0 = never
+    target_pass_rate: float = Field(default=0.0, ge=0, le=1)  # stop at this sampled accuracy; 0 = never
     measure_every: int = Field(default=25, ge=1)  # steps between measurements of the pass rate
     measure_per_task: int = Field(default=64, ge=1)  # rows of the training split a measurement uses per task
 

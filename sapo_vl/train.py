@@ -247,7 +247,7 @@ def _resume(
 ) -> tuple[int, dict[str, Any] | None]:
     """(first step to run, accuracy measured before the first step if that is known)."""
     root = out / "checkpoints"
-    folder = checkpoint_for(config.resume, root)
+    folder = checkpoint_for(config.resume, root, session.world)
     if folder is None:
         set_aside_from(root, 0, session.world)
         run_log.truncate_from(0)

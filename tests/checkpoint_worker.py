@@ -23,9 +23,11 @@ from sapo_vl.checkpoint import (
     _digest,
     find_damage,
     load_checkpoint,
+    newest_checkpoint,
     read_manifest,
     save_checkpoint,
     seal,
+    step_dir,
 )
 from sapo_vl.distributed import World
 from sapo_vl.engine import PolicyEngine
@@ -81,6 +83,7 @@ def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, worl
     for kind in ("model", "optim"):
         out[f"malicious {kind}"] = refusal(folder / f"malicious-{name}" / kind, engine, plant=root / "step_00000003")
     out["executed"] = (folder / MARKER).exists()
+    out["damage"] = damages(root / "step_00000003", folder / f"damaged-{name}", world)
     engine.ds.destroy()
     return out
 
@@ -107,12 +110,33 @@ def refusal(checkpoint: Path, engine: PolicyEngine, plant: Path | None = None) -
         (checkpoint / MANIFEST).write_text(seal(manifest))
     if plant is not None:
         world.barrier()
-        assert find_damage(checkpoint) is None
+        assert find_damage(checkpoint, world) is None
     try:
         load_checkpoint(checkpoint, engine)
     except CheckpointError as error:
         return f"{error} <- {type(error.__cause__).__name__}"
     return "loaded"
+
+
+def damages(whole: Path, root: Path, world: World) -> dict[str, Any]:
+    """What this rank finds in a copy of a checkpoint as step 3, and what it would resume from, step 2 being whole.
+
+    Without damage (""), and with each file cut off in turn.
+    """
+    copy = step_dir(root, 3)
+    if world.is_main:
+        for to in (copy, step_dir(root, 2)):
+            shutil.copytree(whole, to)
+    out = {}
+    for name in ("", *read_manifest(whole)["files"]):
+        if world.is_main and name:
+            (copy / name).write_bytes((whole / name).read_bytes()[:-1])
+        world.barrier()
+        out[name] = (find_damage(copy, world), str(newest_checkpoint(root, world)))
+        world.barrier()
+        if world.is_main and name:
+            shutil.copy(whole / name, copy / name)
+    return out
 
 
 if __name__ == "__main__":

@@ -117,10 +117,22 @@ def test_a_file_that_is_no_archive_is_named(content: bytes | None, tmp_path: Pat
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", CHECKPOINTED)
+def test_ranks_agree_on_damage(name: str, folder: Path) -> None:
+    """Each rank reads a share of the files; all of them must leave the same checkpoint out, or load different ones."""
+    first, second = (record["damage"] for record in seen(folder, name))
+    assert first == second
+    root = folder / f"damaged-{name}"
+    written = read_manifest(folder / f"checkpoints-{name}" / "step_00000003")["files"]
+    cut_off = {f: [f"{f} has another digest than when it was written", str(step_dir(root, 2))] for f in written}
+    assert first == {"": [None, str(step_dir(root, 3))]} | cut_off
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", CHECKPOINTED)
 def test_old_ones_go(name: str, folder: Path) -> None:
     root = folder / f"checkpoints-{name}"
     assert sorted(p.name for p in root.iterdir()) == ["step_00000002", "step_00000003"]
-    assert newest_checkpoint(root) == step_dir(root, 3)
+    assert newest_checkpoint(root, ALONE) == step_dir(root, 3)
 
 
 @pytest.fixture
@@ -155,13 +167,13 @@ def test_damage_is_found(damage: str, root: Path, seed: int, caplog: pytest.LogC
     for victim in files:
         whole = victim.read_bytes()
         DAMAGES[damage](victim)
-        found = find_damage(newest)
+        found = find_damage(newest, ALONE)
         assert found is not None and victim.name in found
         victim.write_bytes(whole)
-    assert find_damage(newest) is None
+    assert find_damage(newest, ALONE) is None
     victim = newest / "rank_1.json"
     DAMAGES[damage](victim)
-    assert newest_checkpoint(root) == step_dir(root, 2)
+    assert newest_checkpoint(root, ALONE) == step_dir(root, 2)
     assert "step_00000003 is damaged" in caplog.text and victim.name in caplog.text
 
 
@@ -174,21 +186,21 @@ def test_half_written_folders_are_passed_over(root: Path) -> None:
     shutil.copytree(step_dir(root, 3), step_dir(root, 6))
     (step_dir(root, 6) / MANIFEST).write_text((step_dir(root, 3) / MANIFEST).read_text()[:-20])
     assert complete_checkpoints(root)[-2:] == [step_dir(root, 3), step_dir(root, 2)]
-    assert newest_checkpoint(root) == step_dir(root, 3)
+    assert newest_checkpoint(root, ALONE) == step_dir(root, 3)
 
 
 @pytest.mark.slow
 def test_which_one_a_setting_means(root: Path) -> None:
     """A folder named by hand is checked like any other; it is not replaced by another one in silence."""
     old, newest = step_dir(root, 2), step_dir(root, 3)
-    assert checkpoint_for("no", root) is None
-    assert checkpoint_for("auto", root) == newest
-    assert checkpoint_for(str(old), root) == old
+    assert checkpoint_for("no", root, ALONE) is None
+    assert checkpoint_for("auto", root, ALONE) == newest
+    assert checkpoint_for(str(old), root, ALONE) == old
     flip_byte(old / "rank_1.json")
     with pytest.raises(CheckpointError, match=r"step_00000002 is no whole checkpoint: rank_1.json has another digest"):
-        checkpoint_for(str(old), root)
+        checkpoint_for(str(old), root, ALONE)
     with pytest.raises(CheckpointError, match=r"manifest.json is damaged or of another version: .*No such file"):
-        checkpoint_for(str(root), root)
+        checkpoint_for(str(root), root, ALONE)
 
 
 def fake(root: Path, *names: str, note: str = "") -> None:
@@ -212,7 +224,7 @@ def test_a_malformed_manifest_is_damage(text: str, tmp_path: Path, caplog: pytes
     path.write_bytes(text.encode(errors="surrogateescape"))
     with pytest.raises(CheckpointError, match=re.escape(str(path))):
         read_manifest(path.parent)
-    assert newest_checkpoint(tmp_path) == tmp_path / "step_00000001"
+    assert newest_checkpoint(tmp_path, ALONE) == tmp_path / "step_00000001"
     assert "step_00000002 is damaged and passed over" in caplog.text
 
 
@@ -260,9 +272,9 @@ def test_later_ones_are_set_aside_when_a_run_starts_earlier(tmp_path: Path, capl
     assert "it is kept as superseded_step_00000006" in caplog.text and "step_00000002" not in caplog.text
 
     set_aside_from(tmp_path, 4, ALONE, but=tmp_path / "elsewhere" / "step_00000004")  # the same step of another run
-    assert newest_checkpoint(tmp_path) == tmp_path / "step_00000002"
+    assert newest_checkpoint(tmp_path, ALONE) == tmp_path / "step_00000002"
     set_aside_from(tmp_path, 0, ALONE)
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path, ALONE) is None
     fake(tmp_path, "step_00000006", "step_00000008", note="second run")
     set_aside_from(tmp_path, 0, ALONE)
     assert names(tmp_path) == [
@@ -299,9 +311,9 @@ def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(
 
 
 def test_nothing_to_resume_from(tmp_path: Path) -> None:
-    assert newest_checkpoint(tmp_path / "nowhere") is None
+    assert newest_checkpoint(tmp_path / "nowhere", ALONE) is None
     (tmp_path / "step_00000001").mkdir()
-    assert newest_checkpoint(tmp_path) is None
+    assert newest_checkpoint(tmp_path, ALONE) is None
 
 
 def test_random_state_round_trip(seed: int) -> None:

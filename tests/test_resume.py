@@ -14,6 +14,7 @@ from helpers_launch import run_python
 from data_recipes import RECIPES
 from sapo_vl.checkpoint import newest_checkpoint, step_dir
 from sapo_vl.config import load_config, save_config
+from sapo_vl.distributed import World
 from sapo_vl.pipeline import build_tiny_model
 
 pytestmark = pytest.mark.slow
@@ -128,7 +129,7 @@ def test_a_run_started_anew_keeps_its_own_checkpoints_and_the_old_ones(setup: Pa
     root = anew / "checkpoints"
     old = {2: "superseded_step_00000002", 4: "superseded_step_00000004"}
     assert sorted(p.name for p in root.iterdir()) == ["step_00000002", *old.values()]
-    assert newest_checkpoint(root) == step_dir(root, 2)
+    assert newest_checkpoint(root, World.alone()) == step_dir(root, 2)
     for step, name in old.items():
         assert f"step_{step:08d} is not of this run, which starts at step 0; it is kept as {name}" in printed
         assert digests(root / name / "shards") == digests(step_dir(whole / "checkpoints", step) / "shards")
