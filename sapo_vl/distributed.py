@@ -41,6 +41,16 @@ class World:
         group = dist.new_group(backend="gloo", timeout=COLLECTIVE_TIMEOUT)
         return dataclasses.replace(self, device=torch.device("cpu"), group=group)
 
+    def neighbours(self, size: int) -> World:
+        """The world of `size` ranks in a row that this rank is in: 0 to size - 1, size to 2 * size - 1, ...
+
+        All ranks call it together, with a divisor of their number.
+        """
+        if size == self.size:
+            return self
+        group = dist.new_subgroups(size)[0] if size > 1 else None
+        return dataclasses.replace(self, rank=self.rank % size, size=size, group=group)
+
     @property
     def is_main(self) -> bool:
         return self.rank == 0

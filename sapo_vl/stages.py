@@ -21,6 +21,7 @@ from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_be
 from sapo_vl.evaluation.table import figures_table
 from sapo_vl.models import ModelError, check_weights, read_config
 from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.run_log import RunLog, check_trackers, write_json
 from sapo_vl.sampler import QuotaSampler
 from sapo_vl.scoring import Scorer
@@ -76,6 +77,8 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
         _check_rewards(config, config.data.train_split, config.data.eval_split)
     if stage in ("train", "eval"):
         check_benchmarks(config)
+        if config.rollout.engine == "vllm":
+            _check_engines(config, ranks)
     if stage == "eval" and not config.eval.benchmarks:
         _check_rewards(config, config.data.eval_split)
 
@@ -84,6 +87,14 @@ def _check_rewards(config: RunConfig, *splits: str) -> None:
     with Scorer(config.rewards) as scorer:
         for split in splits:
             scorer.check(ProblemSet(config.data.path, split).rewards, dataset=config.data.path)
+
+
+def _check_engines(config: RunConfig, ranks: int) -> None:
+    load_contract()  # vLLM is there, in a version that is known
+    try:
+        config.rollout.vllm.check_ranks(ranks)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def _check_trackers(config: RunConfig) -> None:

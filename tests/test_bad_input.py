@@ -28,6 +28,7 @@ from sapo_vl.failure_watch import ScoringStopped
 from sapo_vl.feed import ProblemFeed
 from sapo_vl.models import load_model
 from sapo_vl.pipeline import build_tiny_model
+from sapo_vl.rollout.vllm import contract
 from sapo_vl.sampler import QuotaSampler
 from sapo_vl.scoring import Scorer
 from sapo_vl.stages import preflight
@@ -36,6 +37,7 @@ from sapo_vl.types import ScoreStatus
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 TASKS = ("compare", "count", "ground")
 MODEL_SETTINGS = ["model.min_pixels=256", "model.max_pixels=16384", "model.max_prompt_tokens=256"]
+IN_PROCESS = ["rollout.engine=vllm", "rollout.vllm.tensor_parallel=3", "rollout.prompts_per_step=8"]
 Row = dict[str, Any]
 
 
@@ -239,11 +241,9 @@ def test_a_model_folder_without_all_its_weights(refused, model, copy_of):
     ("stage", "overrides", "words"),
     [
         ("train", ["processes=2"], "must be a multiple of ranks x mini-batches = 2 x 2"),
-        (
-            "sft",
-            ["processes=2", "cold_start.batch_size=3"],
-            "cold_start.batch_size=3 must be a multiple of the 2 ranks",
-        ),
+        ("sft", ["processes=2", "cold_start.batch_size=3"], "batch_size=3 must be a multiple of the 2 ranks"),
+        ("train", [*IN_PROCESS, "processes=4"], "rollout.vllm.tensor_parallel=3 with 4 ranks; use 1 (an engine"),
+        ("eval", IN_PROCESS, "rollout.vllm.tensor_parallel=3 with 1 ranks; use 1"),
         ("sft", ["cold_start=null"], "this config has no cold_start section; add one"),
         ("train", ["log.trackers=[wandb]"], "log.trackers asks for wandb, which is not installed: pip install"),
         ("train", ["resume=runs/old"], "resume='runs/old' is no complete checkpoint folder"),
@@ -258,6 +258,11 @@ def test_a_model_folder_without_all_its_weights(refused, model, copy_of):
 )
 def test_settings_that_cannot_work_here(stage, overrides, words, refused):
     assert words in refused(*overrides, stage=stage)
+
+
+def test_vllm_that_is_not_there(refused, monkeypatch):
+    monkeypatch.setattr(contract, "DISTRIBUTIONS", ("no-such-vllm",))
+    assert "VllmMissing: rollout.engine=vllm needs vLLM, which is not" in refused("rollout.engine=vllm")
 
 
 def test_a_reward_file_that_cannot_be_imported(refused, tmp_path):

@@ -188,20 +188,38 @@ def test_deepspeed_takes_the_shipped_settings(name):
 
 @pytest.mark.parametrize("name", SIZES)
 def test_the_memory_the_comments_promise(name):
-    """Weights, and 12 bytes of optimizer state per parameter that learns, on the GPUs the comments name."""
+    """Of the trainer: weights, 2 bytes of gradient and 12 of optimizer state per parameter that learns. Of vLLM: its
+    share, which must hold its weights and a cache for as many full-length responses as make it worth while."""
     config, built = settings(name), model(name)
     gpus = 32 if name == "qwen3_vl_235b_a22b" else 8
     learning = count(p for p in built.parameters() if p.requires_grad)
     weights = 2 * count(built.parameters()) / (gpus if config.zero.stage == 3 else 1)
-    states = 0 if config.zero.offload_optimizer else 12 * learning / gpus
-    text = hf_config(name).text_config
-    per_token = text.num_hidden_layers * text.num_key_value_heads * 128 * 2 * 2
-    responses = config.rollout.prompts_per_batch * config.rollout.group_size
-    cache = responses * (config.model.max_prompt_tokens + config.rollout.max_new_tokens) * per_token
-    total = weights + 2 * learning / gpus + states + cache
-    assert total < (141e9 if name == "qwen3_vl_30b_a3b" else 80e9) * 0.85
-    if name == "qwen3_vl_30b_a3b":  # the override its comment gives for 80 GB
-        assert total - states < 0.85 * 80e9
+    updated = 14 * learning / gpus
+    sizes = {"qwen3_vl_30b_a3b": [(141e9, False), (80e9, True)], "qwen3_vl_235b_a22b": [(80e9, True)]}
+    default, *overridden = sizes.get(name, [(80e9, False)])  # overridden: as its comment advises for less memory
+    assert default[1] is config.zero.offload_optimizer
+    text, vllm = hf_config(name).text_config, config.rollout.vllm
+    heads = max(1, text.num_key_value_heads // vllm.tensor_parallel)
+    per_token = text.num_hidden_layers * heads * 128 * 2 * 2
+    length = config.model.max_prompt_tokens + config.rollout.max_new_tokens
+    for memory, offloaded in (default, *overridden):
+        share = vllm.gpu_memory_utilization * memory
+        assert weights + (0 if offloaded else updated) + share < 0.85 * memory
+        cache = share - 2 * count(built.parameters()) / vllm.tensor_parallel - 3e9  # for activations
+        assert cache / (length * per_token) > 32  # responses at a time
+
+
+@pytest.mark.parametrize("name", SIZES)
+def test_the_model_can_be_cut_as_its_engines_are(name):
+    """What vLLM asks of a model that several GPUs share; heads of keys and values may be there more than once."""
+    config, hf = settings(name), hf_config(name)
+    text, vision, ways = hf.text_config, hf.vision_config, config.rollout.vllm.tensor_parallel
+    assert config.rollout.engine == "vllm"
+    config.rollout.vllm.check_ranks(32 if name == "qwen3_vl_235b_a22b" else 8)
+    width = text.moe_intermediate_size if name in MOES else text.intermediate_size
+    for size in (text.num_attention_heads, width, vision.num_heads, vision.intermediate_size, text.vocab_size):
+        assert size % ways == 0
+    assert max(text.num_key_value_heads, ways) % min(text.num_key_value_heads, ways) == 0
 
 
 @pytest.mark.parametrize("name", SIZES)

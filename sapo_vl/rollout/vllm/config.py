@@ -13,13 +13,21 @@ from sapo_vl.strict import Strict
 class VllmConfig(Strict):
     """Section `rollout.vllm`: of the engine in process, and of a server that `sapo-vl serve` starts."""
 
-    tensor_parallel: int = Field(default=1, ge=1)  # ranks that share an engine: 1, or all of them. GPUs of a server
+    tensor_parallel: int = Field(default=1, ge=1)  # ranks in a row that share an engine; GPUs of a server
     gpu_memory_utilization: float = Field(default=0.45, gt=0, lt=1)  # share of a GPU's memory for weights and KV cache
     kv_cache_gib: int = Field(default=1, ge=1)  # size of the KV cache where there is no GPU
     max_num_seqs: int = Field(default=256, ge=1)  # responses sampled at a time
     max_images_per_prompt: int = Field(default=8, ge=1)
     enforce_eager: bool = False  # no CUDA graphs: slower, starts sooner, needs less memory. Always so on a CPU
     sleep: bool = True  # give the GPU's memory back while the trainer works. Nothing on a CPU, nothing for a server
+
+    def check_ranks(self, ranks: int) -> None:
+        """Raises ValueError if so many ranks cannot be dealt to engines."""
+        if ranks % self.tensor_parallel:
+            raise ValueError(
+                f"rollout.vllm.tensor_parallel={self.tensor_parallel} with {ranks} ranks; use 1 (an engine per rank) "
+                "or another divisor of the number of ranks"
+            )
 
 
 class ServerConfig(Strict):

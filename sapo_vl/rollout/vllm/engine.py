@@ -1,7 +1,8 @@
-"""vLLM inside the trainer's processes: one engine per rank, or one over all of them."""
+"""vLLM inside the trainer's processes: one engine per rank, or one over several of them."""
 
 from __future__ import annotations
 
+import dataclasses
 import gc
 import hashlib
 import logging
@@ -51,15 +52,12 @@ class VllmEngine:
         max_new_tokens: int,
         max_failed_share: float,
     ) -> None:
-        if config.tensor_parallel not in (1, world.size):
-            raise ValueError(
-                f"rollout.vllm.tensor_parallel={config.tensor_parallel} with {world.size} ranks; use 1 (an engine per "
-                f"rank) or {world.size} (one engine over all ranks)"
-            )
+        config.check_ranks(world.size)
         self.model, self.config, self.chat, self.world = model, config, chat, world
         self.contract = load_contract()
         self.weight_version = 0
         self._weights, self._expected = weights, expected
+        self._sharing = world.neighbours(config.tensor_parallel)  # the ranks of this engine
         self._watch = FailureWatch(max_failed_share)
         self._on_cpu = world.device.type == "cpu"
         self._max_model_len = model.max_prompt_tokens + max_new_tokens
@@ -118,10 +116,10 @@ class VllmEngine:
 
     def _answers(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Answer]:
         mine = range(len(prompts))
-        if self.config.tensor_parallel > 1:
+        if self._sharing.size > 1:
             # The ranks of one engine must hand it the same requests in the same order.
-            shares = self.world.gather(list(prompts))
-            start = sum(len(share) for share in shares[: self.world.rank])
+            shares = self._sharing.gather([_as_vllm_reads_it(p) for p in prompts])
+            start = sum(len(share) for share in shares[: self._sharing.rank])
             mine = range(start, start + len(prompts))
             prompts = [p for share in shares for p in share]
         requests = [
@@ -160,6 +158,12 @@ class VllmEngine:
             self.llm = self._open(str(folder))
         finally:
             shutil.rmtree(folder)
+
+
+def _as_vllm_reads_it(prompt: Prompt) -> Prompt:
+    """The prompt without the patches of its images, eight times their bytes, and without the problem's own images."""
+    problem = dataclasses.replace(prompt.problem, images=())
+    return dataclasses.replace(prompt, problem=problem, pixel_values=None, image_grid_thw=None)
 
 
 def request_seed(problem_id: str, seed: int) -> int:
