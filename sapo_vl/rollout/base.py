@@ -44,7 +44,7 @@ class RolloutConfig(Strict):
     temperature: float = Field(default=1.0, gt=0)
     top_p: float = Field(default=1.0, gt=0, le=1)
     top_k: int = Field(default=0, ge=0)  # 0 = off
-    prompts_per_batch: int = Field(default=64, ge=1)  # sampled together on a rank: bounds the KV cache
+    prompts_per_batch: int = Field(default=64, ge=1)  # of the transformers engine, on a rank: bounds its KV cache
     # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
 

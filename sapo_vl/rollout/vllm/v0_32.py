@@ -163,11 +163,18 @@ def reset_caches(llm: Any) -> None:
 
 
 def wake(llm: Any) -> None:
-    if llm.llm_engine.vllm_config.model_config.enable_sleep_mode and llm.llm_engine.is_sleeping():
+    """Takes the memory back that `sleep` gave; nothing if the engine is awake."""
+    if _may_sleep(llm) and llm.llm_engine.is_sleeping():
+        # torch keeps what the trainer's activations took, and vLLM's memory does not come from torch.
+        torch.cuda.empty_cache()
         llm.wake_up()
 
 
 def sleep(llm: Any) -> None:
     """Weights go to main memory, the KV cache away."""
-    if llm.llm_engine.vllm_config.model_config.enable_sleep_mode:
+    if _may_sleep(llm):
         llm.sleep(level=1)
+
+
+def _may_sleep(llm: Any) -> bool:
+    return llm.llm_engine.vllm_config.model_config.enable_sleep_mode
