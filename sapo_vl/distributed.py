@@ -48,7 +48,7 @@ class World:
         """
         if size == self.size:
             return self
-        group = dist.new_subgroups(size)[0] if size > 1 else None
+        group = dist.new_subgroups(size, timeout=COLLECTIVE_TIMEOUT)[0] if size > 1 else None
         return dataclasses.replace(self, rank=self.rank % size, size=size, group=group)
 
     @property
