@@ -211,8 +211,11 @@ def _damage_in_share(folder: Path, world: World) -> str | None:
         path = folder / name
         if not path.is_file():
             return f"{name} is missing"
-        if _digest(path) != expected:
-            return f"{name} has another digest than when it was written"
+        try:
+            if _digest(path) != expected:
+                return f"{name} has another digest than when it was written"
+        except OSError as error:  # of one rank's disk; raised, it would leave the others waiting
+            return f"{name} cannot be read: {error}"
     return None
 
 

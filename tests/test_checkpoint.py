@@ -19,6 +19,7 @@ from distributed_worker import VARIANTS
 from helpers_launch import run_ranks
 from helpers_models import KINDS, make_case, processor
 
+from sapo_vl import checkpoint
 from sapo_vl.checkpoint import (
     MANIFEST,
     CheckpointError,
@@ -175,6 +176,20 @@ def test_damage_is_found(damage: str, root: Path, seed: int, caplog: pytest.LogC
     DAMAGES[damage](victim)
     assert newest_checkpoint(root, ALONE) == step_dir(root, 2)
     assert "step_00000003 is damaged" in caplog.text and victim.name in caplog.text
+
+
+@pytest.mark.slow
+def test_a_file_that_the_disk_does_not_give_back_is_damage(root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    newest, whole = step_dir(root, 3), checkpoint._digest
+
+    def digest(path: Path) -> str:
+        if path == newest / "rank_1.json":
+            raise OSError(5, "Input/output error")
+        return whole(path)
+
+    monkeypatch.setattr(checkpoint, "_digest", digest)
+    assert find_damage(newest, ALONE) == "rank_1.json cannot be read: [Errno 5] Input/output error"
+    assert newest_checkpoint(root, ALONE) == step_dir(root, 2)
 
 
 @pytest.mark.slow

@@ -18,3 +18,17 @@ def test_the_shares_of_the_mixture() -> None:
     assert {task: sum(tasks[row] == task for row in batch) for task in counts} == counts
     assert config.loss.name == "sapo" and config.loss.loss_params().model_dump() == {"tau_pos": 1.0, "tau_neg": 1.05}
     assert "has not been run on a GPU" in " ".join(CONFIG.read_text().replace("#", " ").split())
+
+
+def test_it_samples_and_shards_as_the_config_of_its_model() -> None:
+    """test_meta_models.py works out that those settings fit the model and its GPUs."""
+    config, single = load_config(CONFIG), load_config(CONFIG.with_name("qwen3_vl_30b_a3b.yaml"))
+    assert config.rollout.engine == single.rollout.engine == "vllm"
+    assert config.rollout.vllm == single.rollout.vllm and config.zero == single.zero
+    assert config.batch.tokens_per_micro_batch == single.batch.tokens_per_micro_batch
+
+
+def test_every_shipped_gpu_config_samples_with_vllm() -> None:
+    """The trainer's own model would gather all weights for every token under ZeRO-3."""
+    shipped = sorted(CONFIG.parent.glob("*qwen3_vl*.yaml"))
+    assert len(shipped) == 5 and all(load_config(path).rollout.engine == "vllm" for path in shipped)
