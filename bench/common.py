@@ -12,10 +12,10 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sapo_vl.chat import Chat
-from sapo_vl.models import ModelConfig, load_model
-from sapo_vl.policy import PolicyModule
-from sapo_vl.tiny import init_tiny
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.loading import ModelConfig, load_model
+from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.tiny import init_tiny
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
 

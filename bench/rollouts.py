@@ -14,8 +14,8 @@ from common import paired, random_prompt
 
 from sapo_vl.distributed import init_world
 from sapo_vl.doctor import case
-from sapo_vl.export import save_hf_folder
-from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.model.export import save_hf_folder
 from sapo_vl.rollout import RolloutConfig, SamplingParams, TransformersEngine
 from sapo_vl.rollout.vllm.engine import VllmEngine, request_seed
 from sapo_vl.session import open_session

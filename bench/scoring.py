@@ -17,10 +17,10 @@ from pathlib import Path
 from typing import Any
 
 from rewards import RewardInput
-from rewards.custom import read_custom
-from rewards.pool import CHUNK, CHUNK_BUDGET_S, RewardPool
 from rewards.weighted import OWN
-from rewards.worker import Job, Plan
+from rewards.workers.custom import read_custom
+from rewards.workers.pool import CHUNK, CHUNK_BUDGET_S, RewardPool
+from rewards.workers.worker import Job, Plan
 
 # Reward -> (gold number i, meta); one of the rewards for each kind of work.
 PROBLEMS: dict[str, tuple[Callable[[int], str], dict[str, Any]]] = {

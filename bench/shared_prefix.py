@@ -7,7 +7,7 @@ import argparse
 import numpy as np
 from common import paired, random_group, tiny_policy
 
-from sapo_vl.batching import pack, pad
+from sapo_vl.model.batching import pack, pad
 
 CASES = ((64, 12, 8, 16), (256, 32, 8, 1), (256, 64, 16, 1))  # image side, response tokens, responses, groups
 

@@ -1,4 +1,4 @@
-"""Recipes: each builds a data set folder in the schema of `sapo_vl.data`.
+"""Recipes: each builds a data set folder in the schema of `sapo_vl.data.problem_set`.
 
 A recipe is a function `build(out, *, seed=0, ...)` whose keyword arguments have types and defaults; it
 returns the manifest it wrote. To add one, write a module with such a function and name it in RECIPES.

@@ -17,10 +17,10 @@ import numpy as np
 from data_recipes.filters import Seen, answer_in_question, too_long
 from data_recipes.golds import UNCHECKED, Judge, gold_reasons
 from data_recipes.reading import LeftOut, ReadRow, Row
-from sapo_vl.data import BadRow, BadRows, DataError
-from sapo_vl.dataset_writer import Card, write_splits
-from sapo_vl.images import ImageRefused
-from sapo_vl.source import Source, open_source
+from sapo_vl.data.images import ImageRefused
+from sapo_vl.data.problem_set import BadRow, BadRows, DataError
+from sapo_vl.data.source import Source, open_source
+from sapo_vl.data.writer import Card, write_splits
 from sapo_vl.types import Problem
 
 BATCH = 64  # problems whose golds are checked at a time
@@ -79,7 +79,7 @@ def recipe(data: HubSet) -> Callable[..., dict[str, Any]]:
         """Writes the data set folder `out` with the splits test and train, and returns its manifest.
 
         seed: which rows are drawn, where test_rows or max_rows draw any.
-        source: a hub id, a local copy of it, or one file (sapo_vl.source.open_source).
+        source: a hub id, a local copy of it, or one file (sapo_vl.data.source.open_source).
         train_from, test_from: splits of the source. With test_from "", or a source that is one file, test_rows rows of
             train_from become the test split.
         max_rows: at most so many rows are taken for training; 0 = all.

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from data_recipes.filters import folded
 from data_recipes.golds import UNCHECKED, Judge, gold_reasons, gold_response
 from rewards.number import parse_number
-from sapo_vl.data import BadRow, ProblemSet
+from sapo_vl.data.problem_set import BadRow, ProblemSet
 from sapo_vl.types import Problem
 
 BATCH = 256

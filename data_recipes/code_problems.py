@@ -21,7 +21,7 @@ from data_recipes.building import HubSet, recipe
 from data_recipes.forms import ASKING, chat_turns
 from data_recipes.reading import PROGRAM, LeftOut, Row, turn
 from rewards.code import MAX_CASES
-from sapo_vl.dataset_writer import Card
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 CASES = ("verification_info", "test_cases", "tests", "reward_model")

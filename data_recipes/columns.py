@@ -13,9 +13,9 @@ from data_recipes.building import MAX_BAD_SHARE, MAX_TOKENS, Rules, split_rows, 
 from data_recipes.forms import FORMS, Columns
 from data_recipes.reading import Row, problem
 from rewards import REWARDS
-from sapo_vl.data import DataError
-from sapo_vl.dataset_writer import UNKNOWN, Card
-from sapo_vl.source import Source, open_source
+from sapo_vl.data.problem_set import DataError
+from sapo_vl.data.source import Source, open_source
+from sapo_vl.data.writer import UNKNOWN, Card
 from sapo_vl.types import Problem
 
 

@@ -33,7 +33,7 @@ import numpy as np
 from PIL import Image
 
 from data_recipes.filters import folded, image_digest, texts
-from sapo_vl.data import BadRow, ProblemSet
+from sapo_vl.data.problem_set import BadRow, ProblemSet
 from sapo_vl.types import Problem
 
 GRAM = 13  # words, as in the GPT-3 report (arXiv 2005.14165)

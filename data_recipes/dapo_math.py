@@ -7,7 +7,7 @@ out as duplicates and counted. Its own instruction around the problem is replace
 from data_recipes.building import HubSet, recipe
 from data_recipes.forms import FORMS
 from data_recipes.reading import Row, problem, text_of, unwrap
-from sapo_vl.dataset_writer import Card
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 BEFORE = "Solve the following math problem step by step. The last line of your response should be of the form Answer:"

@@ -2,7 +2,7 @@
 
 from data_recipes.building import HubSet, recipe
 from data_recipes.reading import Row, problem, text_of, unwrap
-from sapo_vl.dataset_writer import Card
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 

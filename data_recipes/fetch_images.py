@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from data_recipes.fetching import NotFetched, Rules, fetch
-from sapo_vl.source import open_source
+from sapo_vl.data.source import open_source
 
 FOLDER = "images"
 ROWS = "rows.jsonl"
@@ -43,7 +43,7 @@ def fetch_images(source: str, split: str, column: str, out: Path, rules: Rules) 
     a second call on the failed rows is up to the user.
 
     Args:
-        source, split: as for sapo_vl.source.open_source.
+        source, split: as for sapo_vl.data.source.open_source.
 
     Raises:
         DataError: there is no such source, split or column. FileExistsError: `out` is there.

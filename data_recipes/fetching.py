@@ -3,7 +3,7 @@
 Every address is checked before a byte is asked for: https, a host on the list, and a name that resolves to public
 addresses only. The connection goes to the very address that was checked, so that a name which resolves to another one a
 moment later gains nothing. Redirects are not followed. What comes must be a picture within the limits of
-sapo_vl.images; it is stored under the sha256 of its bytes. Nothing is tried twice unless the caller asks to.
+sapo_vl.data.images; it is stored under the sha256 of its bytes. Nothing is tried twice unless the caller asks to.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from sapo_vl.images import MAX_IMAGE_BYTES, ImageRefused, decode_image
+from sapo_vl.data.images import MAX_IMAGE_BYTES, ImageRefused, decode_image
 
 CONNECT_S = 10.0  # to connect, and between two pieces of an answer
 TOTAL_S = 60.0  # for one picture

@@ -6,7 +6,7 @@ judged by the reward "number", LaTeX such as `2 \sqrt { 221 }` by "math", to whi
 
 from data_recipes.building import HubSet, recipe
 from data_recipes.reading import TAGS, Row, cells_of, problem, text_of
-from sapo_vl.dataset_writer import Card
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 INSTRUCTION = TAGS + ", as a plain number where possible."

@@ -3,7 +3,7 @@
 from data_recipes.building import HubSet, recipe
 from data_recipes.forms import FORMS
 from data_recipes.reading import Row, problem
-from sapo_vl.dataset_writer import Card
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 

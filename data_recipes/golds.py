@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 
 from rewards import IN_PROCESS, REWARDS, RewardInput
 from rewards.base import needs_images
-from rewards.pool import RewardPool
-from rewards.preflight import setting_problem
 from rewards.weighted import OWN
-from rewards.worker import Job, Plan, Result, score_one
-from sapo_vl.data import DataError
+from rewards.workers.pool import RewardPool
+from rewards.workers.preflight import setting_problem
+from rewards.workers.worker import Job, Plan, Result, score_one
+from sapo_vl.data.problem_set import DataError
 from sapo_vl.types import Problem
 
 TIMEOUT_S = 10.0

@@ -18,8 +18,8 @@ from typing import Any
 import numpy as np
 
 from data_recipes.filters import Seen
-from sapo_vl.data import BadRow, BadRows, DataError, ProblemSet, split_names
-from sapo_vl.dataset_writer import Card, write_splits
+from sapo_vl.data.problem_set import BadRow, BadRows, DataError, ProblemSet, split_names
+from sapo_vl.data.writer import Card, write_splits
 from sapo_vl.types import Problem
 
 CARD = Card(name="Mixture", source="the data sets named below", licence="that of each set, see `sets` in manifest.json")

@@ -8,7 +8,7 @@ the file: source=/data/mm_eureka/data.jsonl.
 from data_recipes.building import HubSet, recipe
 from data_recipes.forms import FORMS, Columns, conversation
 from data_recipes.reading import Row, problem
-from sapo_vl.dataset_writer import Card
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 

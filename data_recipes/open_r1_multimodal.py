@@ -2,8 +2,8 @@
 
 from data_recipes.building import HubSet, recipe
 from data_recipes.reading import LeftOut, Row, cells_of, problem, text_of
-from rewards.extract import last_answer
-from sapo_vl.dataset_writer import Card
+from rewards.answers.extract import last_answer
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 

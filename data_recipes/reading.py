@@ -1,7 +1,7 @@
 r"""From a row of somebody else's data to a problem: what all recipes need for it.
 
 A reader is a function (Row) -> Problem. It raises ValueError where the row is broken (a picture that cannot be read is
-one: sapo_vl.images.ImageRefused), and LeftOut where the row is fine but no problem for a rule to judge.
+one: sapo_vl.data.images.ImageRefused), and LeftOut where the row is fine but no problem for a rule to judge.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from typing import Any
 
 from PIL import Image
 
-from rewards.extract import last_answer
+from rewards.answers.extract import last_answer
 from rewards.number import parse_number
-from sapo_vl.images import ImageRefused
+from sapo_vl.data.images import ImageRefused
 from sapo_vl.types import Problem
 
 MARKER = "<image>"  # where a picture belongs in the text of a row

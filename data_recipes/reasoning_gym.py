@@ -17,8 +17,8 @@ import numpy as np
 from data_recipes.filters import Seen
 from data_recipes.golds import Judge, gold_reasons
 from data_recipes.reading import ANSWER, LeftOut, turn
-from sapo_vl.data import DataError
-from sapo_vl.dataset_writer import Card, write_splits
+from sapo_vl.data.problem_set import DataError
+from sapo_vl.data.writer import Card, write_splits
 from sapo_vl.types import Problem
 
 CARD = Card(

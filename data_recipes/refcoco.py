@@ -13,7 +13,7 @@ from typing import Any
 from data_recipes.building import HubSet, recipe
 from data_recipes.forms import FORMS
 from data_recipes.reading import BOX, MARKER, Row, cells_of, pictures, turn
-from sapo_vl.dataset_writer import Card
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 QUESTION = "Find the region that this phrase describes: {phrase}"

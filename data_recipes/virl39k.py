@@ -7,7 +7,7 @@ the text. Rows of the ready form (Kun-Xiang/ViRL39K: `images`, `problem`) are re
 
 from data_recipes.building import HubSet, recipe
 from data_recipes.reading import Row, cells_of, problem, text_of, unwrap
-from sapo_vl.dataset_writer import Card
+from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 

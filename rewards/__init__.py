@@ -68,8 +68,8 @@ IN_PROCESS = frozenset(
 
 # Reward -> the module it imports when it first scores, where that takes long. Workers import it when they start.
 PRELOAD = {
-    "judge": "rewards.judge_client",
-    "math": "rewards.symbolic",
+    "judge": "rewards.judging.client",
+    "math": "rewards.answers.symbolic",
 }
 
 __all__ = ["IN_PROCESS", "PRELOAD", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

@@ -38,7 +38,7 @@ class RewardOutput:
 
 
 # Reasons that several rewards give.
-NO_ANSWER = "no answer"  # nothing in the response is a final answer: rewards.extract.last_answer
+NO_ANSWER = "no answer"  # nothing in the response is a final answer: rewards.answers.extract.last_answer
 EMPTY = "empty answer"
 TOO_LONG = "answer too long"
 WRONG = "wrong"

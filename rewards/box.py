@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, TypeGuard
 
+from rewards.answers.blocks import answer_or_reply, last_fenced, parse_json
+from rewards.answers.extract import last_answer as final_answer
+from rewards.answers.extract import plain, unset
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
-from rewards.blocks import answer_or_reply, last_fenced, parse_json
-from rewards.extract import last_answer as final_answer
-from rewards.extract import plain, unset
 
 DEFAULT_THRESHOLD = 0.5
 UNITS = ("pixel", "0-1000")

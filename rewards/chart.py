@@ -4,10 +4,10 @@ from collections.abc import Callable, Mapping
 from fractions import Fraction
 from typing import Any
 
+from rewards.answers.extract import bare, last_answer
+from rewards.answers.numerals import Numeral, read_numeral
 from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
-from rewards.extract import bare, last_answer
 from rewards.number import precision, rounded
-from rewards.numerals import Numeral, read_numeral
 
 Same = Callable[[Fraction, Fraction], bool]  # (value of the answer, of the gold)
 

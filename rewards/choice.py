@@ -4,8 +4,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from rewards.answers.extract import bare, last_answer
 from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
-from rewards.extract import bare, last_answer
 from rewards.number import parse_number
 
 MAX_OPTIONS = 100

@@ -13,17 +13,17 @@ from decimal import Decimal
 from importlib import resources
 from typing import Any, NamedTuple
 
+from rewards.answers.blocks import answer_or_reply, last_fenced
 from rewards.base import RewardInput, RewardOutput, Unscorable
-from rewards.blocks import answer_or_reply, last_fenced
-from rewards.sandbox import Limits, SandboxError, pipe, run, start
-from rewards.sandbox_probe import probe
+from rewards.sandbox.launch import Limits, SandboxError, pipe, run, start
+from rewards.sandbox.probe import probe
 
 LANGUAGES = ("python", "python3", "py")
 MAX_CHARS = 100_000
 MAX_CASES = 100
 _SPARE_OUTPUT = 1 << 16  # bytes that a program may print beyond twice what is expected
 _NUMBER = re.compile(r"[+-]?(?:[0-9]{1,400}(?:\.[0-9]{0,400})?|\.[0-9]{1,400})(?:[eE][+-]?[0-9]{1,3})?", re.ASCII)
-_CALLS = resources.files("rewards.inside").joinpath("calls.py").read_bytes()
+_CALLS = resources.files("rewards.sandbox.inside").joinpath("calls.py").read_bytes()
 
 
 class Cases(NamedTuple):
@@ -53,8 +53,8 @@ def code(
       case is a run of its own. With meta["compare"] = "values" (LiveCodeBench's rule) white space before lines does
       not count either, and two lines of numbers are the same if their numbers are: "1.50 2" for "1.5 2.0".
     * "asserts": ["assert add(3, 4) == 7", ...], one or more statements each, that call what the program defines.
-      They run in a second sandbox and reach the program by messages (rewards/inside/calls.py): ending the process,
-      replacing builtins or returning an object that equals everything is of no use. What is handed over and
+      They run in a second sandbox and reach the program by messages (rewards/sandbox/inside/calls.py): ending the
+      process, replacing builtins or returning an object that equals everything is of no use. What is handed over and
       returned is copied, and must be plain data, so a change that a function makes to its argument is not seen;
       objects of the program's own classes can be called and have attributes. Built-in functions are the real
       ones; meta["entry_point"] names a function of the program that has the name of one. All asserts share one

@@ -2,8 +2,8 @@
 
 import re
 
+from rewards.answers.extract import bare, last_answer
 from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
-from rewards.extract import bare, last_answer
 
 _DIGITS = re.compile(r"(?:[0-9]{1,3}(?:,[0-9]{3}){1,4}|[0-9]{1,15})(?:\.0{1,6})?")
 _SMALL = """zero one two three four five six seven eight nine ten eleven twelve thirteen fourteen fifteen sixteen

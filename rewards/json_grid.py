@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rewards.answers.blocks import MAX_JSON_CHARS, answer_or_reply, last_object, parse_json
+from rewards.answers.extract import plain
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
-from rewards.blocks import MAX_JSON_CHARS, answer_or_reply, last_object, parse_json
-from rewards.extract import plain
 
 MAX_CELLS = 1000
 BLANK = "___"  # what the public copy of ZebraLogic has in place of its solutions

@@ -6,12 +6,12 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from rewards.answers.extract import last_answer
+from rewards.answers.latex import words
 from rewards.base import TOO_LONG, WRONG, RewardFn, RewardInput, RewardOutput, Unscorable, missing
-from rewards.extract import last_answer
-from rewards.judge_cache import VerdictCache
-from rewards.judge_prompt import verdict_key
-from rewards.judge_settings import UNREAD, JudgeSettings
-from rewards.latex import words
+from rewards.judging.cache import VerdictCache
+from rewards.judging.prompt import verdict_key
+from rewards.judging.settings import UNREAD, JudgeSettings
 
 MAX_CHARS = 400  # of an answer: a longer one is wrong, since half of it could hide what the other half takes back
 ASKED, CACHED = "judge_asked", "judge_cached"  # parts: 1 if the verdict is the judge's, fresh or from the cache
@@ -84,7 +84,7 @@ def is_sure(rule: str, ruled: RewardOutput, gold: str, answer: str) -> bool:
 
 
 def _asked(settings: JudgeSettings, x: RewardInput, answer: str, deadline: float) -> RewardOutput:
-    from rewards.judge_client import judge_of  # imports httpx: see rewards.PRELOAD
+    from rewards.judging.client import judge_of  # imports httpx: see rewards.PRELOAD
 
     cache = VerdictCache(Path(settings.cache))
     key = verdict_key(settings.model, x.question, x.answer, answer)

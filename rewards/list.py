@@ -7,10 +7,10 @@ from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
 
+from rewards.answers.blocks import parse_json
+from rewards.answers.extract import last_answer as final_answer
+from rewards.answers.extract import plain, unset
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
-from rewards.blocks import parse_json
-from rewards.extract import last_answer as final_answer
-from rewards.extract import plain, unset
 
 SEPARATORS = ",;\n"
 _SPELLINGS = {",": ",\uff0c\u3001", ";": ";\uff1b", "\n": "\n"}  # Chinese and Japanese write others, too

@@ -7,9 +7,9 @@ import re
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from rewards.answers.extract import bare
+from rewards.answers.extract import last_answer as final_answer
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
-from rewards.extract import bare
-from rewards.extract import last_answer as final_answer
 
 MAX_CELLS = 10_000
 _MAX_STEPS_PER_CELL = 4

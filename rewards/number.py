@@ -5,9 +5,9 @@ from fractions import Fraction
 from math import floor
 from typing import Any
 
+from rewards.answers.extract import last_answer
+from rewards.answers.numerals import MAX_CHARS, Numeral, read_numeral, unit_name
 from rewards.base import EMPTY, NO_ANSWER, TOO_LONG, WRONG, RewardInput, RewardOutput, Unscorable
-from rewards.extract import last_answer
-from rewards.numerals import MAX_CHARS, Numeral, read_numeral, unit_name
 
 DEFAULT_TOLERANCE = Fraction(1, 10**9)
 MAX_PRECISION = 15

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+from rewards.answers.extract import bare
+from rewards.answers.extract import last_answer as final_answer
 from rewards.base import RewardInput, RewardOutput, Unscorable, missing
-from rewards.extract import bare
-from rewards.extract import last_answer as final_answer
 
 THRESHOLD = 0.5
 MAX_GOLD_CHARS = 20_000  # of all golds together

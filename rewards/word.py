@@ -1,7 +1,7 @@
 """Is the answer the right word?"""
 
+from rewards.answers.extract import bare, last_answer
 from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
-from rewards.extract import bare, last_answer
 
 
 def word(x: RewardInput) -> RewardOutput:

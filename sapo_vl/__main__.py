@@ -3,6 +3,6 @@
 The ranks are started this way: worker processes of rewards import the main module again, but not a `__main__`.
 """
 
-from sapo_vl.cli import main
+from sapo_vl.commands.cli import main
 
 raise SystemExit(main())

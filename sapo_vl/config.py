@@ -14,19 +14,18 @@ from typing import Any, get_args, get_origin
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
-from sapo_vl.advantage import AdvantageConfig
-from sapo_vl.batching import BatchConfig
-from sapo_vl.checkpoint import CheckpointConfig
-from sapo_vl.data import DataConfig
+from sapo_vl.data.problem_set import DataConfig
 from sapo_vl.evaluation.config import EvalConfig
-from sapo_vl.losses import LossConfig
-from sapo_vl.mismatch import MismatchConfig
-from sapo_vl.models import ModelConfig
-from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.advantage import AdvantageConfig
+from sapo_vl.learning.checkpoint import CheckpointConfig
+from sapo_vl.learning.mismatch import MismatchConfig
+from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.losses import LossConfig, Reduction
+from sapo_vl.model.batching import BatchConfig
+from sapo_vl.model.loading import ModelConfig
+from sapo_vl.record.run_log import LogConfig
 from sapo_vl.rollout import RolloutConfig
-from sapo_vl.run_log import LogConfig
-from sapo_vl.scoring import ScoringConfig
-from sapo_vl.sft import ColdStartConfig
+from sapo_vl.scoring.scorer import ScoringConfig
 from sapo_vl.strict import Strict
 
 
@@ -39,6 +38,28 @@ class RecipeConfig(Strict):
 
     name: str = ""  # a key of data_recipes.RECIPES, or "path/to/yours.py:build"; "" = none
     args: dict[str, Any] = Field(default_factory=dict)  # its keyword arguments
+
+
+class ColdStartConfig(Strict):
+    """Supervised fine-tuning before RL."""
+
+    split: str = "cold_start"  # rows with solutions
+    steps: int = Field(default=1000, ge=1)  # at most
+    batch_size: int = Field(default=32, ge=1)  # problems a step, over all ranks
+    reduction: Reduction = "token_mean"
+    optim: OptimConfig = OptimConfig(lr=1e-5)
+    zero: ZeroConfig = ZeroConfig()
+    target_pass_rate: float = Field(default=0.0, ge=0, le=1)  # stop at this sampled accuracy; 0 = never
+    measure_every: int = Field(default=25, ge=1)  # steps between measurements of the pass rate
+    measure_per_task: int = Field(default=64, ge=1)  # rows of the training split a measurement uses per task
+
+    @model_validator(mode="after")
+    def _muon_needs_whole_gradients(self) -> ColdStartConfig:
+        if self.optim.name == "muon" and self.zero.stage > 0:
+            raise ValueError(
+                f"cold_start.optim.name=muon with cold_start.zero.stage={self.zero.stage}: use stage 0 or adamw"
+            )
+        return self
 
 
 class RunConfig(Strict):

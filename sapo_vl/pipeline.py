@@ -14,13 +14,13 @@ import yaml
 from data_recipes import find_recipe
 from data_recipes.arguments import build_recipe, recipe_arguments
 from sapo_vl.config import ConfigError, RunConfig
-from sapo_vl.data import BadRow, ProblemSet, split_names
-from sapo_vl.report import write_report
-from sapo_vl.run_log import write_json
+from sapo_vl.data.problem_set import BadRow, ProblemSet, split_names
+from sapo_vl.model.tiny import init_tiny
+from sapo_vl.record.report import write_report
+from sapo_vl.record.run_log import write_json
 from sapo_vl.session import quiet_libraries
 from sapo_vl.sft import COLD_START_MODEL
 from sapo_vl.stages import COLD_START_RESULT, launch, preflight
-from sapo_vl.tiny import init_tiny
 from sapo_vl.types import Problem
 
 TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer

@@ -18,16 +18,16 @@ import torch
 from transformers.integrations import HfDeepSpeedConfig
 from transformers.utils import logging as hf_logging
 
-from sapo_vl.chat import Chat
 from sapo_vl.distributed import World
-from sapo_vl.engine import PolicyEngine
-from sapo_vl.models import ModelConfig, ModelError, load_model
-from sapo_vl.optim import OptimConfig, ZeroConfig, deepspeed_config
-from sapo_vl.policy import PolicyModule
+from sapo_vl.learning.engine import PolicyEngine
+from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.loading import ModelConfig, ModelError, load_model
+from sapo_vl.model.policy import PolicyModule
 from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
 from sapo_vl.rollout.vllm.engine import VllmEngine
 from sapo_vl.rollout.vllm.server import VllmServerEngine
-from sapo_vl.weights import check_manifests, folder_manifest, hub_weights, manifest
+from sapo_vl.rollout.weights import check_manifests, folder_manifest, hub_weights, manifest
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "peft", "qwen-vl-utils", "pillow")
 

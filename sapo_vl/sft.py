@@ -12,51 +12,26 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from pydantic import Field, model_validator
 
-from sapo_vl.batching import MicroBatch, pack, pad, split_by_budget
-from sapo_vl.chat import Chat
-from sapo_vl.data import DataError, ProblemSet
-from sapo_vl.engine import full_state_dict
+from sapo_vl.config import RunConfig
+from sapo_vl.data.feed import ProblemFeed
+from sapo_vl.data.problem_set import DataError, ProblemSet
+from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.evaluation.config import EvalConfig
-from sapo_vl.export import save_hf_folder
-from sapo_vl.feed import ProblemFeed
-from sapo_vl.losses.reduce import Reduction
-from sapo_vl.nonfinite import watch_update
-from sapo_vl.objectives import global_denominators, imitation_objective
-from sapo_vl.optim import OptimConfig, ZeroConfig
-from sapo_vl.run_log import RunLog
-from sapo_vl.sampler import QuotaSampler
-from sapo_vl.scoring import Scorer
+from sapo_vl.learning.engine import full_state_dict
+from sapo_vl.learning.nonfinite import watch_update
+from sapo_vl.learning.objectives import global_denominators, imitation_objective
+from sapo_vl.model.batching import make_micro_batches
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.export import save_hf_folder
+from sapo_vl.record.run_log import RunLog
+from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
-from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)
 COLD_START_MODEL = "cold_start"  # folder of the model inside a run folder
-
-
-class ColdStartConfig(Strict):
-    """Supervised fine-tuning before RL."""
-
-    split: str = "cold_start"  # rows with solutions
-    steps: int = Field(default=1000, ge=1)  # at most
-    batch_size: int = Field(default=32, ge=1)  # problems a step, over all ranks
-    reduction: Reduction = "token_mean"
-    optim: OptimConfig = OptimConfig(lr=1e-5)
-    zero: ZeroConfig = ZeroConfig()
-    target_pass_rate: float = Field(default=0.0, ge=0, le=1)  # stop at this sampled accuracy; 0 = never
-    measure_every: int = Field(default=25, ge=1)  # steps between measurements of the pass rate
-    measure_per_task: int = Field(default=64, ge=1)  # rows of the training split a measurement uses per task
-
-    @model_validator(mode="after")
-    def _muon_needs_whole_gradients(self) -> ColdStartConfig:
-        if self.optim.name == "muon" and self.zero.stage > 0:
-            raise ValueError(
-                f"cold_start.optim.name=muon with cold_start.zero.stage={self.zero.stage}: use stage 0 or adamw"
-            )
-        return self
 
 
 def demonstration(prompt: Prompt, chat: Chat) -> RolloutGroup:
@@ -76,24 +51,17 @@ def demonstration(prompt: Prompt, chat: Chat) -> RolloutGroup:
     return RolloutGroup(prompt=prompt, rollouts=(response,))
 
 
-def make_micro_batches(
-    groups: list[RolloutGroup], chat: Chat, budget: int, shared_prefix: bool = True
-) -> list[MicroBatch]:
-    """Groups in order, packed up to the token budget."""
-    blank = chat.blank_pixels()
-    batches = split_by_budget(groups, budget)
-    return [pack(b, blank) if shared_prefix else pad(b, blank, chat.pad_id) for b in batches]
-
-
-def cold_start(config: Any, session: Session, scorer: Scorer, run_log: RunLog, out: Path) -> dict[str, Any]:
+def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, out: Path) -> dict[str, Any]:
     """Trains until `steps` or the target pass rate; writes the model to a folder inside `out`, the run's.
 
-    `config` is a RunConfig. Returns {"steps", "dropped", "pass_rate", "seconds", "loss"}; dropped counts the updates
+    Returns {"steps", "dropped", "pass_rate", "seconds", "loss"}; dropped counts the updates
     that were not applied.
 
     Raises NonFiniteUpdate if too many of them come in a row.
     """
-    sft: ColdStartConfig = config.cold_start
+    sft = config.cold_start
+    if sft is None:
+        raise ValueError("this config has no cold_start section")
     world, chat, engine = session.world, session.chat, session.engine
     problems = ProblemSet(config.data.path, sft.split)
     sampler = QuotaSampler(problems.tasks, config.data.quotas, sft.batch_size, config.seed)

@@ -11,20 +11,20 @@ import torch
 from torch.distributed import run as torchrun
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
-from sapo_vl.chat import load_processor
-from sapo_vl.checkpoint import MANIFEST
 from sapo_vl.config import ConfigError, RunConfig, save_config
-from sapo_vl.data import DataError, ProblemSet
+from sapo_vl.data.problem_set import DataError, ProblemSet
+from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_benchmarks
 from sapo_vl.evaluation.table import figures_table
-from sapo_vl.models import ModelError, check_weights, read_config
-from sapo_vl.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.checkpoint import MANIFEST
+from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.model.chat import load_processor
+from sapo_vl.model.loading import ModelError, check_weights, read_config
+from sapo_vl.record.run_log import RunLog, check_trackers, write_json
 from sapo_vl.rollout.vllm.contract import load_contract
-from sapo_vl.run_log import RunLog, check_trackers, write_json
-from sapo_vl.sampler import QuotaSampler
-from sapo_vl.scoring import Scorer
+from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import open_session, peak_memory, setup_logging, versions
 from sapo_vl.sft import cold_start
 from sapo_vl.train import train

@@ -13,33 +13,32 @@ from typing import Any
 
 import torch
 
-from sapo_vl.advantage import assign_advantages
-from sapo_vl.batching import MicroBatch, filler, split_mini_batches, trainable
-from sapo_vl.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
 from sapo_vl.config import RunConfig
-from sapo_vl.data import ProblemSet
-from sapo_vl.diagnostics import UpdateStats, rollout_stats
+from sapo_vl.data.feed import ProblemFeed
+from sapo_vl.data.problem_set import ProblemSet
+from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.distributed import World
-from sapo_vl.engine import UpdateResult, full_state_dict
 from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_values
-from sapo_vl.export import save_hf_folder
-from sapo_vl.feed import ProblemFeed
-from sapo_vl.lora import merged_state
-from sapo_vl.mismatch_stats import MismatchStats
-from sapo_vl.nonfinite import watch_update
-from sapo_vl.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
-from sapo_vl.parity import ParityGate, probe_prompts
-from sapo_vl.progress import PhaseTimer, Progress
-from sapo_vl.reference import load_reference
+from sapo_vl.learning.advantage import assign_advantages
+from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
+from sapo_vl.learning.diagnostics import UpdateStats, rollout_stats
+from sapo_vl.learning.engine import UpdateResult, full_state_dict
+from sapo_vl.learning.mismatch_stats import MismatchStats
+from sapo_vl.learning.nonfinite import watch_update
+from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
+from sapo_vl.learning.reference import load_reference
+from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
+from sapo_vl.model.export import save_hf_folder
+from sapo_vl.model.lora import merged_state
+from sapo_vl.record.progress import PhaseTimer, Progress
+from sapo_vl.record.rollout_log import RolloutLog
+from sapo_vl.record.run_log import RunLog
 from sapo_vl.rollout import SamplingParams
+from sapo_vl.rollout.parity import ParityGate, probe_prompts
 from sapo_vl.rollout.source import RolloutSource
-from sapo_vl.rollout_log import RolloutLog
-from sapo_vl.run_log import RunLog
-from sapo_vl.sampler import QuotaSampler
-from sapo_vl.scoring import Scorer
+from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session, open_session
-from sapo_vl.sft import make_micro_batches
 from sapo_vl.types import RolloutGroup
 
 log = logging.getLogger(__name__)
@@ -65,7 +64,9 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         seed=config.seed,
         out=out,
     )
-    reference = load_reference(config, session) if config.loss.kl_coef > 0 else None
+    reference = None
+    if config.loss.kl_coef > 0:
+        reference = load_reference(config.model, session.chat.banned_ids, config.rollout.temperature, world.device)
     feed = ProblemFeed(problems, sampler, session.chat, config.data.max_bad_share, world)
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
     rollout_log = RolloutLog(out / "rollouts", config.log.save_images)

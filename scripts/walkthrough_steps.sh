@@ -85,7 +85,7 @@ import json
 import sys
 from pathlib import Path
 
-from sapo_vl.data import ProblemSet
+from sapo_vl.data.problem_set import ProblemSet
 
 out = Path(sys.argv[1])
 (out / "shapes").mkdir(exist_ok=True)

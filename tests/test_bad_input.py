@@ -17,20 +17,20 @@ from scoring_helpers import config as scoring_config
 from scoring_helpers import group
 
 from data_recipes import RECIPES
-from sapo_vl.advantage import AdvantageConfig, assign_advantages
-from sapo_vl.batching import trainable
-from sapo_vl.chat import Chat
-from sapo_vl.cli import main
+from sapo_vl.commands.cli import main
 from sapo_vl.config import load_config
-from sapo_vl.data import FEATURES, ProblemSet, TooManyBadRows, row_from_problem
+from sapo_vl.data.feed import ProblemFeed
+from sapo_vl.data.problem_set import FEATURES, ProblemSet, TooManyBadRows, row_from_problem
+from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.distributed import World
-from sapo_vl.failure_watch import ScoringStopped
-from sapo_vl.feed import ProblemFeed
-from sapo_vl.models import load_model
+from sapo_vl.learning.advantage import AdvantageConfig, assign_advantages
+from sapo_vl.model.batching import trainable
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.loading import load_model
 from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.rollout.vllm import contract
-from sapo_vl.sampler import QuotaSampler
-from sapo_vl.scoring import Scorer
+from sapo_vl.scoring.failure_watch import ScoringStopped
+from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.stages import preflight
 from sapo_vl.types import ScoreStatus
 

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from sapo_vl.evaluation.accuracy import Outcome, summarise
-from sapo_vl.run_log import read_metrics
+from sapo_vl.record.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[1]
 STEPS = 160

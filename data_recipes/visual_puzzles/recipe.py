@@ -16,8 +16,8 @@ from data_recipes.visual_puzzles import arith, chart, compare, count, grid, grou
 from data_recipes.visual_puzzles.draw import Canvas
 from data_recipes.visual_puzzles.scene import is_test_scene, scene_key
 from data_recipes.visual_puzzles.task import Scene, Task
-from sapo_vl.data import blank_twin
-from sapo_vl.dataset_writer import write_splits
+from sapo_vl.data.problem_set import blank_twin
+from sapo_vl.data.writer import write_splits
 from sapo_vl.types import Problem
 
 TASKS: dict[str, Task] = {

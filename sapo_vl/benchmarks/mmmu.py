@@ -16,7 +16,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from rewards.numerals import read_numeral
+from rewards.answers.numerals import read_numeral
 from sapo_vl.benchmarks.base import Benchmark, Row
 from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, option_meta, referred, shown, text, text_list
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, BOXED_SHORT, ask

@@ -7,7 +7,7 @@ from typing import Any
 
 MARKER = "<image>"  # where an image belongs in the text of a row
 
-# Every instruction asks for a form that rewards.extract.last_answer (or the reward itself) reads.
+# Every instruction asks for a form that rewards.answers.extract.last_answer (or the reward itself) reads.
 BOXED = "Think step by step, and put the final answer in \\boxed{}."
 BOXED_LETTER = "Think step by step, and put the letter of the correct option in \\boxed{}."
 BOXED_LETTERS = (

@@ -1,6 +1,6 @@
 """The puzzles of our own recipe: `sapo-vl recipe visual_puzzles --out DIR`, then DIR as the source. Needs no network.
 
-The rows are problems already, in the schema of sapo_vl.data, and are asked as the recipe wrote them.
+The rows are problems already, in the schema of sapo_vl.data.problem_set, and are asked as the recipe wrote them.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from collections.abc import Iterator
 
 from sapo_vl.benchmarks.base import GROUPS, Benchmark, Row
 from sapo_vl.benchmarks.cells import grouped
-from sapo_vl.data import FEATURES, problem_from_row
+from sapo_vl.data.problem_set import FEATURES, problem_from_row
 from sapo_vl.types import Problem
 
 

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from PIL import Image
 
-from sapo_vl.chat import Chat
-from sapo_vl.models import ModelConfig
-from sapo_vl.tiny import build_tiny, tiny_processor, train_tokenizer
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.loading import ModelConfig
+from sapo_vl.model.tiny import build_tiny, tiny_processor, train_tokenizer
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
 WORDS = ("red", "blue", "how", "many", "circles", "left", "of", "the", "square", "and", "count", "again")

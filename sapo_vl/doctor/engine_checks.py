@@ -8,11 +8,11 @@ from typing import Literal
 from sapo_vl.distributed import World, init_world
 from sapo_vl.doctor import case
 from sapo_vl.doctor.base import Inapplicable, Subject, Unfit
-from sapo_vl.export import save_hf_folder
-from sapo_vl.optim import OptimConfig, ZeroConfig
-from sapo_vl.parity import LIMITS, ParityError, ParityGate, measure
+from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.model.export import save_hf_folder
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.rollout.base import ParityConfig
+from sapo_vl.rollout.parity import LIMITS, ParityError, ParityGate, measure
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.contract import VllmMissing, load_contract
 from sapo_vl.rollout.vllm.engine import VllmEngine

@@ -10,18 +10,18 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapo_vl.batching import MicroBatch, pack, pad
-from sapo_vl.chat import Chat
 from sapo_vl.distributed import init_world
 from sapo_vl.doctor import case
 from sapo_vl.doctor.base import Subject, Unfit
-from sapo_vl.engine import PolicyEngine
-from sapo_vl.export import save_hf_folder
+from sapo_vl.learning.engine import PolicyEngine
+from sapo_vl.learning.objectives import global_denominators, imitation_objective
+from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.losses.reduce import Reduction
-from sapo_vl.models import ModelConfig, load_model, prepare_model, read_config
-from sapo_vl.objectives import global_denominators, imitation_objective
-from sapo_vl.optim import OptimConfig, ZeroConfig
-from sapo_vl.policy import PolicyModule
+from sapo_vl.model.batching import MicroBatch, pack, pad
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.export import save_hf_folder
+from sapo_vl.model.loading import ModelConfig, load_model, prepare_model, read_config
+from sapo_vl.model.policy import PolicyModule
 from sapo_vl.types import Prompt, RolloutGroup
 
 TOLERANCE = 1e-5  # fp32 against fp32: relative for gradients, absolute for log-probs

@@ -9,9 +9,9 @@ import psutil
 from packaging.requirements import Requirement
 
 from rewards.base import RewardInput
-from rewards.custom import CustomSource
-from rewards.pool import RewardPool
-from rewards.worker import Job, Plan
+from rewards.workers.custom import CustomSource
+from rewards.workers.pool import RewardPool
+from rewards.workers.worker import Job, Plan
 from sapo_vl.doctor.base import Subject, Unfit
 from sapo_vl.rollout.vllm.contract import VllmMissing, installed_version, load_contract
 

@@ -8,14 +8,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from sapo_vl.chat import Chat
-from sapo_vl.data import DataError, ProblemSet
+from sapo_vl.data.feed import read_prompt
+from sapo_vl.data.problem_set import DataError, ProblemSet
 from sapo_vl.evaluation.config import EvalConfig, Mode
-from sapo_vl.feed import read_prompt
+from sapo_vl.model.chat import Chat
+from sapo_vl.record.stats import wilson_interval
 from sapo_vl.rollout import SamplingParams
-from sapo_vl.scoring import Scorer
+from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
-from sapo_vl.stats import wilson_interval
 from sapo_vl.types import Finish, Prompt, ScoreStatus
 
 log = logging.getLogger(__name__)

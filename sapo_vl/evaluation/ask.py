@@ -6,12 +6,12 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sapo_vl.chat import PromptError, PromptTooLong
-from sapo_vl.data import blank_twin
+from sapo_vl.data.problem_set import blank_twin
 from sapo_vl.evaluation.items import Item, Items, prompt_hash
 from sapo_vl.evaluation.records import Record, make_record
+from sapo_vl.model.chat import PromptError, PromptTooLong
 from sapo_vl.rollout import SamplingParams
-from sapo_vl.scoring import Scorer
+from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
 from sapo_vl.types import Problem, Prompt, Rollout
 

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import Field, field_validator
 
+from sapo_vl.data.problem_set import DataConfig
 from sapo_vl.evaluation.presets import PRESETS
+from sapo_vl.model.loading import ModelConfig
+from sapo_vl.rollout import RolloutConfig
+from sapo_vl.scoring.scorer import ScoringConfig
 from sapo_vl.strict import Strict
 
 Mode = Literal["greedy", "sampled"]
@@ -16,7 +20,7 @@ Mode = Literal["greedy", "sampled"]
 class BenchmarkConfig(Strict):
     """Where the items of one benchmark are read from. "" = what the benchmark says."""
 
-    source: str = ""  # a local copy (see sapo_vl.source.open_source), or another id on the hub
+    source: str = ""  # a local copy (see sapo_vl.data.source.open_source), or another id on the hub
     split: str = ""
     config: str = ""  # configuration of a hub set
     k: int = Field(default=0, ge=0)  # responses an item; 0 = eval.k
@@ -67,3 +71,20 @@ class EvalConfig(Strict):
         if name not in PRESETS:
             raise ValueError(f"eval.preset={name!r}; there are {', '.join(PRESETS)}")
         return name
+
+
+class EvaluationSections(Protocol):
+    """The sections of a run's config that a measurement depends on, and no others."""
+
+    @property
+    def seed(self) -> int: ...
+    @property
+    def model(self) -> ModelConfig: ...
+    @property
+    def data(self) -> DataConfig: ...
+    @property
+    def rollout(self) -> RolloutConfig: ...
+    @property
+    def rewards(self) -> ScoringConfig: ...
+    @property
+    def eval(self) -> EvalConfig: ...

@@ -12,10 +12,10 @@ from rewards import REWARDS
 from sapo_vl.evaluation.config import BenchmarkConfig
 from sapo_vl.evaluation.harness_file import HARNESS_FILE, hash_of
 from sapo_vl.evaluation.items import Items
-from sapo_vl.models import ModelConfig
+from sapo_vl.model.loading import ModelConfig
+from sapo_vl.record.run_log import write_json
 from sapo_vl.rollout import SamplingParams
-from sapo_vl.run_log import write_json
-from sapo_vl.scoring import ScoringConfig
+from sapo_vl.scoring.scorer import ScoringConfig
 
 JUDGE = "judge"  # a rule that asks a language model; its other params do not change what it says
 JUDGE_IDENTITY = ("model", "url", "rule")

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapo_vl.benchmarks import Benchmark, LeftOut, Row
-from sapo_vl.data import DataError
+from sapo_vl.data.images import ImageRefused
+from sapo_vl.data.problem_set import DataError
+from sapo_vl.data.source import Source, open_source
 from sapo_vl.distributed import World
 from sapo_vl.evaluation.config import BenchmarkConfig
 from sapo_vl.evaluation.errors import EvaluationError
-from sapo_vl.images import ImageRefused
-from sapo_vl.source import Source, open_source
 from sapo_vl.types import Problem
 
 EXAMPLES = 5  # bad rows that are named in full

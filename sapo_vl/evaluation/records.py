@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from rewards.extract import last_answer
+from rewards.answers.extract import last_answer
 from rewards.weighted import OWN
 from sapo_vl.benchmarks.base import GROUPS
 from sapo_vl.evaluation.errors import EvaluationError
@@ -30,7 +30,7 @@ class Response(Strict):
     text: str
     tokens: int
     finish: str  # a value of types.Finish
-    answer: str | None  # rewards.extract.last_answer, cut to ANSWER_CHARS; None: there is none
+    answer: str | None  # rewards.answers.extract.last_answer, cut to ANSWER_CHARS; None: there is none
     score: float | None  # of the rule, in [0, 1]; None: it could not be scored
     status: str  # a value of types.ScoreStatus, or "failed": the engine gave nothing
     reason: str  # the rule's, or why there is no score

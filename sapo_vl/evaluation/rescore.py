@@ -12,7 +12,8 @@ from typing import Any
 import numpy as np
 
 from sapo_vl.benchmarks import BENCHMARKS, Benchmark
-from sapo_vl.data import blank_twin
+from sapo_vl.data.problem_set import blank_twin
+from sapo_vl.data.source import open_source
 from sapo_vl.evaluation.errors import EvaluationError
 from sapo_vl.evaluation.harness import rule_settings, write_harness
 from sapo_vl.evaluation.harness_file import HARNESS_FILE, hash_of, read_harness
@@ -20,9 +21,8 @@ from sapo_vl.evaluation.items import prompt_hash, read_problems
 from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, Record, RecordFile, read_records, response_of
 from sapo_vl.evaluation.rules import rule_scoring
 from sapo_vl.evaluation.summary import summarise_folder
-from sapo_vl.run_log import write_json
-from sapo_vl.scoring import Scorer, ScoringConfig
-from sapo_vl.source import open_source
+from sapo_vl.record.run_log import write_json
+from sapo_vl.scoring.scorer import Scorer, ScoringConfig
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
 RESCORED = "rescored"  # folder inside that of the benchmark

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from sapo_vl.benchmarks import Benchmark
-from sapo_vl.scoring import ANY_TASK, ScoringConfig
+from sapo_vl.scoring.scorer import ANY_TASK, ScoringConfig
 
 
 def rule_scoring(config: ScoringConfig, benchmark: Benchmark | None) -> ScoringConfig:

@@ -14,9 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from sapo_vl.benchmarks import Benchmark
-from sapo_vl.config import RunConfig
 from sapo_vl.evaluation.ask import Asking, ask
-from sapo_vl.evaluation.config import BenchmarkConfig, EvalConfig
+from sapo_vl.evaluation.config import BenchmarkConfig, EvalConfig, EvaluationSections
 from sapo_vl.evaluation.errors import EvaluationError
 from sapo_vl.evaluation.harness import make_harness, write_harness
 from sapo_vl.evaluation.harness_file import hash_of, same_harness
@@ -26,9 +25,9 @@ from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, RecordFile
 from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rules import rule_scoring
 from sapo_vl.evaluation.summary import summarise_folder, with_items
+from sapo_vl.record.run_log import write_json
 from sapo_vl.rollout import RolloutConfig, SamplingParams
-from sapo_vl.run_log import write_json
-from sapo_vl.scoring import Scorer
+from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
 from sapo_vl.types import Problem
 
@@ -36,7 +35,7 @@ log = logging.getLogger(__name__)
 
 
 def evaluate_benchmarks(
-    config: RunConfig, session: Session, out: Path, *, step: int | None = None
+    config: EvaluationSections, session: Session, out: Path, *, step: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """Name of every configured benchmark -> its summary, the same on every rank.
 
@@ -61,7 +60,7 @@ def evaluate_benchmarks(
     return results
 
 
-def check_benchmarks(config: RunConfig) -> None:
+def check_benchmarks(config: EvaluationSections) -> None:
     """What can be known before a model is loaded. Raises EvaluationError or DataError."""
     names = set()
     for spec, given in config.eval.benchmarks.items():
@@ -90,7 +89,7 @@ def sampling(
     return SamplingParams(n=asked_k or (benchmark.k if settings["temperature"] else 1), **settings)
 
 
-def engine_rollout(config: RunConfig) -> RolloutConfig:
+def engine_rollout(config: EvaluationSections) -> RolloutConfig:
     """The rollout settings for opening an engine that must also hold the longest responses to benchmarks."""
     lengths = [
         sampling(config.eval, find_benchmark(spec), given, config.rollout).max_new_tokens
@@ -120,7 +119,7 @@ def metric_values(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
 class _Run:
     """One benchmark, measured."""
 
-    config: RunConfig
+    config: EvaluationSections
     spec: str  # the name under which the config has the benchmark
     given: BenchmarkConfig
     items: Items

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from sapo_vl.stats import Z_95, wilson_interval
+from sapo_vl.record.stats import Z_95, wilson_interval
 
 # 97.5% points of Student's t with 1 to 6 degrees of freedom; the series below is good to 0.002 from 7 on.
 _T_SMALL = (12.7062, 4.3027, 3.1824, 2.7764, 2.5706, 2.4469)

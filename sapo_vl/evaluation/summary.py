@@ -7,8 +7,8 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from rewards.answers.extract import plain
 from rewards.base import NO_ANSWER
-from rewards.extract import plain
 from sapo_vl.benchmarks import ItemScores
 from sapo_vl.evaluation.items import Items
 from sapo_vl.evaluation.records import BLANK, RECORDS, Record, read_records

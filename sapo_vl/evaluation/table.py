@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from sapo_vl.report import NOTHING, table
+from sapo_vl.record.report import NOTHING, table
 
 
 def figures_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:

@@ -1,4 +1,9 @@
-"""Rollout engines: prompts in, groups of sampled responses out. Token ids in and out, nothing is re-tokenised."""
+"""Prompts become groups of sampled responses.
+
+In: prompts, sampling parameters, and the policy's weights after each step. Out: `RolloutGroup`s with ids, log-probs
+under the sampling law, finish status and weight version; token ids in and out, nothing is re-tokenised. May import
+model, learning (whose engine gathers the weights), data, types, strict and distributed.
+"""
 
 from sapo_vl.rollout.base import RolloutConfig, RolloutEngine, SamplingParams
 from sapo_vl.rollout.hf import TransformersEngine

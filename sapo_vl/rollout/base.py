@@ -18,7 +18,7 @@ from sapo_vl.types import Prompt, RolloutGroup
 
 
 class ParityConfig(Strict):
-    """How often, and on how much, the engine's log-probs are compared with the trainer's (see sapo_vl/parity.py)."""
+    """How often, and on how much, the engine's log-probs are compared with the trainer's (see rollout/parity.py)."""
 
     every: int = Field(default=25, ge=0)  # syncs between checks; the first two are always checked. 0 = no others
     prompts: int = Field(default=4, ge=1)  # of each kind (with images, text only) and rank

@@ -8,9 +8,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapo_vl.chat import Chat
-from sapo_vl.policy import Decode, PolicyModule, Prefill
-from sapo_vl.prefix_attention import KVCache, build_layout
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.policy import Decode, PolicyModule, Prefill
+from sapo_vl.model.prefix_attention import KVCache, build_layout
 from sapo_vl.rollout.base import SamplingParams, sample_tokens, uniforms
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from sapo_vl.rollout.vllm.client import Refusal, ServerFault, open_http
 from sapo_vl.rollout.vllm.v0_32_http import Wanted, check_settings, hand_over, is_up
-from sapo_vl.weights import write_weights
+from sapo_vl.rollout.weights import write_weights
 
 log = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from sapo_vl.chat import Chat
+from sapo_vl.model.chat import Chat
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 
 

@@ -6,7 +6,7 @@ import json
 import sys
 from typing import Any
 
-from sapo_vl.models import ModelConfig
+from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import RolloutConfig
 from sapo_vl.rollout.vllm.config import is_loopback
 from sapo_vl.rollout.vllm.v0_32 import engine_settings

@@ -23,9 +23,9 @@ from pathlib import Path
 
 from torch import Tensor
 
-from sapo_vl.chat import Chat
 from sapo_vl.distributed import World
-from sapo_vl.models import ModelConfig
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import SamplingParams
 from sapo_vl.rollout.failures import FailureWatch
 from sapo_vl.rollout.vllm.config import ServerConfig
@@ -36,8 +36,8 @@ from sapo_vl.rollout.vllm.pool import Pool
 from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
 from sapo_vl.rollout.vllm.v0_32 import SYNC_METHODS, sampling_fields
 from sapo_vl.rollout.vllm.v0_32_http import Wanted
+from sapo_vl.rollout.weights import check_manifests
 from sapo_vl.types import Prompt, RolloutGroup
-from sapo_vl.weights import check_manifests
 
 log = logging.getLogger(__name__)
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]  # hub names, hub layout, whole on every rank

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sapo_vl.models import ModelConfig
+from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import SamplingParams
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.responses import Answer, Sample

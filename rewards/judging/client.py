@@ -1,0 +1,185 @@
+"""One question to the judge over HTTP: tries, waits, and their bounds.
+
+Importing this module imports httpx: see rewards.PRELOAD.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import json
+import os
+import random
+import ssl
+import time
+from collections.abc import Mapping
+from email.utils import parsedate_to_datetime
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+
+from rewards.base import Unscorable
+from rewards.judging.cache import Gate
+from rewards.judging.prompt import read_verdict, request_body
+from rewards.judging.settings import JudgeSettings, is_loopback
+
+NO_VERDICT = "the judge gave no verdict"  # how the reason of every failure of the judge starts
+MAX_BYTES = 1 << 20  # of a reply
+_FIRST_WAIT_S = 0.25  # before the second try; it doubles with every try
+_MESSAGE = 120  # characters of a server's error that are kept
+
+
+class NoVerdict(Unscorable):
+    """The judge could not be asked, or did not answer with a verdict. Never a score."""
+
+    def __init__(self, why: str):
+        super().__init__(f"{NO_VERDICT}: {why}")
+
+
+class _Fault(Exception):
+    """One try failed. `again`: another one may do better, after `wait` seconds if the server has said so."""
+
+    def __init__(self, why: str, again: bool, wait: float = 0.0, status: int = 0):
+        super().__init__(why)
+        self.again, self.wait, self.status = again, wait, status
+
+
+class Judge:
+    """Asks for verdicts under the settings of a run, from any thread. Keeps no connection open."""
+
+    def __init__(self, settings: JudgeSettings):
+        self._settings = settings
+        self._gate = Gate(Path(settings.cache), settings.concurrency, settings.pause_s)
+        self._structured = True  # until the server says that it knows no response_format
+
+    def verdict(self, question: str, gold: str, answer: str, deadline: float) -> bool:
+        """Whether `answer` says what `gold` says; nothing is cached here.
+
+        Args:
+            deadline: of time.monotonic; nothing of this takes longer.
+
+        Raises:
+            NoVerdict: no answer in time, an error, or a reply that is no verdict.
+        """
+        if self._gate.is_down():
+            raise NoVerdict(
+                f"it did not answer lately and is not asked for {self._settings.pause_s:g} s (judge.pause_s)"
+            )
+        with self._gate.slot(deadline) as mine:
+            if not mine:
+                raise NoVerdict(
+                    f"{self._settings.concurrency} others were asking all the time (judge.concurrency); raise it, or "
+                    "judge.deadline_s"
+                )
+            try:
+                reply = self._reply(question, gold, answer, deadline)
+            except _Fault as fault:
+                if fault.again:
+                    self._gate.report(answered=False)
+                raise NoVerdict(self._redacted(str(fault))) from None
+        self._gate.report(answered=True)
+        correct = read_verdict(reply)
+        if correct is None:
+            raise NoVerdict("its reply is not one of the two that it was given to choose from")
+        return correct
+
+    def forget_outage(self) -> None:
+        """Ask even if a run before this one found nobody there."""
+        self._gate.forget()
+
+    def _reply(self, question: str, gold: str, answer: str, deadline: float) -> str:
+        ask = functools.partial(request_body, self._settings.model, question, gold, answer)
+        if not self._structured:
+            return self._tries(ask(structured=False), deadline)
+        try:
+            return self._tries(ask(structured=True), deadline)
+        except _Fault as fault:
+            if fault.status not in (400, 422):
+                raise
+            reply = self._tries(ask(structured=False), deadline)  # it may be the response_format that it minds
+        self._structured = False
+        return reply
+
+    def _tries(self, body: Mapping[str, Any], deadline: float) -> str:
+        for attempt in range(self._settings.retries + 1):
+            try:
+                return self._try(body, deadline)
+            except _Fault as fault:
+                wait = fault.wait or _FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5)
+                last = attempt == self._settings.retries
+                if last or not fault.again or time.monotonic() + wait >= deadline:
+                    raise
+            time.sleep(wait)
+        raise AssertionError("unreachable")
+
+    def _try(self, body: Mapping[str, Any], deadline: float) -> str:
+        within = min(self._settings.timeout_s, deadline - time.monotonic())
+        if within <= 0:
+            raise _Fault("no time was left to ask it", again=True)
+        try:
+            status, headers, content = asyncio.run(self._exchange(body, within))
+        except TimeoutError:
+            raise _Fault(f"no answer within {within:.3g} s", again=True) from None
+        except httpx.RequestError as error:
+            raise _Fault(f"{type(error).__name__} {error}".strip(), again=True) from None
+        if status != 200:
+            again = status in (408, 429) or status >= 500
+            text = " ".join(content.decode(errors="replace").split())[:_MESSAGE]
+            raise _Fault(f"status {status} {text}", again, _retry_after(headers) if again else 0.0, status)
+        return _content(content)
+
+    async def _exchange(self, body: Mapping[str, Any], within: float) -> tuple[int, Mapping[str, str], bytes]:
+        """(status, headers, body), all of it within so many seconds. Redirects are not followed: they have no key."""
+        s = self._settings
+        key = os.environ.get(s.api_key_env, "") if s.api_key_env else ""
+        headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
+        far = not is_loopback(urlsplit(s.url).hostname or "")  # a proxy is never for a server on this machine
+        async with (
+            asyncio.timeout(within),
+            httpx.AsyncClient(timeout=None, trust_env=far, verify=_certificates()) as http,
+            http.stream("POST", f"{s.url.rstrip('/')}/chat/completions", json=body, headers=headers) as response,
+        ):
+            content = b""
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > MAX_BYTES:
+                    raise _Fault(f"a reply of more than {MAX_BYTES} bytes", again=False)
+            return response.status_code, response.headers, content
+
+    def _redacted(self, text: str) -> str:
+        """Some servers quote the key they were given in their errors."""
+        key = os.environ.get(self._settings.api_key_env, "") if self._settings.api_key_env else ""
+        return text.replace(key, "***") if key else text
+
+
+@functools.lru_cache(maxsize=8)
+def judge_of(settings: JudgeSettings) -> Judge:
+    """The judge of this process, so that what it has found out about the server is kept."""
+    return Judge(settings)
+
+
+@functools.cache
+def _certificates() -> ssl.SSLContext:
+    return httpx.create_ssl_context()
+
+
+def _retry_after(headers: Mapping[str, str]) -> float:
+    """Seconds that the server asks to wait, given as such or as a date; 0 if it does not say."""
+    given = headers.get("retry-after", "").strip()
+    if given.isascii() and given.isdecimal():
+        return float(given[:9])
+    try:
+        return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
+    except (ValueError, OverflowError):
+        return 0.0
+
+
+def _content(body: bytes) -> str:
+    """The text of a chat completion; "" for anything else, which is then no verdict."""
+    try:
+        text = json.loads(body)["choices"][0]["message"]["content"]
+    except (ValueError, RecursionError, LookupError, TypeError):
+        return ""
+    return text if isinstance(text, str) else ""

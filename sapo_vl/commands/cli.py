@@ -1,0 +1,73 @@
+"""The `sapo-vl` command. Every sub-command is a thin call into the package."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from data_recipes.arguments import UsageError
+from sapo_vl.commands import data, evaluation, model, recipe, reward, training
+from sapo_vl.commands.adding import adder
+
+FAMILIES = (recipe, model, training, evaluation, reward)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one sub-command; 0 if it succeeded, 1 if a check found something, 2 for bad input (one message, no
+    traceback)."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:2] == ["recipe", "check"]:  # whoever has just built a set looks for it there
+        words[0] = "data"
+    parser = _parser()
+    args, rest = parser.parse_known_args(words)
+    # key=value words may stand anywhere, which argparse's own "*" positionals do not allow.
+    if wrong := [text for text in rest if text.startswith("-") or "=" not in text or not args.takes_pairs]:
+        parser.error(f"unexpected {' '.join(wrong)}")
+    args.pairs = rest
+    try:
+        return args.run(args) or 0
+    except _bad_input() as error:
+        print(f"sapo-vl {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="sapo-vl", description=__doc__)
+    sub = parser.add_subparsers(dest="command", required=True)
+    for family in FAMILIES:
+        family.add_parsers(adder(sub))
+    sets = sub.add_parser("data", help="Check data set folders; fetch images.", description="Check data set folders.")
+    data.add_parsers(adder(sets.add_subparsers(dest="action", required=True), "data "))
+    return parser
+
+
+def _bad_input() -> tuple[type[Exception], ...]:
+    """Errors that are the input's, not ours: shown as one message."""
+    from rewards.workers.pool import WorkersStuck
+    from sapo_vl.config import ConfigError
+    from sapo_vl.data.problem_set import DataError, TooManyBadRows
+    from sapo_vl.data.sampler import QuotaError
+    from sapo_vl.evaluation.errors import EvaluationError
+    from sapo_vl.learning.checkpoint import CheckpointError
+    from sapo_vl.learning.nonfinite import NonFiniteUpdate
+    from sapo_vl.model.chat import PromptError
+    from sapo_vl.model.loading import ModelError
+    from sapo_vl.rollout.failures import RolloutStopped
+    from sapo_vl.rollout.parity import ParityError
+    from sapo_vl.rollout.vllm.contract import VllmMissing
+    from sapo_vl.rollout.vllm.engine import EngineFailed
+    from sapo_vl.rollout.vllm.serve import ServeError
+    from sapo_vl.rollout.vllm.server import ServersUnusable
+    from sapo_vl.rollout.weights import ManifestError
+    from sapo_vl.scoring.failure_watch import ScoringStopped
+    from sapo_vl.scoring.lines import RewardLinesError
+    from sapo_vl.scoring.scorer import ScoringError
+    from sapo_vl.stages import StageFailed
+
+    return (
+        UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
+        ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
+        WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
+        ServeError, ServersUnusable, EvaluationError,
+    )  # fmt: skip

@@ -1,0 +1,95 @@
+"""Problems become prompts in the training loop: exact task quotas, bad rows replaced and counted."""
+
+from __future__ import annotations
+
+import logging
+from typing import Any
+
+from sapo_vl.data.problem_set import BadRow, BadRows, ProblemSet
+from sapo_vl.data.sampler import QuotaSampler
+from sapo_vl.distributed import World
+from sapo_vl.model.chat import Chat, PromptError
+from sapo_vl.types import Prompt
+
+log = logging.getLogger(__name__)
+
+
+class ProblemFeed:
+    """Batches of prompts. All ranks walk the same sampler; each takes its own contiguous share of a batch.
+
+    Bad rows are counted over all ranks, batch by batch, so `bad_rows` is the same on every rank and for any number
+    of ranks.
+    """
+
+    def __init__(
+        self, problems: ProblemSet, sampler: QuotaSampler, chat: Chat, max_bad_share: float, world: World
+    ) -> None:
+        if sampler.batch_size % world.size:
+            raise ValueError(
+                f"a batch of {sampler.batch_size} prompts cannot be shared equally by {world.size} ranks; "
+                "make it a multiple of the number of ranks"
+            )
+        self.problems, self.sampler, self.chat, self.world = problems, sampler, chat, world
+        self.bad_rows = BadRows(max_bad_share)
+
+    def next(self) -> list[Prompt]:
+        """This rank's prompts of the next batch. All ranks must call it together.
+
+        A row that cannot be read or tokenised is counted and another row of its task stands in, so quotas hold.
+        Raises TooManyBadRows, on all ranks, past the configured share.
+        """
+        batch = next(self.sampler)
+        share = len(batch) // self.world.size
+        mine = batch[self.world.rank * share : (self.world.rank + 1) * share]
+        bad: list[str] = []
+        prompts: list[Prompt] = []
+        for row in mine:
+            prompt = self._prompt(row, batch, bad)
+            if prompt is None:
+                break
+            prompts.append(prompt)
+        self._count(len(prompts) + len(bad), bad)
+        return prompts
+
+    def _prompt(self, row: int, batch: list[int], bad: list[str]) -> Prompt | None:
+        """The prompt of a row, or of one that stands in for it; what was bad goes to `bad`.
+
+        None if more rows were bad than the batch has, and the rule says stop whatever the other ranks meet: data
+        without a readable row would otherwise be read to its end first.
+        """
+        candidate, attempt = row, 0
+        while True:
+            prompt, wrong = read_prompt(self.problems, candidate, self.chat)
+            if prompt is not None:
+                return prompt
+            log.warning("skipping %s", wrong)
+            bad.append(str(wrong))
+            if len(bad) > len(batch) and self.bad_rows.too_many(seen=len(batch) + len(bad), bad=len(bad)):
+                return None
+            candidate = self.sampler.spare(row, attempt, exclude=batch)
+            attempt += 1
+
+    def _count(self, seen: int, bad: list[str]) -> None:
+        """Adds what all ranks met of a batch, in the order of the batch."""
+        all_seen, all_bad = self.world.sum([seen, len(bad)])
+        in_words = [text for part in self.world.gather(bad) for text in part] if all_bad else []
+        self.bad_rows.add(int(all_seen), in_words)
+        self.bad_rows.check()
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"sampler": self.sampler.state_dict(), "bad_rows": self.bad_rows.state_dict()}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.sampler.load_state_dict(state["sampler"])
+        self.bad_rows.load_state_dict(state["bad_rows"])
+
+
+def read_prompt(problems: ProblemSet, row: int, chat: Chat) -> tuple[Prompt | None, BadRow | None]:
+    """The prompt of a row, or why there is none."""
+    try:
+        problem = problems.get(row)
+        return chat.prompt(problem), None
+    except BadRow as bad:
+        return None, bad
+    except PromptError as error:
+        return None, BadRow(row, problems.get(row).id, str(error))

@@ -1,0 +1,323 @@
+"""The data set folder: its one schema, rows to problems and back, reading with bad rows named and counted."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, cast
+
+import datasets
+import pyarrow as pa
+from pydantic import Field, field_validator
+
+from sapo_vl.data.images import blank_like, decode_image, encode_png
+from sapo_vl.strict import Strict
+from sapo_vl.types import Problem
+
+FEATURES = datasets.Features(
+    {
+        "id": datasets.Value("string"),
+        "task": datasets.Value("string"),
+        "images": datasets.List(datasets.Image()),  # in the order of the image parts of the messages
+        "messages": datasets.Value("string"),  # JSON: arrow would force one struct type on all content parts
+        "answer": datasets.Value("string"),
+        "solution": datasets.Value("string"),
+        "reward": datasets.Value("string"),
+        "meta": datasets.Value("string"),  # JSON object
+    }
+)
+ROLES = ("system", "user", "assistant", "tool")
+FIRST_BAD_ROWS_SHOWN = 5
+MIN_BAD_ROWS = 3
+BUILD_ONE = "`sapo-vl recipe NAME --out DIR` builds one"
+
+
+class DataConfig(Strict):
+    """Which rows a run reads and how a batch is shared between the tasks."""
+
+    path: str = ""  # data set folder in this package's schema (a recipe writes one); "" = none given
+    train_split: str = "train"  # split the reinforcement learning draws from
+    eval_split: str = "test"  # split that is measured and never trained on
+    quotas: dict[str, float] = Field(default_factory=dict)  # ratio per task; {} = equal shares
+    max_bad_share: float = Field(default=0.01, ge=0, lt=1)  # more unreadable rows than this stop the run
+
+    @field_validator("quotas")
+    @classmethod
+    def _check_quotas(cls, quotas: dict[str, float]) -> dict[str, float]:
+        for task, quota in quotas.items():
+            if not math.isfinite(quota) or quota < 0:
+                raise ValueError(f"data.quotas.{task} is {quota}; give a number >= 0 (0 leaves the task out)")
+        return quotas
+
+
+class DataError(ValueError):
+    """A data set folder that cannot be used as it is. The message says what, where, and what to do."""
+
+
+class BadRow(Exception):
+    """One row that cannot be turned into a problem."""
+
+    def __init__(self, row: int, id: str, reason: str) -> None:
+        super().__init__(f"row {row} (id {id!r}): {reason}")
+        self.row, self.id, self.reason = row, id, reason
+
+
+class TooManyBadRows(Exception):
+    """The share of bad rows went over the limit."""
+
+
+# --- rows -----------------------------------------------------------------------------------------
+
+
+def row_from_problem(problem: Problem) -> dict[str, Any]:
+    """The row of `problem` under FEATURES; its images become PNG bytes."""
+    return {
+        "id": problem.id,
+        "task": problem.task,
+        "images": [{"bytes": encode_png(image), "path": None} for image in problem.images],
+        "messages": json.dumps(list(problem.messages), ensure_ascii=False),
+        "answer": problem.answer,
+        "solution": problem.solution,
+        "reward": problem.reward,
+        "meta": json.dumps(dict(problem.meta), ensure_ascii=False, allow_nan=False),
+    }
+
+
+def problem_from_row(row: Mapping[str, Any]) -> Problem:
+    """The problem in `row`, whose image cells are {"bytes", "path"} (`datasets.Image(decode=False)`).
+
+    Raises ValueError with the reason if a cell is missing or malformed, or images and messages disagree.
+    """
+    for name in FEATURES:
+        if row.get(name) is None:
+            raise ValueError(f"{name} is missing")
+    for name in ("id", "task"):
+        if not row[name]:
+            raise ValueError(f"{name} is empty")
+    messages = _messages_from_json(row["messages"])
+    wanted = sum(part["type"] == "image" for turn in messages for part in _parts(turn))
+    if wanted != len(row["images"]):
+        raise ValueError(f"messages has {wanted} image parts and the row {len(row['images'])} images")
+    meta = _json("meta", row["meta"])
+    if not isinstance(meta, dict):
+        raise ValueError(f"meta is a JSON {type(meta).__name__}, not an object")
+    return Problem(
+        id=row["id"],
+        task=row["task"],
+        messages=messages,
+        images=tuple(_image_from_cell(index, cell) for index, cell in enumerate(row["images"])),
+        answer=row["answer"],
+        solution=row["solution"],
+        reward=row["reward"],
+        meta=meta,
+    )
+
+
+def blank_twin(problem: Problem) -> Problem:
+    """The same item with uniform images of the same size: what can be had without looking."""
+    images = tuple(blank_like(image) for image in problem.images)
+    return dataclasses.replace(problem, id=f"{problem.id}#blank", images=images)
+
+
+def _image_from_cell(index: int, cell: Mapping[str, Any] | None) -> Any:
+    if cell is None:
+        raise ValueError(f"image {index} is missing")
+    if not cell.get("bytes"):
+        path = cell.get("path")
+        raise ValueError(f"image {index} has no bytes (path {path!r}); save the set with its images inside")
+    try:
+        return decode_image(cell["bytes"])
+    except ValueError as error:
+        raise ValueError(f"image {index}: {error}") from error
+
+
+def _json(name: str, text: str) -> Any:
+    try:
+        return json.loads(text)
+    except (json.JSONDecodeError, RecursionError) as error:
+        raise ValueError(f"{name} is not JSON ({error}): {text[:80]!r}") from error
+
+
+def _parts(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    content = turn["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def _messages_from_json(text: str) -> tuple[Mapping[str, Any], ...]:
+    turns = _json("messages", text)
+    if not isinstance(turns, list) or not turns:
+        raise ValueError("messages is not a non-empty JSON list of chat turns")
+    for index, turn in enumerate(turns):
+        if not isinstance(turn, dict) or turn.get("role") not in ROLES or "content" not in turn:
+            raise ValueError(f"turn {index} needs a role out of {ROLES} and a content: {str(turn)[:80]}")
+        if not isinstance(turn["content"], str | list):
+            raise ValueError(f"the content of turn {index} is neither text nor a list of parts")
+        for part in _parts(turn):
+            kind = part.get("type") if isinstance(part, dict) else None
+            if kind != "image" and not (kind == "text" and isinstance(part.get("text"), str)):
+                raise ValueError(f"turn {index} has a part that is neither text nor image: {str(part)[:80]}")
+    if turns[-1]["role"] == "assistant":
+        raise ValueError("the last turn is the assistant's: there is nothing left to answer")
+    return tuple(turns)
+
+
+# --- reading --------------------------------------------------------------------------------------
+
+
+class ProblemSet:
+    """A split of a data set folder: the rows stay on disk (memory-mapped) until `get` decodes one.
+
+    tasks: the task of every row, in row order. rewards: the different (task, reward) pairs of the rows.
+    """
+
+    def __init__(self, path: str | Path, split: str) -> None:
+        """Opens `split` of folder `path`. Raises DataError if folder, split or columns are not as needed."""
+        self.path, self.split = Path(path), split
+        rows = _open_split(path, split)
+        _check_columns(rows, self._where)
+        self._rows = rows.with_format("arrow")
+        self.tasks: list[str] = rows.data.column("task").to_pylist()
+        nameless = [row for row, task in enumerate(self.tasks) if not task]
+        if nameless:
+            raise DataError(
+                f"{self._where}: {len(nameless)} rows have no task (first: row {nameless[0]}); "
+                "give every row one, quotas and results are counted by it"
+            )
+        rewards = rows.data.column("reward").to_pylist()
+        named = {(task, reward or "") for task, reward in zip(self.tasks, rewards, strict=True)}
+        self.rewards: list[tuple[str, str]] = sorted(named)
+
+    @property
+    def _where(self) -> str:
+        return f"split {self.split!r} of {self.path}"
+
+    def __len__(self) -> int:
+        return len(self.tasks)
+
+    def get(self, index: int) -> Problem:
+        """Row `index`, decoded. Raises BadRow if it cannot be, IndexError if there is no such row."""
+        if not 0 <= index < len(self):
+            raise IndexError(f"row {index} of {self._where}, which has {len(self)} rows")
+        row = raw_row(self._rows, index)
+        try:
+            return problem_from_row(row)
+        except ValueError as error:
+            raise BadRow(index, str(row.get("id") or ""), str(error)) from error
+
+
+def raw_row(rows: datasets.Dataset, index: int) -> dict[str, Any]:
+    """Row `index` of a data set in format "arrow" as stored: images are {"bytes", "path"}, not decoded."""
+    return cast(pa.Table, rows[index : index + 1]).to_pylist()[0]
+
+
+def _open_split(path: str | Path, split: str) -> datasets.Dataset:
+    splits = split_names(path)
+    path = Path(path)
+    if split not in splits:
+        raise DataError(f"{path} has no split {split!r}, only {splits}; name one of these in the data section")
+    if not any((path / split).glob("*.arrow")):  # `datasets` fails on this with an index error
+        raise DataError(f"split {split!r} of {path} has no rows; {BUILD_ONE}")
+    return datasets.Dataset.load_from_disk(str(path / split))
+
+
+def split_names(path: str | Path) -> list[str]:
+    """The splits of a data set folder. Raises DataError if it is none."""
+    if not str(path):
+        raise DataError(f"data.path is empty; give the folder of a data set, {BUILD_ONE}")
+    path = Path(path)
+    if not path.is_dir():
+        raise DataError(f"data.path {path} is not a folder; give the folder of a data set, {BUILD_ONE}")
+    listing = path / "dataset_dict.json"
+    if not listing.is_file():
+        raise DataError(f"{path} has no dataset_dict.json, so it is no saved data set with splits; {BUILD_ONE}")
+    try:
+        return list(json.loads(listing.read_text(encoding="utf-8"))["splits"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{listing} is not what `datasets` writes ({error!r}); {BUILD_ONE}") from error
+
+
+def _check_columns(rows: datasets.Dataset, where: str) -> None:
+    missing = [name for name in FEATURES if name not in rows.column_names]
+    if missing:
+        raise DataError(
+            f"{where} lacks the columns {missing} (it has {rows.column_names}); "
+            f"a recipe brings rows into the columns {list(FEATURES)}"
+        )
+    for name in FEATURES:
+        kind = rows.data.schema.field(name).type
+        wanted, good = ("a list of images", _is_images) if name == "images" else ("text", _is_text)
+        if not good(kind):
+            raise DataError(
+                f"{where}: column {name!r} is {kind}, it must be {wanted}; "
+                "images is a list of datasets.Image, messages and meta are JSON text, the rest is text"
+            )
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return pa.types.is_string(kind) or pa.types.is_large_string(kind)
+
+
+def _is_images(kind: pa.DataType) -> bool:
+    if not (pa.types.is_list(kind) or pa.types.is_large_list(kind)):
+        return False
+    cell = kind.value_type
+    return pa.types.is_struct(cell) and cell.get_field_index("bytes") >= 0
+
+
+class BadRows:
+    """Counts the rows that were met and those that were bad, and stops a run that would go on with the rest.
+
+    The rule where rows are drawn without end (training, after each batch): stop at MIN_BAD_ROWS (3) or more bad
+    ones with bad > max_share * seen. The minimum keeps one unlucky row early in a run from ending it; with
+    max_share 0 the first bad row does. A row counts each time it is met.
+
+    The rule for one pass over `total` rows (a build): stop as soon as bad > max_share * total.
+    """
+
+    def __init__(self, max_share: float, total: int | None = None) -> None:
+        self.max_share = max_share
+        self.total = total
+        self.seen = 0
+        self.bad = 0
+        self.first: list[str] = []  # the first few, in words
+
+    def record(self, bad: BadRow | None) -> None:
+        """Counts one row: `bad` says what was wrong with it, None that it was fine. Raises TooManyBadRows."""
+        self.add(1, [] if bad is None else [str(bad)])
+        if bad is not None:
+            self.check()
+
+    def add(self, seen: int, bad: Sequence[str]) -> None:
+        """Counts `seen` rows at once; `bad` says in words what was wrong with the bad ones among them."""
+        self.seen += seen
+        self.bad += len(bad)
+        self.first += bad[: FIRST_BAD_ROWS_SHOWN - len(self.first)]
+
+    def too_many(self, seen: int = 0, bad: int = 0) -> bool:
+        """Whether the rule says stop, with so many more rows met and bad ones among them."""
+        seen, bad = self.seen + seen, self.bad + bad
+        enough = self.total is not None or self.max_share == 0 or bad >= MIN_BAD_ROWS
+        return enough and bad > self.max_share * (self.total or seen)
+
+    def check(self) -> None:
+        """Raises TooManyBadRows if the rule says stop."""
+        if self.too_many():
+            raise TooManyBadRows(self._message())
+
+    def _message(self) -> str:
+        listed = "\n  ".join(self.first)
+        return (
+            f"{self.bad} of {self.total or self.seen} rows are bad, over max_bad_share={self.max_share}; "
+            f"repair the data or raise the limit. The first ones:\n  {listed}"
+        )
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON-serialisable."""
+        return {"seen": self.seen, "bad": self.bad, "first": list(self.first)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Takes up the counts of a run that is resumed."""
+        self.seen, self.bad, self.first = int(state["seen"]), int(state["bad"]), list(state["first"])

@@ -1,0 +1,199 @@
+"""The policy inside a DeepSpeed engine: forward over micro-batches, backward, one update on all ranks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import deepspeed
+import torch
+from torch import Tensor, nn
+
+from sapo_vl.distributed import World
+from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config, lr_factor, tag_for_muon
+from sapo_vl.model.batching import MicroBatch
+from sapo_vl.model.policy import PolicyModule
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Objective:
+    """What an objective returns for one micro-batch."""
+
+    loss: Tensor  # scalar: this micro-batch's share; shares of all micro-batches and ranks sum to the global loss
+    finite: Tensor  # [B] bool, False where a response's loss is not finite
+
+
+ObjectiveFn = Callable[[MicroBatch, Tensor, Tensor], Objective]  # (micro-batch, log-probs [N], entropy [N])
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpdateResult:
+    """One optimizer update, the same numbers on every rank but for `offenders`."""
+
+    applied: bool  # False: a loss or gradient was not finite, and no rank changed its weights
+    loss: float  # global
+    grad_norm: float  # global, before clipping
+    lr: float
+    offenders: tuple[tuple[int, int], ...]  # this rank's (micro-batch, response) with a non-finite loss or gradient
+
+
+class PolicyEngine:
+    """Owns the DeepSpeed engine. Updates are driven here: boundary, scaling, finiteness, learning rate."""
+
+    def __init__(
+        self,
+        policy: PolicyModule,
+        optim: OptimConfig,
+        zero: ZeroConfig,
+        dtype: str,
+        world: World,
+        total_updates: int,
+    ) -> None:
+        if optim.name == "muon":
+            tag_for_muon(policy)
+            if world.device.type == "cpu":
+                # DeepSpeed's Muon is decorated with torch.compile, which on a CPU needs a C++ compiler and minutes.
+                torch._dynamo.config.disable = True
+        self.optim, self.zero, self.world, self.total_updates = optim, zero, world, total_updates
+        self.updates = 0  # applied or dropped
+        self.dropped_in_a_row = 0
+        learning = [p for p in policy.parameters() if p.requires_grad]
+        if not learning:
+            raise ValueError("nothing to train: model.freeze leaves no parameter with a gradient")
+        # DeepSpeed's attributes depend on the stage and carry no useful types.
+        self.ds: Any = deepspeed.initialize(
+            model=policy,
+            model_parameters=learning,  # type: ignore[arg-type]
+            config=deepspeed_config(optim, zero, dtype),
+            dist_init_required=False,
+        )[0]
+        self._peak_lrs = [group["lr"] for group in self.ds.optimizer.param_groups]
+
+    @property
+    def module(self) -> PolicyModule:
+        return self.ds.module
+
+    def update(
+        self,
+        micro_batches: Sequence[MicroBatch],
+        filler: MicroBatch,
+        objective: ObjectiveFn,
+        temperature: float = 1.0,
+    ) -> UpdateResult:
+        """Backward over this rank's micro-batches, then one step on all ranks.
+
+        Ranks with fewer micro-batches run `filler` in their place, without the objective and with zero gradient,
+        since sharded engines communicate in every forward and backward. A non-finite loss anywhere is made to
+        reach every rank's gradient, so that DeepSpeed's own check drops the update on all of them.
+        """
+        rounds = int(self.world.max(len(micro_batches)))
+        lr = self._set_lr()
+        self.ds.train()
+        losses: list[Tensor] = []
+        offenders: list[tuple[int, int]] = []
+        for i in range(rounds):
+            real = i < len(micro_batches)
+            batch = (micro_batches[i] if real else filler).to(self.world.device)
+            last = i + 1 == rounds
+            self.ds.set_gradient_accumulation_boundary(last)
+            logprobs, entropy = self.ds(batch, temperature=temperature)
+            if real:
+                out = objective(batch, logprobs, entropy)
+                loss = out.loss
+                offenders += [(i, int(j)) for j in (~out.finite).nonzero()[:, 0]]
+            else:
+                loss = logprobs.sum() * 0.0
+            losses.append(loss.detach())
+            finite = not offenders and bool(torch.isfinite(torch.stack(losses)).all())
+            dropped = last and self.world.any(not finite)
+            if dropped:
+                loss = loss * float("nan")
+            with _watch_gradient(logprobs, batch) as bad_gradient:
+                # DeepSpeed averages gradients over ranks; the loss is a share of a global sum.
+                self.ds.backward(loss * self.world.size, scale_wrt_gas=False)
+            if real and not dropped:  # the NaN above is ours and names nobody
+                offenders += [(i, j) for j in bad_gradient if (i, j) not in offenders]
+        total = float(self.world.sum([float(torch.stack(losses).sum())])[0])
+        applied, norm = self._step()
+        self.updates += 1
+        self.dropped_in_a_row = 0 if applied else self.dropped_in_a_row + 1
+        return UpdateResult(applied=applied, loss=total, grad_norm=norm, lr=lr, offenders=tuple(offenders))
+
+    @torch.no_grad()
+    def logprobs(
+        self, micro_batches: Sequence[MicroBatch], filler: MicroBatch, temperature: float = 1.0
+    ) -> list[tuple[Tensor, Tensor]]:
+        """(log-probs [N], entropy [N]) of every micro-batch under the current weights, without gradient."""
+        rounds = int(self.world.max(len(micro_batches)))
+        self.ds.eval()
+        out = []
+        for i in range(rounds):
+            batch = micro_batches[i] if i < len(micro_batches) else filler
+            out.append(self.module(batch.to(self.world.device), temperature=temperature))
+        self.ds.train()
+        return out[: len(micro_batches)]
+
+    def _set_lr(self) -> float:
+        factor = lr_factor(self.optim, self.updates, self.total_updates)
+        for group, peak in zip(self.ds.optimizer.param_groups, self._peak_lrs, strict=True):
+            group["lr"] = peak * factor
+        return self.optim.lr * factor
+
+    def _step(self) -> tuple[bool, float]:
+        """(whether the update was applied, global gradient norm before clipping)."""
+        if self.zero.stage == 0:
+            # Gradients are whole and equal on every rank here; DeepSpeed checks none of them without ZeRO.
+            grads = [p.grad for p in self.ds.module.parameters() if p.grad is not None]
+            norm = float(torch.nn.utils.get_total_norm(grads))
+            if not torch.isfinite(torch.tensor(norm)):
+                self.ds.zero_grad()
+                return False, norm
+            self.ds.step()
+            return True, norm
+        self.ds.step()
+        applied = bool(self.ds.was_step_applied())
+        return applied, float(self.ds.get_global_grad_norm() or 0.0)
+
+
+@contextmanager
+def _watch_gradient(logprobs: Tensor, batch: MicroBatch) -> Iterator[list[int]]:
+    """Collects the responses of the micro-batch whose log-probs receive a non-finite gradient."""
+    bad: list[int] = []
+
+    def look(grad: Tensor) -> None:
+        if not bool(torch.isfinite(grad).all()):
+            owner = torch.repeat_interleave(torch.arange(len(batch.lengths), device=grad.device), batch.lengths)
+            bad.extend(sorted(set(owner[~torch.isfinite(grad)].tolist())))
+
+    handle = logprobs.register_hook(look)
+    try:
+        yield bad
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def gathered(parameters: Sequence[Any], stage: int) -> Iterator[None]:
+    """Makes the given parameters whole on every rank for the duration (ZeRO-3); does nothing below stage 3."""
+    if stage < 3:
+        yield
+        return
+    with deepspeed.zero.GatheredParameters(list(parameters)):
+        yield
+
+
+def full_state_dict(engine: PolicyEngine) -> dict[str, Tensor]:
+    """The Hugging Face model's state dict, whole and on the CPU, on the main rank; {} on the others.
+
+    Under ZeRO-3 parameters are gathered one at a time: the extra memory on an accelerator is one parameter.
+    """
+    model = engine.module.hf
+    state: dict[str, Tensor] = {}
+    for name, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
+        with gathered([p], engine.zero.stage if isinstance(p, nn.Parameter) else 0):
+            if engine.world.is_main:
+                state[name] = p.detach().to("cpu", copy=True)
+    persistent = set(model.state_dict().keys())
+    return {k: v for k, v in state.items() if k in persistent}

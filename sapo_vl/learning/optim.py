@@ -1,0 +1,113 @@
+"""Optimizer, learning-rate schedule and DeepSpeed settings, written out: nothing is left to a default elsewhere."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, Literal
+
+from pydantic import Field, model_validator
+from torch import nn
+
+from sapo_vl.model.loading import ZERO3_LEAF_MODULES
+from sapo_vl.strict import Strict
+
+
+class OptimConfig(Strict):
+    """AdamW, or Muon for the matrices of the layers with AdamW for everything else."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    lr: float = Field(default=1e-6, gt=0)
+    betas: tuple[float, float] = (0.9, 0.95)
+    eps: float = Field(default=1e-8, gt=0)
+    weight_decay: float = Field(default=0.0, ge=0)
+    muon_lr: float = Field(default=0.02, gt=0)  # of the matrices, with name=muon
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    warmup_steps: int = Field(default=0, ge=0)  # updates of linear rise from 0
+    min_lr_ratio: float = Field(default=0.0, ge=0, le=1)  # where linear and cosine end, as a share of lr
+    clip: float = Field(default=1.0, gt=0)  # global gradient norm
+    max_dropped_updates: int = Field(default=3, ge=0)  # non-finite ones in a row; one more stops the run
+
+
+class ZeroConfig(Strict):
+    """DeepSpeed ZeRO: 0 = replicas, 1 = sharded optimizer, 2 = and gradients, 3 = and weights."""
+
+    stage: Literal[0, 1, 2, 3] = 1
+    offload_optimizer: bool = False  # optimizer states in CPU memory
+    offload_params: bool = False  # weights in CPU memory (stage 3)
+    bucket_elements: int = Field(default=50_000_000, ge=1)  # reduce and gather bucket
+
+    @model_validator(mode="after")
+    def _offload_needs_a_stage(self) -> ZeroConfig:
+        if self.offload_optimizer and self.stage == 0:
+            raise ValueError("zero.offload_optimizer=true needs zero.stage >= 1")
+        if self.offload_params and self.stage != 3:
+            raise ValueError(f"zero.offload_params=true needs zero.stage=3, got {self.stage}")
+        return self
+
+
+def lr_factor(config: OptimConfig, update: int, total: int) -> float:
+    """Share of the peak learning rate at `update` (0-based) of `total`: a function of the step alone, so it resumes."""
+    if update < config.warmup_steps:
+        return (update + 1) / config.warmup_steps
+    if config.schedule == "constant":
+        return 1.0
+    done = min(1.0, (update - config.warmup_steps) / max(1, total - config.warmup_steps))
+    shape = 1 - done if config.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * done))
+    return config.min_lr_ratio + (1 - config.min_lr_ratio) * shape
+
+
+def tag_for_muon(module: nn.Module) -> None:
+    """Marks the parameters Muon takes: 2-D weights of layers, no embeddings, routers or output projection.
+
+    Expert weights are 3-D stacks of matrices and stay with AdamW, as do norms and biases.
+    """
+    excluded = ("embed", "lm_head", "mlp.gate.", "head.weight")
+    for name, p in module.named_parameters():
+        p.use_muon = p.ndim == 2 and not any(word in name for word in excluded)  # type: ignore[attr-defined]
+
+
+def deepspeed_config(optim: OptimConfig, zero: ZeroConfig, dtype: str) -> dict[str, Any]:
+    """The DeepSpeed configuration. Gradient accumulation is ours: the engine is told the boundary of each update."""
+    common = {
+        "lr": optim.lr,
+        "betas": list(optim.betas),
+        "eps": optim.eps,
+        "weight_decay": optim.weight_decay,
+    }
+    if optim.name == "muon":
+        optimizer: dict[str, Any] = {
+            "type": "Muon",
+            "params": common | {"muon_lr": optim.muon_lr, "momentum": optim.muon_momentum, "torch_adam": True},
+        }
+    else:
+        optimizer = {"type": "AdamW", "params": common | {"torch_adam": True}}
+    zero_section: dict[str, Any] = {
+        "stage": zero.stage,
+        "reduce_bucket_size": zero.bucket_elements,
+        "allgather_bucket_size": zero.bucket_elements,
+        "overlap_comm": False,
+    }
+    if zero.stage == 3:
+        zero_section |= {
+            "stage3_gather_16bit_weights_on_model_save": False,
+            "stage3_prefetch_bucket_size": zero.bucket_elements,
+            "stage3_param_persistence_threshold": 0,
+            "leaf_module": {"classes": list(ZERO3_LEAF_MODULES)},
+        }
+    if zero.offload_optimizer:
+        zero_section["offload_optimizer"] = {"device": "cpu"}
+    if zero.offload_params:
+        zero_section["offload_param"] = {"device": "cpu"}
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "gradient_clipping": optim.clip,
+        "optimizer": optimizer,
+        "bf16": {"enabled": dtype == "bfloat16"},
+        "zero_optimization": zero_section,
+        "zero_force_ds_cpu_optimizer": False,
+        "zero_allow_untested_optimizer": True,
+        "steps_per_print": 1_000_000_000,
+        "wall_clock_breakdown": False,
+    }

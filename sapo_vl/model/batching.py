@@ -1,0 +1,203 @@
+"""Groups become micro-batches. The group is the unit: never split over micro-batches or ranks.
+
+Two layouts of the same data: the shared-prefix one (a flat row, prompt and image once per group) is what
+trains; the padded one (every response with its own copy of the prompt) is the plain reference.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.prefix_attention import PrefixLayout, build_layout
+from sapo_vl.strict import Strict
+from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
+
+
+class BatchConfig(Strict):
+    """How a rollout batch becomes updates."""
+
+    mini_batches: int = Field(default=2, ge=1)  # updates per rollout batch; old log-probs are from before the first
+    tokens_per_micro_batch: int = Field(default=8192, ge=1)  # budget of flat tokens and vision patches, per rank
+    shared_prefix: bool = True  # False: the padded reference layout
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MicroBatch:
+    """What one forward pass takes. B responses with N tokens in all; [N] runs response after response."""
+
+    ids: Tensor  # [1, T] int64 flat, or [B, L] padded
+    positions: Tensor  # [3, 1, T] or [3, B, L] int64
+    layout: PrefixLayout | None  # of the flat row; None for the padded layout
+    attention_mask: Tensor | None  # [B, L] bool for the padded layout; None for the flat row
+    pixel_values: Tensor  # [K, patch_dim]; a blank image where has_images is False
+    image_grid_thw: Tensor  # [I, 3] int64
+    has_images: bool
+    predictor_index: Tensor  # [N] int64 into ids flattened: the token whose hidden state predicts the target
+    targets: Tensor  # [N] int64 response tokens
+    lengths: Tensor  # [B] int64 tokens of each response; they sum to N
+    rollout_logprobs: Tensor  # [N] float32, as the engine recorded them: log pi_rollout, the law that was sampled from
+    old_logprobs: Tensor  # [N] float32, log pi_old of the loss: the recorded ones, or the trainer's own
+    advantages: Tensor  # [B] float32
+    groups: tuple[RolloutGroup, ...]  # what was packed, for naming offenders and for diagnostics
+
+    def to(self, device: torch.device | str) -> MicroBatch:
+        moved = {}
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            if isinstance(value, Tensor | PrefixLayout):
+                moved[f.name] = value.to(device)
+        return dataclasses.replace(self, **moved)
+
+    def padded(self, flat: Tensor, fill: float = 0.0) -> Tensor:
+        """[N] -> [B, Rmax], response by response."""
+        out = flat.new_full((len(self.lengths), int(self.lengths.max())), fill)
+        return out.masked_scatter(self.mask(), flat)
+
+    def mask(self) -> Tensor:
+        """[B, Rmax] bool, True = a token of the response."""
+        span = torch.arange(int(self.lengths.max()), device=self.lengths.device)
+        return span[None] < self.lengths[:, None]
+
+
+def trainable(group: RolloutGroup) -> RolloutGroup | None:
+    """The group without the responses that take no part in the update; None if none is left."""
+    kept = tuple(r for r in group.rollouts if r.advantage is not None and len(r.response_ids) > 0)
+    return dataclasses.replace(group, rollouts=kept) if kept else None
+
+
+def filler(prompt: Prompt, end_id: int) -> RolloutGroup:
+    """The prompt and a response that ends at once: something to run while another rank has more to do."""
+    nothing = Rollout(
+        response_ids=np.array([end_id]), logprobs=np.zeros(1, np.float32), finish=Finish.STOP, weight_version=0
+    )
+    return RolloutGroup(prompt=prompt, rollouts=(nothing,))
+
+
+def group_cost(group: RolloutGroup) -> int:
+    """Size of a group against the budget: its flat tokens plus the vision patches of its images."""
+    patches = 0 if group.prompt.pixel_values is None else group.prompt.pixel_values.shape[0]
+    return group.num_tokens + patches
+
+
+def split_by_budget(groups: Sequence[RolloutGroup], budget: int) -> list[list[RolloutGroup]]:
+    """Packs groups in order into micro-batches of at most `budget` tokens; a larger group goes alone."""
+    batches: list[list[RolloutGroup]] = []
+    room = 0
+    for group in groups:
+        cost = group_cost(group)
+        if not batches or cost > room:
+            batches.append([])
+            room = budget
+        batches[-1].append(group)
+        room -= cost
+    return batches
+
+
+def split_mini_batches(groups: Sequence[RolloutGroup], count: int) -> list[list[RolloutGroup]]:
+    """Deals groups round-robin into `count` mini-batches, so that each holds its share of every task.
+
+    Groups arrive interleaved by task from the sampler; dealing keeps that mix. Lists may differ in size by one.
+    """
+    return [list(groups[i::count]) for i in range(count)]
+
+
+def _images(prompts: Sequence[Prompt], blank: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor, bool]:
+    pixels = [p.pixel_values for p in prompts if p.pixel_values is not None]
+    grids = [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
+    if not pixels:
+        return *blank, False
+    return torch.cat(pixels), torch.cat(grids), True
+
+
+def _common(rollouts: Sequence[Rollout], groups: Sequence[RolloutGroup]) -> dict:
+    recorded = torch.from_numpy(np.concatenate([r.logprobs for r in rollouts]).astype(np.float32))
+    return {
+        "targets": torch.from_numpy(np.concatenate([r.response_ids for r in rollouts])),
+        "lengths": torch.tensor([len(r.response_ids) for r in rollouts]),
+        "rollout_logprobs": recorded,
+        "old_logprobs": recorded,  # until the trainer takes its own, with rollout.old_logprobs=trainer
+        "advantages": torch.tensor([r.advantage or 0.0 for r in rollouts], dtype=torch.float32),
+        "groups": tuple(groups),
+    }
+
+
+def pack(groups: Sequence[RolloutGroup], blank: tuple[Tensor, Tensor]) -> MicroBatch:
+    """The flat row: per group its prompt, then its responses; images once per group.
+
+    A response continues at 1 + the largest position of its prompt on all three axes, every response anew.
+    The last prompt token predicts the first token of all G responses. `blank` stands in where there is no image.
+    """
+    ids: list[np.ndarray] = []
+    positions: list[np.ndarray] = []
+    predictors: list[np.ndarray] = []
+    start = 0
+    for group in groups:
+        prompt = group.prompt
+        ids.append(prompt.ids)
+        positions.append(prompt.positions)
+        last = start + len(prompt.ids) - 1
+        start += len(prompt.ids)
+        for r in group.rollouts:
+            n = len(r.response_ids)
+            ids.append(r.response_ids)
+            positions.append(np.broadcast_to(prompt.next_position + np.arange(n), (3, n)))
+            predictors.append(np.concatenate([[last], np.arange(start, start + n - 1)]))
+            start += n
+    pixel_values, grid, has_images = _images([g.prompt for g in groups], blank)
+    return MicroBatch(
+        ids=torch.from_numpy(np.concatenate(ids))[None],
+        positions=torch.from_numpy(np.concatenate(positions, axis=1))[:, None],
+        layout=build_layout([(len(g.prompt.ids), [len(r.response_ids) for r in g.rollouts]) for g in groups]),
+        attention_mask=None,
+        pixel_values=pixel_values,
+        image_grid_thw=grid,
+        has_images=has_images,
+        predictor_index=torch.from_numpy(np.concatenate(predictors)),
+        **_common([r for g in groups for r in g.rollouts], groups),
+    )
+
+
+def pad(groups: Sequence[RolloutGroup], blank: tuple[Tensor, Tensor], pad_id: int) -> MicroBatch:
+    """The reference layout: one right-padded row per response, prompt and images repeated for each."""
+    rows = [(g.prompt, r) for g in groups for r in g.rollouts]
+    longest = max(len(p.ids) + len(r.response_ids) for p, r in rows)
+    ids = np.full((len(rows), longest), pad_id, np.int64)
+    positions = np.zeros((3, len(rows), longest), np.int64)
+    mask = np.zeros((len(rows), longest), bool)
+    predictors = []
+    for i, (prompt, r) in enumerate(rows):
+        p, n = len(prompt.ids), len(r.response_ids)
+        ids[i, : p + n] = np.concatenate([prompt.ids, r.response_ids])
+        positions[:, i, :p] = prompt.positions
+        positions[:, i, p : p + n] = prompt.next_position + np.arange(n)
+        mask[i, : p + n] = True
+        predictors.append(i * longest + p - 1 + np.arange(n))
+    pixel_values, grid, has_images = _images([p for p, _ in rows], blank)
+    return MicroBatch(
+        ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        layout=None,
+        attention_mask=torch.from_numpy(mask),
+        pixel_values=pixel_values,
+        image_grid_thw=grid,
+        has_images=has_images,
+        predictor_index=torch.from_numpy(np.concatenate(predictors)),
+        **_common([r for _, r in rows], groups),
+    )
+
+
+def make_micro_batches(
+    groups: Sequence[RolloutGroup], chat: Chat, budget: int, shared_prefix: bool = True
+) -> list[MicroBatch]:
+    """Groups in order, packed up to the token budget."""
+    blank = chat.blank_pixels()
+    batches = split_by_budget(groups, budget)
+    return [pack(b, blank) if shared_prefix else pad(b, blank, chat.pad_id) for b in batches]

@@ -1,0 +1,127 @@
+"""Every rollout as a line of JSON, and every image it saw once, for reading, searching and scoring again."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from sapo_vl.data.images import encode_png
+from sapo_vl.types import Rollout, RolloutGroup
+
+IMAGE_MARK = "<image>"  # where an image stands in the prompt text
+
+
+class RolloutLog:
+    """Writes step_000012.rank0.jsonl files to a folder; images go to images/<hash>.png beside them.
+
+    What a model wrote is only ever passed to json.dumps, ASCII-escaped: no byte of it can break a line.
+    """
+
+    def __init__(self, folder: Path, save_images: bool = True) -> None:
+        self.folder = Path(folder)
+        self._save_images = save_images
+
+    def write(self, step: int, groups: Sequence[RolloutGroup], rank: int) -> Path:
+        """One line per rollout. The file appears when complete, and replaces one of the same step and rank.
+
+        A line holds: step, id, task, answer, prompt (text, IMAGE_MARK for an image), images (hashes),
+        response, response_ids, finish, reward, parts, score_status, score_detail, advantage,
+        weight_version, mean_logprob (null without tokens). Numbers that are not finite are written as null.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        path = self.folder / f"step_{step:06d}.rank{rank}.jsonl"
+        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+        with beside.open("w", encoding="ascii") as file:
+            for group in groups:
+                problem = group.prompt.problem
+                shared = {
+                    "step": step,
+                    "id": problem.id,
+                    "task": problem.task,
+                    "answer": problem.answer,
+                    "prompt": prompt_text(problem.messages),
+                    "images": [self._image(image) for image in problem.images],
+                }
+                for rollout in group.rollouts:
+                    file.write(json.dumps(shared | _rollout_fields(rollout), allow_nan=False) + "\n")
+        beside.replace(path)
+        return path
+
+    def _image(self, image: Image.Image) -> str:
+        name = image_hash(image)
+        path = self.folder / "images" / f"{name}.png"
+        if self._save_images and not path.exists():
+            path.parent.mkdir(exist_ok=True)
+            # Another rank may be writing the same image: each writes its own file, the last rename wins.
+            beside = path.with_name(f".{name}.{os.getpid()}.tmp")
+            beside.write_bytes(encode_png(image.convert("RGB")))
+            beside.replace(path)
+        return name
+
+
+def image_hash(image: Image.Image) -> str:
+    """32 hex digits of BLAKE2b over size and RGB bytes: equal for equal pictures, whichever the file."""
+    digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
+    digest.update(image.convert("RGB").tobytes())
+    return digest.hexdigest()
+
+
+def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
+    """The chat turns as text to read, "role: content", with IMAGE_MARK where an image is."""
+    turns = []
+    for message in messages:
+        content = message["content"]
+        if not isinstance(content, str):
+            content = "".join(part["text"] if part["type"] == "text" else IMAGE_MARK for part in content)
+        turns.append(f"{message['role']}: {content}")
+    return "\n".join(turns)
+
+
+def read_rollouts(path: Path) -> Iterator[dict[str, Any]]:
+    """The lines of one file, or of all files of a rollouts folder by step and rank.
+
+    Raises FileNotFoundError if there is nothing at `path`, ValueError naming file and line for a broken line.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise FileNotFoundError(f"no rollouts at {path}; give a step_*.jsonl file or a run's rollouts folder")
+    for file in sorted(path.glob("step_*.jsonl"), key=_step_and_rank) if path.is_dir() else [path]:
+        with file.open(encoding="ascii") as lines:
+            for number, line in enumerate(lines, start=1):
+                try:
+                    yield json.loads(line)
+                except ValueError as error:
+                    raise ValueError(f"{file}:{number} is not JSON ({error})") from error
+
+
+def _step_and_rank(path: Path) -> tuple[int, int]:
+    step, rank = path.name.removeprefix("step_").removesuffix(".jsonl").split(".rank")
+    return int(step), int(rank)
+
+
+def _rollout_fields(rollout: Rollout) -> dict[str, Any]:
+    mean = float(np.mean(rollout.logprobs, dtype=np.float64)) if len(rollout.logprobs) else None
+    return {
+        "response": rollout.text,
+        "response_ids": [int(i) for i in rollout.response_ids],
+        "finish": rollout.finish,
+        "reward": _number(rollout.reward),
+        "parts": {name: _number(value) for name, value in rollout.parts.items()},
+        "score_status": rollout.score_status,
+        "score_detail": rollout.score_detail,
+        "advantage": _number(rollout.advantage),
+        "weight_version": rollout.weight_version,
+        "mean_logprob": _number(mean),
+    }
+
+
+def _number(value: float | None) -> float | None:
+    return float(value) if value is not None and math.isfinite(value) else None

@@ -1,0 +1,185 @@
+"""Does the rollout engine compute what the trainer computes? Checked on sampled responses; a run stops if not.
+
+An engine with stale or misplaced weights, other positions or another sampling law answers fluently, and the
+ratios of an update are wrong from the first token on. So the law that the engine recorded for what it sampled is
+compared with the trainer's log-probs of the same tokens, for prompts with images and for text-only ones apart.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from sapo_vl.data.feed import read_prompt
+from sapo_vl.data.problem_set import ProblemSet
+from sapo_vl.distributed import World
+from sapo_vl.learning.engine import PolicyEngine
+from sapo_vl.model.batching import filler, pack
+from sapo_vl.model.chat import Chat
+from sapo_vl.rollout import RolloutEngine, SamplingParams
+from sapo_vl.rollout.base import ParityConfig
+from sapo_vl.types import Finish, Prompt
+
+log = logging.getLogger(__name__)
+
+# |log p_engine - log p_trainer| in nats that 95% of the tokens must keep below. Two orders of summation in fp32
+# differ by 1e-6; the limits leave room for depth, and for the few tokens that another expert may be chosen for.
+# Those of bfloat16 are an estimate: no run on a GPU has been measured yet.
+LIMITS = {"float32": 1e-4, "bfloat16": 0.15}
+QUANTILE = 0.95
+KINDS = ("text", "image")
+
+
+class ParityError(RuntimeError):
+    """Engine and trainer disagree, and no way of handing weights over mends it. Says which part differs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Gap:
+    """Distribution of |log p_engine - log p_trainer| over the tokens of one kind of prompt, all ranks."""
+
+    tokens: int
+    mean: float
+    quantile: float  # the QUANTILE one
+    largest: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ParityReport:
+    """Gaps by kind; kinds without prompts are absent."""
+
+    gaps: Mapping[str, Gap]
+    refused: tuple[str, ...]  # why responses could not be used, any rank
+
+    def bad(self, limit: float) -> tuple[str, ...]:
+        """Kinds beyond the limit."""
+        return tuple(kind for kind, gap in self.gaps.items() if not gap.quantile <= limit)
+
+
+def measure(
+    engine: PolicyEngine,
+    chat: Chat,
+    rollouts: RolloutEngine,
+    prompts: Sequence[Prompt],
+    params: SamplingParams,
+    world: World,
+) -> ParityReport:
+    """All ranks together, equally many prompts on each."""
+    groups = rollouts.generate(prompts, params)
+    blank = chat.blank_pixels()
+    usable = [g for g in groups if all(r.finish is not Finish.FAILED for r in g.rollouts)]
+    refused = {r.score_detail for g in groups for r in g.rollouts if r.finish is Finish.FAILED}
+    batches = [pack([g], blank) for g in usable]
+    own = engine.logprobs(batches, pack([filler(prompts[0], chat.eos_ids[0])], blank), params.temperature)
+    gaps: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
+    for batch, (logprobs, _) in zip(batches, own, strict=True):
+        difference = (batch.old_logprobs - logprobs.float().cpu()).abs().numpy()
+        gaps["image" if batch.has_images else "text"].append(difference)
+    everyone = world.gather((gaps, refused))
+    found = {}
+    for kind in KINDS:
+        values = [v for part, _ in everyone for v in part[kind]]
+        if values:
+            found[kind] = _gap(np.concatenate(values))
+    return ParityReport(gaps=found, refused=tuple(sorted(set().union(*(r for _, r in everyone)))))
+
+
+def _gap(values: np.ndarray) -> Gap:
+    return Gap(
+        tokens=len(values),
+        mean=float(values.mean()),
+        quantile=float(np.quantile(values, QUANTILE)),
+        largest=float(values.max()),
+    )
+
+
+class ParityGate:
+    """Checks after a sync, and mends it or stops the run. One per run; all ranks call it together."""
+
+    def __init__(
+        self,
+        config: ParityConfig,
+        engine: PolicyEngine,
+        chat: Chat,
+        rollouts: RolloutEngine,
+        prompts: Sequence[Prompt],
+        world: World,
+        dtype: str,
+    ) -> None:
+        self._config, self._engine, self._chat, self._rollouts = config, engine, chat, rollouts
+        self._prompts, self._world = prompts, world
+        self.limit = config.limit or LIMITS[dtype]
+        self._syncs = 0
+
+    def after_sync(self, version: int) -> dict[str, float]:
+        """Numbers to log, none where no check was due or there are no prompts. Raises ParityError.
+
+        The first sync hands over the weights the engine started from, the second the first that differ.
+        """
+        self._syncs += 1
+        due = self._syncs <= 2 or (self._config.every > 0 and self._syncs % self._config.every == 0)
+        if not due or not self._prompts:
+            return {}
+        gaps = self.check(version).gaps
+        return {f"parity/{kind}/{name}": getattr(g, name) for kind, g in gaps.items() for name in ("mean", "largest")}
+
+    def check(self, version: int) -> ParityReport:
+        """Measures; beyond the limit it hands the weights over in a surer way and measures again."""
+        while True:
+            report = self._measure(version)
+            bad = report.bad(self.limit)
+            if not bad and report.gaps:
+                return report
+            problem = _describe(report, bad, self.limit)
+            surer = self._rollouts.surer_sync()
+            if surer is None:
+                raise ParityError(f"after the sync of version {version}: {problem}")
+            if self._world.is_main:
+                log.warning("after the sync of version %d: %s. Syncing by %r from now on", version, problem, surer)
+            self._rollouts.sync(version)
+
+    def _measure(self, version: int) -> ParityReport:
+        params = SamplingParams(
+            n=self._config.responses, max_new_tokens=self._config.max_new_tokens, temperature=1.0, seed=version
+        )
+        return measure(self._engine, self._chat, self._rollouts, self._prompts, params, self._world)
+
+
+def probe_prompts(problems: ProblemSet, chat: Chat, count: int) -> list[Prompt]:
+    """The first `count` readable prompts with images and the first `count` without; the same on every rank."""
+    found: dict[bool, list[Prompt]] = {True: [], False: []}
+    for row in range(min(len(problems), 100 * count)):
+        if all(len(prompts) >= count for prompts in found.values()):
+            break
+        prompt, _ = read_prompt(problems, row, chat)
+        if prompt is not None and len(found[bool(prompt.images)]) < count:
+            found[bool(prompt.images)].append(prompt)
+    return found[True] + found[False]
+
+
+def _describe(report: ParityReport, bad: Sequence[str], limit: float) -> str:
+    if not report.gaps:
+        return f"every probe was refused: {'; '.join(report.refused[:3])}"
+    figures = ", ".join(
+        f"{kind} prompts {gap.quantile:.2g} (mean {gap.mean:.2g}, max {gap.largest:.2g}, {gap.tokens} tokens)"
+        for kind, gap in report.gaps.items()
+    )
+    if "text" in bad:
+        part = (
+            "text-only prompts differ too, so look at the language model first: weights that the engine did not take "
+            "over (embeddings, output projection, experts), or its sampling law"
+        )
+    elif bad:
+        part = (
+            "text-only prompts agree, so it is the images: pixels, the vision tower's weights, M-RoPE positions, or "
+            "features cached from before the sync"
+            if "text" in report.gaps
+            else "there is no text-only prompt to compare with: it may be the images or the language model"
+        )
+    return (
+        f"{QUANTILE:.0%} of the tokens should have log-probs within {limit:g} of the trainer's; they are within "
+        f"{figures}; {part}"
+    )

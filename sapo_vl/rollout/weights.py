@@ -1,0 +1,146 @@
+"""The policy's weights as a rollout engine takes them: hub names, hub layout, adapters merged, whole on every rank."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from sapo_vl.learning.engine import PolicyEngine, gathered
+from sapo_vl.model.export import hub_layout
+from sapo_vl.model.loading import LoraConfig
+from sapo_vl.model.lora import merged_state
+
+BUCKET_BYTES = 512 * 2**20
+
+
+class ManifestError(ValueError):
+    """The weights of the trainer and of the rollout engine are not the same set. Names what differs."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Piece:
+    """Parameters that make one weight: itself alone, or a base weight with its two adapters."""
+
+    parameters: dict[str, Any]  # by the name in the model's state dict
+    nbytes: int
+
+
+@torch.no_grad()
+def hub_weights(
+    engine: PolicyEngine, lora: LoraConfig | None, bucket_bytes: int = BUCKET_BYTES
+) -> Iterator[tuple[str, Tensor]]:
+    """Every weight of the policy, one after the other, on the trainer's device. All ranks iterate together.
+
+    Under ZeRO-3 a bucket of at most `bucket_bytes` (or one larger weight) is gathered at a time and copied, since
+    the consumer may keep what it is given: the extra memory is two buckets. Below stage 3 nothing is copied but
+    merged adapters and transposed expert weights, and a consumer must not change what it is given.
+    """
+    sharded = engine.zero.stage == 3
+    for bucket in _buckets(_pieces(engine.module.hf), bucket_bytes):
+        parameters = {name: p for piece in bucket for name, p in piece.parameters.items()}
+        with gathered(list(parameters.values()), engine.zero.stage):
+            state = {name: p.detach().clone() if sharded else p.detach() for name, p in parameters.items()}
+        if lora is not None:
+            state = merged_state(state, lora)
+        yield from hub_layout(state).items()
+
+
+def manifest(engine: PolicyEngine, lora: LoraConfig | None) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of what `hub_weights` will give; gathers nothing."""
+    state = {
+        name: torch.empty(getattr(p, "ds_shape", p.shape), device="meta")
+        for piece in _pieces(engine.module.hf)
+        for name, p in piece.parameters.items()
+    }
+    if lora is not None:
+        state = merged_state(state, lora)
+    return {name: tuple(t.shape) for name, t in hub_layout(state).items()}
+
+
+def folder_manifest(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Name -> shape of the weights in a folder of safetensors files, from their headers."""
+    found: dict[str, tuple[int, ...]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as f:
+            found |= {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+    return found
+
+
+def check_manifests(trainer: Mapping[str, tuple[int, ...]], loaded: Mapping[str, tuple[int, ...]]) -> None:
+    """Raises ManifestError unless both hold the same names with the same shapes.
+
+    A tied output projection may be stored on one side only.
+    """
+    ours, theirs = dict(trainer), dict(loaded)
+    for one, other in ((ours, theirs), (theirs, ours)):
+        if "lm_head.weight" not in other:
+            one.pop("lm_head.weight", None)
+    faults = [f"the engine never had {name}" for name in sorted(set(ours) - set(theirs))]
+    faults += [f"the trainer does not send {name}" for name in sorted(set(theirs) - set(ours))]
+    faults += [
+        f"{name} is {ours[name]} in the trainer and {theirs[name]} in the engine"
+        for name in sorted(set(ours) & set(theirs))
+        if ours[name] != theirs[name]
+    ]
+    if faults:
+        more = f" (and {len(faults) - 5} more)" if len(faults) > 5 else ""
+        raise ManifestError(
+            "the weights of trainer and rollout engine do not match: "
+            + "; ".join(faults[:5])
+            + more
+            + ". Both must load the same model folder; write it anew with `sapo-vl` if it was made by other means"
+        )
+
+
+def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int = BUCKET_BYTES) -> None:
+    """Streams weights into safetensors files of at most `shard_bytes` (or one larger weight) each."""
+    shard: dict[str, Tensor] = {}
+    size = number = 0
+    for name, value in weights:
+        nbytes = value.numel() * value.element_size()
+        if shard and size + nbytes > shard_bytes:
+            save_file(shard, folder / f"model-{number:05d}.safetensors")
+            shard, size, number = {}, 0, number + 1
+        shard[name] = value.to("cpu").contiguous()
+        size += nbytes
+    if shard:
+        save_file(shard, folder / f"model-{number:05d}.safetensors")
+
+
+def _pieces(model: torch.nn.Module) -> list[_Piece]:
+    own = dict(model.named_parameters())  # a tied weight once, under its first name
+    pieces = []
+    for name in own:
+        if ".lora_" in name:
+            continue
+        names = [name]
+        if ".base_layer.weight" in name:
+            stem = name.removesuffix("base_layer.weight")
+            names += [f"{stem}lora_A.default.weight", f"{stem}lora_B.default.weight"]
+        parameters = {n: own[n] for n in names}
+        pieces.append(_Piece(parameters, sum(_bytes(p) for p in parameters.values())))
+    return pieces
+
+
+def _bytes(p: Any) -> int:
+    return int(getattr(p, "ds_numel", p.numel())) * p.element_size()
+
+
+def _buckets(pieces: list[_Piece], limit: int) -> Iterator[list[_Piece]]:
+    bucket: list[_Piece] = []
+    size = 0
+    for piece in pieces:
+        if bucket and size + piece.nbytes > limit:
+            yield bucket
+            bucket, size = [], 0
+        bucket.append(piece)
+        size += piece.nbytes
+    if bucket:
+        yield bucket

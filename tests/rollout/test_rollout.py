@@ -1,0 +1,275 @@
+"""Sampling in process: the recorded law is the trained one, and the same names give the same responses."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from helpers_models import (
+    KINDS,
+    MODEL,
+    TOLERANCE,
+    Kind,
+    flat,
+    make_model,
+    make_policy,
+    make_prompts,
+    naive,
+    processor,
+)
+
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.loading import prepare_model
+from sapo_vl.model.policy import PolicyModule
+from sapo_vl.rollout import SamplingParams, TransformersEngine
+from sapo_vl.rollout.base import sample_tokens, uniforms
+from sapo_vl.types import Finish, Prompt, RolloutGroup
+
+IMAGES: list[list[tuple[int, int]]] = [[(48, 32)], [], [(32, 64), (32, 32)], [(64, 64)], []]
+
+
+def params(**changes: float) -> SamplingParams:
+    settings = {"n": 3, "max_new_tokens": 20, "temperature": 1.0, "seed": 5} | changes
+    return SamplingParams(**settings)  # type: ignore[arg-type]
+
+
+def setup(kind: Kind, seed: int, prompts_per_batch: int = 64) -> tuple[TransformersEngine, list[Prompt]]:
+    """An engine with a model that ends a turn on any of forty ids, so that lengths vary."""
+    model = make_model(kind, seed)
+    assert model.generation_config is not None
+    model.generation_config.eos_token_id = [2, *range(100, 140)]
+    model = prepare_model(model, MODEL)
+    chat = Chat(processor(), model, MODEL)
+    engine = TransformersEngine(PolicyModule(model, chat.banned_ids), chat, prompts_per_batch)
+    return engine, make_prompts(chat, np.random.default_rng(seed), IMAGES)
+
+
+def ids_of(groups: list[RolloutGroup]) -> dict[str, list[list[int]]]:
+    return {g.prompt.problem.id: [r.response_ids.tolist() for r in g.rollouts] for g in groups}
+
+
+def test_presence_penalty_is_taken_off_once_per_token(seed: int) -> None:
+    engine, prompts = setup("dense", seed)
+    plain = engine.generate(prompts, params(n=1, temperature=0.0))
+    assert any(len(set(ids)) < len(ids) for group in ids_of(plain).values() for ids in group), "no token came twice"
+    for temperature in (0.0, 1.0):
+        never = engine.generate(prompts, params(temperature=temperature, presence_penalty=1000.0))
+        assert all(len(set(ids)) == len(ids) for group in ids_of(never).values() for ids in group)
+    # The recorded law is the penalised one: the trainer's before anything was said, another one after it.
+    groups = engine.generate(prompts, params(presence_penalty=1.5))
+    with torch.no_grad():
+        gap = (engine.policy(batch := flat(engine.chat, groups))[0] - batch.old_logprobs).abs()
+    lengths = [len(r.response_ids) for g in groups for r in g.rollouts]
+    first = np.cumsum([0, *lengths[:-1]])
+    assert gap[first].max() < TOLERANCE and gap.max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("temperature", [1.0, 1.3])
+def test_recorded_logprobs_are_the_trainers(kind: Kind, temperature: float, seed: int) -> None:
+    engine, prompts = setup(kind, seed)
+    groups = engine.generate(prompts, params(n=6, temperature=temperature))
+    assert len({len(r.response_ids) for g in groups for r in g.rollouts}) > 2, "lengths should vary"
+    for layout in (flat, naive):
+        batch = layout(engine.chat, groups)
+        with torch.no_grad():
+            logprobs, _ = engine.policy(batch, temperature=temperature)
+        assert (logprobs - batch.old_logprobs).abs().max() < TOLERANCE
+    with torch.no_grad():  # the check can fail: another temperature is another law
+        other, _ = engine.policy(batch, temperature=temperature + 0.1)
+    assert (other - batch.old_logprobs).abs().max() > 1e-2
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_responses_depend_on_names_alone(kind: Kind, seed: int) -> None:
+    """Not on how prompts are batched or ordered; on the seed they do."""
+    engine, prompts = setup(kind, seed)
+    together = ids_of(engine.generate(prompts, params()))
+    for size in (1, 2):
+        engine.prompts_per_batch = size
+        assert ids_of(engine.generate(prompts[::-1], params())) == together
+    assert ids_of(engine.generate(prompts, params(n=2))) == {k: v[:2] for k, v in together.items()}
+    assert ids_of(engine.generate(prompts, params(seed=6))) != together
+    # One id in eight ends a response, so very short ones may meet by chance.
+    flat_ids = [tuple(r) for group in together.values() for r in group if len(r) > 2]
+    assert len(set(flat_ids)) == len(flat_ids) > 2, "samples of a group are independent draws"
+
+
+@pytest.mark.parametrize("limit", [2, 200])
+def test_finish_and_lengths(limit: int, seed: int) -> None:
+    engine, prompts = setup("dense", seed)
+    engine.weight_version = 7
+    groups = engine.generate(prompts, params(n=8, max_new_tokens=limit))
+    eos = set(engine.chat.eos_ids)
+    assert [g.prompt for g in groups] == prompts
+    finishes = set()
+    for r in (r for g in groups for r in g.rollouts):
+        finishes.add(r.finish)
+        ids = r.response_ids.tolist()
+        assert not eos & set(ids[:-1]), "nothing follows the end of a turn"
+        assert (r.finish is Finish.STOP) == (ids[-1] in eos)
+        assert 1 <= len(ids) <= limit and (r.finish is Finish.STOP or len(ids) == limit)
+        assert r.weight_version == 7 and len(r.logprobs) == len(ids) and (r.logprobs <= 0).all()
+        assert r.text == engine.chat.decode(r.response_ids)
+    # 40 responses, 41 of some 300 ids end one: at a limit of 2 some are cut, at one of 200 some end by themselves.
+    assert (Finish.LENGTH if limit == 2 else Finish.STOP) in finishes
+
+
+def test_generate_leaves_the_mode_as_it_was(seed: int) -> None:
+    engine, prompts = setup("dense", seed)
+    for training in (True, False):
+        engine.policy.train(training)
+        engine.generate(prompts[:1], params(max_new_tokens=1))
+        assert engine.policy.training is training
+
+
+@pytest.mark.parametrize("greedy", [True, False])
+def test_vision_ids_are_never_sampled(greedy: bool, seed: int) -> None:
+    """With weights that make the image token the likeliest of all, and as a control without the ban."""
+    engine, prompts = setup("dense", seed)
+    inner = engine.policy.hf.model.language_model
+    kept: list[torch.Tensor] = []
+    handle = inner.register_forward_hook(lambda m, a, out: kept.append(out.last_hidden_state[0]))
+    engine.generate(prompts, params(max_new_tokens=4))
+    handle.remove()
+    direction = torch.cat(kept).mean(0)
+    with torch.no_grad():
+        engine.policy.head.weight[engine.chat.image_token_id] = 10 * direction / direction.norm()
+    temperature = 0.0 if greedy else 1.0
+
+    sampled = [
+        i for rs in ids_of(engine.generate(prompts, params(temperature=temperature))).values() for r in rs for i in r
+    ]
+    assert not set(sampled) & set(engine.chat.banned_ids)
+
+    unbanned = TransformersEngine(PolicyModule(engine.policy.hf, ()), engine.chat, 64)
+    first = unbanned.generate(prompts, params(temperature=temperature, max_new_tokens=1))
+    assert any(engine.chat.image_token_id in r.response_ids for g in first for r in g.rollouts)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_greedy_equals_transformers_generate(kind: Kind, seed: int) -> None:
+    engine, prompts = setup(kind, seed)
+    plain = make_model(kind, seed)
+    ours = engine.generate(prompts, params(n=1, temperature=0.0))
+    for group in ours:
+        prompt = group.prompt
+        ids = torch.from_numpy(prompt.ids)[None]
+        images = {}
+        if prompt.pixel_values is not None:
+            images = {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
+        out = plain.generate(
+            input_ids=ids,
+            attention_mask=torch.ones_like(ids),
+            mm_token_type_ids=(ids == engine.chat.image_token_id).int(),
+            do_sample=False,
+            max_new_tokens=20,
+            eos_token_id=list(engine.chat.eos_ids),
+            pad_token_id=engine.chat.pad_id,
+            suppress_tokens=list(engine.chat.banned_ids),
+            **images,
+        )
+        assert out[0, ids.shape[1] :].tolist() == group.rollouts[0].response_ids.tolist()
+
+
+# --- the law --------------------------------------------------------------------------------------
+
+
+def law_by_hand(logits: np.ndarray, temperature: float, top_k: int, top_p: float) -> np.ndarray:
+    """[V] float64: softmax at a temperature, cut to the top_k likeliest, then to the fewest that reach top_p."""
+    p = np.exp(logits.astype(np.float64) / temperature - (logits / temperature).max())
+    p /= p.sum()
+    order = sorted(range(len(p)), key=lambda i: -p[i])
+    if top_k:
+        order = order[:top_k]
+    kept, mass, total = [], 0.0, sum(p[i] for i in order)
+    for i in order:
+        kept.append(i)
+        mass += p[i] / total
+        if mass >= top_p:
+            break
+    law = np.zeros_like(p)
+    law[kept] = p[kept] / p[kept].sum()
+    return law
+
+
+LAWS = [(1.0, 0, 1.0), (1.3, 0, 1.0), (0.7, 5, 1.0), (1.0, 0, 0.8), (1.0, 7, 0.6), (2.0, 100, 0.95)]
+
+
+@pytest.mark.parametrize(("temperature", "top_k", "top_p"), LAWS)
+def test_law(temperature: float, top_k: int, top_p: float, seed: int) -> None:
+    """Uniforms on an even grid hit each token in proportion to its mass; the log-prob returned is that mass."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=30).astype(np.float32) * 2
+    logits[[3, 11]] = -np.inf  # banned
+    expected = law_by_hand(logits, temperature, top_k, top_p)
+    draws = 20_000
+    u = torch.from_numpy((np.arange(draws) + 0.5) / draws)
+    request = params(temperature=temperature, top_k=top_k, top_p=top_p)
+    ids, logprobs = sample_tokens(torch.from_numpy(logits).expand(draws, -1), u, request)
+    frequency = np.bincount(ids.numpy(), minlength=30) / draws
+    assert np.abs(frequency - expected).max() <= 1.5 / draws
+    np.testing.assert_allclose(np.exp(logprobs.double().numpy()), expected[ids.numpy()], rtol=1e-5)
+
+
+def test_drawn_frequencies(seed: int) -> None:
+    """The generator's own uniforms: chi-square of 20,000 draws from a law of 20 tokens."""
+    rng = np.random.default_rng(seed)
+    logits = rng.normal(size=20).astype(np.float32)
+    draws = 20_000
+    u = torch.from_numpy(uniforms("a problem", 3, seed, draws))
+    ids, _ = sample_tokens(torch.from_numpy(logits).expand(draws, -1), u, params(temperature=1.3))
+    expected = draws * law_by_hand(logits, 1.3, 0, 1.0)
+    chi2 = float(((np.bincount(ids.numpy(), minlength=20) - expected) ** 2 / expected).sum())
+    freedom = 19
+    # Wilson-Hilferty: the cube root of chi2 / freedom is nearly normal. 5 sigma: once in 3.5 million runs.
+    sigma = math.sqrt(2 / (9 * freedom))
+    assert ((chi2 / freedom) ** (1 / 3) - (1 - 2 / (9 * freedom))) / sigma < 5
+
+
+@pytest.mark.parametrize("u", [0.0, 1.0 - 2**-53])
+def test_ends_of_the_unit_interval(u: float) -> None:
+    """A uniform of 0 must not hit a banned first token, nor one next to 1 a banned last token or none."""
+    logits = torch.tensor([[-torch.inf, 0.0, 1.0, -torch.inf]])
+    ids, _ = sample_tokens(logits, torch.tensor([u], dtype=torch.float64), params())
+    assert ids.tolist() == [1 if u == 0.0 else 2]
+
+
+def test_greedy_takes_the_likeliest() -> None:
+    logits = torch.tensor([[0.0, 3.0, 1.0], [5.0, -torch.inf, 4.0]])
+    ids, logprobs = sample_tokens(logits, torch.zeros(2, dtype=torch.float64), params(temperature=0.0))
+    assert ids.tolist() == [1, 0] and logprobs.tolist() == [0.0, 0.0]
+
+
+def test_uniforms_are_named() -> None:
+    one = uniforms("a", 0, 1, 8)
+    assert (one >= 0).all() and (one < 1).all() and one.dtype == np.float64
+    np.testing.assert_array_equal(one, uniforms("a", 0, 1, 8))
+    np.testing.assert_array_equal(one[:5], uniforms("a", 0, 1, 5))  # the length does not matter
+    others = [uniforms(*name, 8) for name in (("b", 0, 1), ("a", 1, 1), ("a", 0, 2))]
+    assert not any(np.isclose(one, other).any() for other in others)
+
+
+def test_a_group_is_packed_as_sampled(seed: int) -> None:
+    """Token ids and log-probs reach the trainer as they are, nothing is tokenised again."""
+    engine, prompts = setup("dense", seed)
+    groups = engine.generate(prompts[:2], params(n=2))
+    groups = [
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, advantage=1.0) for r in g.rollouts))
+        for g in groups
+    ]
+    batch = flat(engine.chat, groups)
+    np.testing.assert_array_equal(
+        batch.targets.numpy(), np.concatenate([r.response_ids for g in groups for r in g.rollouts])
+    )
+    recorded = np.concatenate([r.logprobs for g in groups for r in g.rollouts])
+    np.testing.assert_array_equal(batch.rollout_logprobs.numpy(), recorded)
+    np.testing.assert_array_equal(batch.old_logprobs.numpy(), recorded)
+
+
+def test_the_default_policy_of_a_fresh_model_has_one_eos(seed: int) -> None:
+    _, chat = make_policy("dense", seed)
+    assert chat.eos_ids == (chat.tokenizer.convert_tokens_to_ids("<|im_end|>"),)

@@ -1,0 +1,143 @@
+"""Runs on every rank for test_checkpoint.py: save, load, go on, and what must be refused, under every ZeRO stage.
+
+    checkpoint_worker.py FOLDER SEED
+
+As distributed_worker.py, it records and the test judges.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from distributed_worker import LR_ONE, SPLITS, TEMPERATURE, Updates, Variant, local_hash, open_variant, run
+from helpers_models import make_case, with_old_logprobs
+
+from sapo_vl.distributed import World
+from sapo_vl.learning.checkpoint import (
+    MANIFEST,
+    CheckpointError,
+    _digest,
+    find_damage,
+    load_checkpoint,
+    newest_checkpoint,
+    read_manifest,
+    save_checkpoint,
+    seal,
+    step_dir,
+)
+from sapo_vl.learning.engine import PolicyEngine
+from sapo_vl.learning.optim import ZeroConfig
+from sapo_vl.session import Session
+
+CHECKPOINTED = ("dense-0", "dense-1", "dense-2", "dense-3", "moe-3")
+MARKER = "executed"
+
+
+def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, world: World) -> dict[str, Any]:
+    """Three updates, each saved, and one more; then a fresh session, load, the same one more."""
+    case = make_case(variant.kind, seed)
+    groups = with_old_logprobs(case, noise=0.3, temperature=TEMPERATURE)
+    root = folder / f"checkpoints-{name}"
+    split = SPLITS[world.size]["uneven, text only on rank 1" if world.size > 1 else "each"]
+    out: dict[str, Any] = {}
+
+    def one_more(session: Session) -> dict[str, Any]:
+        updates = Updates(session, groups)
+        session.engine.updates = LR_ONE
+        result = updates.update(updates.batches(split))
+        return {"result": result, "hash": local_hash(session.engine), "dice": torch.rand(3).tolist()}
+
+    session = open_variant(variant, folder, world)
+    fresh = local_hash(session.engine)
+    for step in (1, 2, 3):
+        one_more(session)
+        session.engine.updates = 10 * step
+        torch.rand(world.rank + step)  # each rank its own random state
+        state = {"accuracy_before": {"all": 0.25}, "per_rank": {"rank": world.rank, "step": step}}
+        given = copy.deepcopy(state)
+        save_checkpoint(root, step, session.engine, state, keep=2)
+        assert state == given, "what is saved stays the caller's"
+    out["saved"] = local_hash(session.engine)
+    out["uninterrupted"] = one_more(session)
+    session.engine.ds.destroy()
+
+    session = open_variant(variant, folder, world)
+    assert local_hash(session.engine) == fresh
+    state = load_checkpoint(root / "step_00000003", session.engine)
+    out["loaded"] = local_hash(session.engine)
+    out["state"] = state
+    out["updates"] = session.engine.updates
+    out["resumed"] = one_more(session)
+
+    engine = session.engine
+    right, engine.zero = engine.zero, ZeroConfig(stage=(variant.stage + 1) % 4)  # type: ignore[arg-type]
+    out["wrong stage"] = refusal(root / "step_00000003", engine)
+    engine.zero, engine.world = right, dataclasses.replace(world, size=world.size + 1)
+    out["wrong ranks"] = refusal(root / "step_00000003", engine)
+    engine.world = world
+    for kind in ("model", "optim"):
+        out[f"malicious {kind}"] = refusal(folder / f"malicious-{name}" / kind, engine, plant=root / "step_00000003")
+    out["executed"] = (folder / MARKER).exists()
+    out["damage"] = damages(root / "step_00000003", folder / f"damaged-{name}", world)
+    engine.ds.destroy()
+    return out
+
+
+class Malicious:
+    """Pickled, it asks whoever unpickles it to write a file."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker = marker
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.marker,)
+
+
+def refusal(checkpoint: Path, engine: PolicyEngine, plant: Path | None = None) -> str:
+    """Loads and returns the error with its cause. With `plant`: from a copy of that one, with code in some files."""
+    world = engine.world
+    if plant is not None and world.is_main:
+        shutil.copytree(plant, checkpoint)
+        for file in (checkpoint / "shards").glob(f"*{checkpoint.name}_states.pt"):
+            torch.save({"module": Malicious(checkpoint.parents[1] / MARKER)}, file)
+        manifest = read_manifest(checkpoint)  # digests do not protect from an attacker
+        manifest["files"] = {f: _digest(checkpoint / f) for f in manifest["files"]}
+        (checkpoint / MANIFEST).write_text(seal(manifest))
+    if plant is not None:
+        world.barrier()
+        assert find_damage(checkpoint, world) is None
+    try:
+        load_checkpoint(checkpoint, engine)
+    except CheckpointError as error:
+        return f"{error} <- {type(error.__cause__).__name__}"
+    return "loaded"
+
+
+def damages(whole: Path, root: Path, world: World) -> dict[str, Any]:
+    """What this rank finds in a copy of a checkpoint as step 3, and what it would resume from, step 2 being whole.
+
+    Without damage (""), and with each file cut off in turn.
+    """
+    copy = step_dir(root, 3)
+    if world.is_main:
+        for to in (copy, step_dir(root, 2)):
+            shutil.copytree(whole, to)
+    out = {}
+    for name in ("", *read_manifest(whole)["files"]):
+        if world.is_main and name:
+            (copy / name).write_bytes((whole / name).read_bytes()[:-1])
+        world.barrier()
+        out[name] = (find_damage(copy, world), str(newest_checkpoint(root, world)))
+        world.barrier()
+        if world.is_main and name:
+            shutil.copy(whole / name, copy / name)
+    return out
+
+
+if __name__ == "__main__":
+    run(check_checkpoints, CHECKPOINTED)

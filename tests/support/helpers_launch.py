@@ -1,0 +1,60 @@
+"""Starting worker processes from tests, with a hard time limit."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+SUPPORT = Path(__file__).resolve().parent
+ROOT = SUPPORT.parents[1]
+LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+
+
+def free_port() -> int:
+    """A port to start a server on a while later: none that the kernel gives to connections and listeners of others."""
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
+        with socket.socket() as s, contextlib.suppress(OSError):
+            s.bind(("127.0.0.1", port))
+            return port
+    raise OSError("100 ports of 20000..31999 are taken")
+
+
+def environment() -> dict[str, str]:
+    """This process's, without what a launcher sets, with both source folders on the path and one thread."""
+    env = {k: v for k, v in os.environ.items() if k not in LAUNCHER_VARIABLES}
+    env["PYTHONPATH"] = os.pathsep.join([str(ROOT), str(SUPPORT)])
+    return env | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
+
+
+def run_python(*arguments: str | Path, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Runs this Python; kills the whole process group at the limit. Fails with the output if it exits non-zero."""
+    command = [sys.executable, *map(str, arguments)]
+    process = subprocess.Popen(
+        command,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+    )
+    try:
+        output, _ = process.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        output, _ = process.communicate()
+        raise AssertionError(f"{command} did not end within {timeout} s; a rank hangs?\n{output[-4000:]}") from None
+    if check:
+        assert process.returncode == 0, f"{command} ended with {process.returncode}\n{output[-6000:]}"
+    return subprocess.CompletedProcess(command, process.returncode, output)
+
+
+def run_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float = 300) -> str:
+    """Runs tests/support/`script` on so many ranks: under torchrun, or bare for one. Returns what they printed."""
+    launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
+    return run_python(*launcher, SUPPORT / script, *arguments, timeout=timeout).stdout
