@@ -21,13 +21,14 @@ from transformers.utils import logging as hf_logging
 from sapo_vl.distributed import World
 from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config
+from sapo_vl.learning.weights import check_manifests, hub_weights, manifest
 from sapo_vl.model.chat import Chat
+from sapo_vl.model.folder import ModelFolder, examine
 from sapo_vl.model.loading import ModelConfig, ModelError, load_model
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
 from sapo_vl.rollout.vllm.engine import VllmEngine
 from sapo_vl.rollout.vllm.server import VllmServerEngine
-from sapo_vl.rollout.weights import check_manifests, folder_manifest, hub_weights, manifest
 
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "peft", "qwen-vl-utils", "pillow")
 
@@ -37,6 +38,7 @@ class Session:
     """A loaded policy on all ranks, with the engine that trains it and the one that samples from it."""
 
     world: World
+    folder: ModelFolder  # where the model came from
     chat: Chat
     engine: PolicyEngine
     rollouts: RolloutEngine
@@ -59,20 +61,28 @@ def open_session(
     """
     if not model_config.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
+    folder = examine(model_config.path, model_config.revision)
+    model_config = model_config.model_copy(update={"path": str(folder.path)})
     seed_everything(seed, world.rank)
     # transformers shards weights while it reads them only as long as this object lives.
     sharding = HfDeepSpeedConfig(deepspeed_config(optim, zero, model_config.dtype)) if zero.stage == 3 else None
-    model = load_model(model_config)
+    model = load_model(model_config, folder)
     chat = Chat.load(model, model_config)
     policy = PolicyModule(model, chat.banned_ids).to(world.device)
     engine = PolicyEngine(policy, optim, zero, model_config.dtype, world, total_updates)
     del sharding
-    rollouts = open_rollouts(model_config, rollout, chat, engine, world, out)
-    return Session(world=world, chat=chat, engine=engine, rollouts=rollouts)
+    rollouts = open_rollouts(model_config, folder, rollout, chat, engine, world, out)
+    return Session(world=world, folder=folder, chat=chat, engine=engine, rollouts=rollouts)
 
 
 def open_rollouts(
-    model_config: ModelConfig, config: RolloutConfig, chat: Chat, engine: PolicyEngine, world: World, out: Path | None
+    model_config: ModelConfig,
+    folder: ModelFolder,
+    config: RolloutConfig,
+    chat: Chat,
+    engine: PolicyEngine,
+    world: World,
+    out: Path | None,
 ) -> RolloutEngine:
     """The configured engine. Raises ManifestError if it would not take the trainer's weights, by name or shape."""
     if config.engine == "transformers":
@@ -84,7 +94,7 @@ def open_rollouts(
             any_rank=world.any if engine.zero.stage == 3 else bool,
         )
     ours = manifest(engine, model_config.lora)
-    theirs = folder_manifest(Path(model_config.path)) if Path(model_config.path).is_dir() else ours
+    theirs = {name: weight.shape for name, weight in folder.weights.items()}
     check_manifests(ours, theirs)
     weights = functools.partial(hub_weights, engine, model_config.lora)
     limits: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "max_failed_share": config.max_failed_share}

@@ -19,12 +19,11 @@ from sapo_vl.data.problem_set import DataError, ProblemSet
 from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.evaluation.config import EvalConfig
-from sapo_vl.learning.engine import full_state_dict
+from sapo_vl.learning.final import make_probe, proof_values, save_model
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import global_denominators, imitation_objective
 from sapo_vl.model.batching import make_micro_batches
 from sapo_vl.model.chat import Chat
-from sapo_vl.model.export import save_hf_folder
 from sapo_vl.record.run_log import RunLog
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
@@ -54,7 +53,7 @@ def demonstration(prompt: Prompt, chat: Chat) -> RolloutGroup:
 def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, out: Path) -> dict[str, Any]:
     """Trains until `steps` or the target pass rate; writes the model to a folder inside `out`, the run's.
 
-    Returns {"steps", "dropped", "pass_rate", "seconds", "loss"}; dropped counts the updates
+    Returns {"steps", "dropped", "pass_rate", "seconds", "loss", "model"}; dropped counts the updates
     that were not applied.
 
     Raises NonFiniteUpdate if too many of them come in a row.
@@ -103,8 +102,7 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
         if pass_rate is not None and pass_rate >= sft.target_pass_rate:
             break
     seconds = time.monotonic() - started
-    state = full_state_dict(engine)
-    if world.is_main:
-        save_hf_folder(engine.module.hf, chat.processor, out / COLD_START_MODEL, state)  # type: ignore[arg-type]
-    world.barrier()
-    return {"steps": step, "dropped": dropped, "pass_rate": pass_rate, "seconds": seconds, "loss": loss}
+    model = config.model
+    proof = save_model(engine, session.folder, model.dtype, model.lora, out / COLD_START_MODEL, make_probe(chat))
+    figures = {"steps": step, "dropped": dropped, "pass_rate": pass_rate, "seconds": seconds, "loss": loss}
+    return {**figures, "model": proof_values(proof)}

@@ -21,7 +21,8 @@ from sapo_vl.evaluation.table import figures_table
 from sapo_vl.learning.checkpoint import MANIFEST
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.model.chat import load_processor
-from sapo_vl.model.loading import ModelError, check_weights, read_config
+from sapo_vl.model.export import carried_files
+from sapo_vl.model.folder import ModelError, check_layout_for_vllm, examine
 from sapo_vl.record.run_log import RunLog, check_trackers, write_json
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.scoring.scorer import Scorer
@@ -44,9 +45,12 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     """
     if not config.model.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
-    read_config(config.model.path, config.model.revision)
-    check_weights(config.model.path)
+    folder = examine(config.model.path, config.model.revision)
     load_processor(config.model.path, config.model.revision)
+    if stage != "eval":
+        carried_files(folder, config.model.dtype)  # a dry export: what the end would refuse is known now
+    if config.rollout.engine != "transformers":
+        check_layout_for_vllm(folder)
     if stage != "eval":
         _check_trackers(config)
     ranks = ranks or num_processes(config)

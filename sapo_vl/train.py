@@ -11,8 +11,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from sapo_vl.config import RunConfig
 from sapo_vl.data.feed import ProblemFeed
 from sapo_vl.data.problem_set import ProblemSet
@@ -23,14 +21,13 @@ from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_v
 from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
 from sapo_vl.learning.diagnostics import UpdateStats, rollout_stats
-from sapo_vl.learning.engine import UpdateResult, full_state_dict
+from sapo_vl.learning.engine import UpdateResult
+from sapo_vl.learning.final import make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
 from sapo_vl.learning.reference import load_reference
 from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
-from sapo_vl.model.export import save_hf_folder
-from sapo_vl.model.lora import merged_state
 from sapo_vl.record.progress import PhaseTimer, Progress
 from sapo_vl.record.rollout_log import RolloutLog
 from sapo_vl.record.run_log import RunLog
@@ -124,17 +121,19 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
                 save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
 
     source.close()
+    with timer("export"):
+        model, probe = config.model, make_probe(session.chat)
+        proof = save_model(session.engine, session.folder, model.dtype, model.lora, out / "final", probe)
     with timer("eval"):
         accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()
-    with timer("export"):
-        save_final(session, config, out / "final")
     timer.take()
     progress.close()
     run_log.close()
     return {
         "accuracy": {"cold_start": accuracy_before, "final": accuracy_after},
         "steps": step,
+        "model": proof_values(proof),
         "bad_rows": feed.bad_rows.bad,
         "scoring": dict(zip(map(str, scorer.counts), map(int, world.sum([*scorer.counts.values()])), strict=True)),
         "wall_s": {**timer.totals, "train_stage": time.monotonic() - started},
@@ -285,16 +284,3 @@ def _throughput(groups: Sequence[RolloutGroup], world: World, seconds: dict[str,
         "tokens_per_s/sampled": float(total[0]) / step_seconds,
         "tokens_per_s/all": float(total[1]) / step_seconds,
     }
-
-
-@torch.no_grad()
-def save_final(session: Session, config: RunConfig, out: Path) -> None:
-    """The trained model as a Hugging Face folder, adapters merged."""
-    state = full_state_dict(session.engine)
-    if session.world.is_main:
-        model = session.engine.module.hf
-        if config.model.lora is not None:
-            state = merged_state(state, config.model.lora)
-            model = model.get_base_model()  # type: ignore[operator]
-        save_hf_folder(model, session.chat.processor, out, state)  # type: ignore[arg-type]
-    session.world.barrier()

@@ -51,6 +51,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.evaluation.errors import EvaluationError
     from sapo_vl.learning.checkpoint import CheckpointError
     from sapo_vl.learning.nonfinite import NonFiniteUpdate
+    from sapo_vl.learning.weights import ManifestError
     from sapo_vl.model.chat import PromptError
     from sapo_vl.model.loading import ModelError
     from sapo_vl.rollout.failures import RolloutStopped
@@ -59,7 +60,6 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.rollout.vllm.engine import EngineFailed
     from sapo_vl.rollout.vllm.serve import ServeError
     from sapo_vl.rollout.vllm.server import ServersUnusable
-    from sapo_vl.rollout.weights import ManifestError
     from sapo_vl.scoring.failure_watch import ScoringStopped
     from sapo_vl.scoring.lines import RewardLinesError
     from sapo_vl.scoring.scorer import ScoringError

@@ -125,15 +125,14 @@ def _items(text: str) -> Iterator[Problem]:
 def _difficulty(args: argparse.Namespace) -> None:
     from sapo_vl.config import load_config
     from sapo_vl.evaluation.difficulty import DifficultyRule, measure_set
-    from sapo_vl.model.loading import check_weights, read_config
+    from sapo_vl.model.folder import examine
 
     config = load_config(args.config, args.pairs)
     if not config.model.path:
         raise UsageError("model.path is empty; give the model that the pass rates are of")
     if args.samples < 1 or not 0 <= args.above < args.up_to <= 1:
         raise UsageError("--samples must be 1 or more, and 0 <= --above < --up-to <= 1")
-    read_config(config.model.path, config.model.revision)
-    check_weights(config.model.path)
+    examine(config.model.path, config.model.revision)
     rule = DifficultyRule(
         split=args.split, samples=args.samples, above=args.above, up_to=args.up_to, blank=args.blank
     )  # fmt: skip

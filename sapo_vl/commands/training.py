@@ -75,15 +75,14 @@ def _serve(args: argparse.Namespace) -> None:
     import torch
 
     from sapo_vl.config import load_config
-    from sapo_vl.model.loading import check_weights, read_config
+    from sapo_vl.model.folder import check_layout_for_vllm, examine
     from sapo_vl.rollout.vllm.contract import load_contract
     from sapo_vl.rollout.vllm.serve import serve_command
 
     config = load_config(args.config, args.pairs)
     if not config.model.path:
         raise UsageError("model.path is empty; give the folder of the model that the run trains")
-    read_config(config.model.path, config.model.revision)
-    check_weights(config.model.path)
+    check_layout_for_vllm(examine(config.model.path, config.model.revision))
     load_contract()
     command, environment = serve_command(
         config.model, config.rollout, args.host, args.port, on_cpu=not torch.cuda.is_available()

@@ -20,7 +20,8 @@ from sapo_vl.losses.reduce import Reduction
 from sapo_vl.model.batching import MicroBatch, pack, pad
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.export import save_hf_folder
-from sapo_vl.model.loading import ModelConfig, load_model, prepare_model, read_config
+from sapo_vl.model.folder import read_config
+from sapo_vl.model.loading import ModelConfig, load_model, prepare_model
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.types import Prompt, RolloutGroup
 

@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
-import json
-import logging
-from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from pydantic import Field
+from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
+from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers.integrations import is_deepspeed_zero3_enabled
 
+from sapo_vl.model.folder import Layout, ModelError, ModelFolder, examine, is_moe, open_weights
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
 from sapo_vl.strict import Strict
 
-log = logging.getLogger(__name__)
-
-MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+# Of transformers' loading report: any of these means a weight that is not the folder's.
+LOADING_FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
 # One MoE layer picks its experts by data, so ZeRO-3 must gather it as a whole on every rank.
 ZERO3_LEAF_MODULES = ("Qwen3VLMoeTextSparseMoeBlock",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -58,55 +57,50 @@ class ModelConfig(Strict):
     max_prompt_tokens: int = Field(default=4096, ge=1)  # a longer prompt is counted and skipped, never cut
 
 
-class ModelError(ValueError):
-    """The model folder cannot be used. The message says what is wrong, where, and what to do."""
+def load_model(config: ModelConfig, folder: ModelFolder | None = None) -> PreTrainedModel:
+    """The model of `folder`, ready to be trained: attention set, parts frozen, adapters added.
 
-
-def read_config(path: str, revision: str | None = None) -> PreTrainedConfig:
-    """The folder's config; ModelError if it is missing or of a model family that is not supported."""
-    folder = Path(path)
-    if not folder.exists() and (folder.is_absolute() or path.startswith(".") or len(folder.parts) > 2):
-        raise ModelError(f"model.path={path!r}: there is no such folder")
-    if folder.exists() and not (folder / "config.json").exists():
-        raise ModelError(f"model.path={path!r} has no config.json; give a Hugging Face model folder")
-    try:
-        config = AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError) as e:
-        raise ModelError(f"model.path={path!r} cannot be read: {e}") from e
-    if config.model_type not in MODEL_TYPES:
-        raise ModelError(f"model.path={path!r} is a {config.model_type!r} model; supported: {', '.join(MODEL_TYPES)}")
-    return config
-
-
-def check_weights(path: str) -> None:
-    """ModelError if a local folder lacks weights, or files that its index names: a download that was cut off."""
-    folder = Path(path)
-    if not folder.exists():
-        return  # a hub id
-    index = folder / "model.safetensors.index.json"
-    named = set(json.loads(index.read_text())["weight_map"].values()) if index.exists() else {"model.safetensors"}
-    missing = sorted(name for name in named if not (folder / name).exists())
-    if missing:
-        raise ModelError(f"model.path={path!r} lacks {len(missing)} of its weight files: {', '.join(missing[:3])}")
-
-
-def is_moe(config: PreTrainedConfig) -> bool:
-    return config.model_type == "qwen3_vl_moe"
-
-
-def load_model(config: ModelConfig) -> PreTrainedModel:
-    """The model of `config.path`, ready to be trained: attention set, parts frozen, adapters added.
-
-    Returns the transformers model, or a peft model around it. Inside a `HfDeepSpeedConfig` of ZeRO
-    stage 3 the weights are partitioned while they are read.
+    `folder` defaults to what `config.path` names, examined first. Returns the transformers model, or a peft model
+    around it. Inside a `HfDeepSpeedConfig` of ZeRO stage 3 the weights are partitioned while they are read. Raises
+    ModelError if transformers reports a weight that it did not take from the folder.
     """
+    if folder is None:
+        folder = examine(config.path, config.revision)
     register_attention()
-    hf_config = read_config(config.path, config.revision)
-    extra: dict[str, Any] = {"experts_implementation": config.experts_implementation} if is_moe(hf_config) else {}
-    model = AutoModelForImageTextToText.from_pretrained(
-        config.path, revision=config.revision, dtype=DTYPES[config.dtype], **extra
-    )
+    extra: dict[str, Any] = {"experts_implementation": config.experts_implementation} if is_moe(folder.config) else {}
+    if (layout := _layout_to_hand_over(folder)) is not None:
+        extra["state_dict"] = open_weights(folder, layout)
+    try:
+        loaded: Any = AutoModelForImageTextToText.from_pretrained(
+            folder.path,
+            config=folder.config,
+            dtype=DTYPES[config.dtype],
+            use_safetensors=True,
+            output_loading_info=True,
+            **extra,
+        )
+    except (OSError, RuntimeError, SafetensorError) as e:
+        raise ModelError(f"transformers cannot load {folder.path}: {e}") from e
+    model, report = loaded
+    faults = {key: sorted(map(str, report[key])) for key in LOADING_FAULTS if report.get(key)}
+    if faults:
+        raise ModelError(f"transformers did not load {folder.path} as it is: {faults}")
+    if (base_model(model).lm_head.weight is base_model(model).model.language_model.embed_tokens.weight) != folder.tied:
+        raise ModelError(f"{folder.path}: head and embedding are {'not ' * folder.tied}one weight after loading")
     return prepare_model(model, config)
+
+
+def _layout_to_hand_over(folder: ModelFolder) -> Layout | None:
+    """In which layout the expert weights must be handed to transformers; None: it reads the folder right by itself.
+
+    It turns an expert weight whose shape is not the model's. Under ZeRO-3 the model's weights have no shape while they
+    are read, and it turns them all; where both layouts have one shape it turns none.
+    """
+    if not folder.layout:
+        return None
+    if is_deepspeed_zero3_enabled():
+        return None if folder.layout == "hub" else "hub"
+    return "runtime" if folder.alike and folder.layout == "hub" else None
 
 
 def prepare_model(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:

@@ -15,7 +15,8 @@ from transformers import AutoModelForImageTextToText, PreTrainedModel, Qwen3VLCo
 from sapo_vl.config import RunConfig, load_config
 from sapo_vl.learning.optim import deepspeed_config
 from sapo_vl.model.export import check_expert_shapes
-from sapo_vl.model.loading import DTYPES, MODEL_TYPES, ZERO3_LEAF_MODULES, is_moe, parts, prepare_model
+from sapo_vl.model.folder import MODEL_TYPES, is_moe
+from sapo_vl.model.loading import DTYPES, ZERO3_LEAF_MODULES, parts, prepare_model
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION
 
 CONFIGS = Path(__file__).parents[2] / "configs"

@@ -36,7 +36,8 @@ from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
 from sapo_vl.model.chat import Chat, load_processor
-from sapo_vl.model.export import check_expert_shapes, hub_layout, save_hf_folder
+from sapo_vl.model.export import check_expert_shapes, save_hf_folder
+from sapo_vl.model.folder import hub_layout, read_config
 from sapo_vl.model.loading import (
     LoraConfig,
     ModelConfig,
@@ -45,7 +46,6 @@ from sapo_vl.model.loading import (
     load_model,
     parts,
     prepare_model,
-    read_config,
 )
 from sapo_vl.model.lora import merged_state
 from sapo_vl.model.policy import PolicyModule

@@ -23,13 +23,13 @@ from helpers_launch import run_ranks
 from helpers_models import MODEL, make_policy, make_prompts
 
 from sapo_vl.distributed import World
+from sapo_vl.learning.weights import ManifestError
 from sapo_vl.model.chat import Chat
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.failures import RolloutStopped
 from sapo_vl.rollout.vllm.config import ServerConfig
 from sapo_vl.rollout.vllm.pool import STRIKES, Pool
 from sapo_vl.rollout.vllm.server import ServersUnusable, VllmServerEngine
-from sapo_vl.rollout.weights import ManifestError
 from sapo_vl.types import Finish, Prompt, RolloutGroup
 
 pytestmark = pytest.mark.timeout(120)  # nothing here may hang

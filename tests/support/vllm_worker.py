@@ -21,12 +21,12 @@ from helpers_models import MODEL, make_prompts
 
 from sapo_vl.distributed import init_world, shutdown_world
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.weights import ManifestError, check_manifests, manifest
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.rollout.base import ParityConfig
 from sapo_vl.rollout.parity import ParityError, ParityGate, ParityReport, measure
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.engine import EngineFailed, VllmEngine
-from sapo_vl.rollout.weights import ManifestError, check_manifests, manifest
 from sapo_vl.session import Session, open_session, setup_logging
 from sapo_vl.types import Finish, Prompt, RolloutGroup
 

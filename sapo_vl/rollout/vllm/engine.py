@@ -15,14 +15,15 @@ from typing import Any
 from torch import Tensor
 
 from sapo_vl.distributed import World
+from sapo_vl.learning.weights import check_manifests
 from sapo_vl.model.chat import Chat
+from sapo_vl.model.folder import write_weights
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import SamplingParams
 from sapo_vl.rollout.failures import FailureWatch
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
-from sapo_vl.rollout.weights import check_manifests, write_weights
 from sapo_vl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)

@@ -14,9 +14,9 @@ import httpx
 from safetensors import SafetensorError
 from torch import Tensor
 
+from sapo_vl.model.folder import write_weights
 from sapo_vl.rollout.vllm.client import Refusal, ServerFault, open_http
 from sapo_vl.rollout.vllm.v0_32_http import Wanted, check_settings, hand_over, is_up
-from sapo_vl.rollout.weights import write_weights
 
 log = logging.getLogger(__name__)
 

@@ -24,6 +24,7 @@ from pathlib import Path
 from torch import Tensor
 
 from sapo_vl.distributed import World
+from sapo_vl.learning.weights import check_manifests
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import SamplingParams
@@ -36,7 +37,6 @@ from sapo_vl.rollout.vllm.pool import Pool
 from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
 from sapo_vl.rollout.vllm.v0_32 import SYNC_METHODS, sampling_fields
 from sapo_vl.rollout.vllm.v0_32_http import Wanted
-from sapo_vl.rollout.weights import check_manifests
 from sapo_vl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)

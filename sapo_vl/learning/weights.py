@@ -1,23 +1,18 @@
-"""The policy's weights as a rollout engine takes them: hub names, hub layout, adapters merged, whole on every rank."""
+"""The policy's weights as folders and rollout engines have them: hub names, hub layout, adapters merged, whole."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from sapo_vl.learning.engine import PolicyEngine, gathered
-from sapo_vl.model.export import hub_layout
+from sapo_vl.model.folder import SHARD_BYTES, hub_layout
 from sapo_vl.model.loading import LoraConfig
 from sapo_vl.model.lora import merged_state
-
-BUCKET_BYTES = 512 * 2**20
 
 
 class ManifestError(ValueError):
@@ -34,7 +29,7 @@ class _Piece:
 
 @torch.no_grad()
 def hub_weights(
-    engine: PolicyEngine, lora: LoraConfig | None, bucket_bytes: int = BUCKET_BYTES
+    engine: PolicyEngine, lora: LoraConfig | None, bucket_bytes: int = SHARD_BYTES
 ) -> Iterator[tuple[str, Tensor]]:
     """Every weight of the policy, one after the other, on the trainer's device. All ranks iterate together.
 
@@ -64,15 +59,6 @@ def manifest(engine: PolicyEngine, lora: LoraConfig | None) -> dict[str, tuple[i
     return {name: tuple(t.shape) for name, t in hub_layout(state).items()}
 
 
-def folder_manifest(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Name -> shape of the weights in a folder of safetensors files, from their headers."""
-    found: dict[str, tuple[int, ...]] = {}
-    for path in sorted(folder.glob("*.safetensors")):
-        with safe_open(path, framework="pt") as f:
-            found |= {name: tuple(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
-    return found
-
-
 def check_manifests(trainer: Mapping[str, tuple[int, ...]], loaded: Mapping[str, tuple[int, ...]]) -> None:
     """Raises ManifestError unless both hold the same names with the same shapes.
 
@@ -95,23 +81,8 @@ def check_manifests(trainer: Mapping[str, tuple[int, ...]], loaded: Mapping[str,
             "the weights of trainer and rollout engine do not match: "
             + "; ".join(faults[:5])
             + more
-            + ". Both must load the same model folder; write it anew with `sapo-vl` if it was made by other means"
+            + ". Both must load the same model folder, in the hub's layout, which `sapo-vl convert` writes"
         )
-
-
-def write_weights(weights: Iterator[tuple[str, Tensor]], folder: Path, shard_bytes: int = BUCKET_BYTES) -> None:
-    """Streams weights into safetensors files of at most `shard_bytes` (or one larger weight) each."""
-    shard: dict[str, Tensor] = {}
-    size = number = 0
-    for name, value in weights:
-        nbytes = value.numel() * value.element_size()
-        if shard and size + nbytes > shard_bytes:
-            save_file(shard, folder / f"model-{number:05d}.safetensors")
-            shard, size, number = {}, 0, number + 1
-        shard[name] = value.to("cpu").contiguous()
-        size += nbytes
-    if shard:
-        save_file(shard, folder / f"model-{number:05d}.safetensors")
 
 
 def _pieces(model: torch.nn.Module) -> list[_Piece]:

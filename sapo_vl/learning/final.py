@@ -1,0 +1,223 @@
+"""Writing the trained model as a Hugging Face folder, and proof that the folder is the model.
+
+The folder is read back before it gets its name: the same names, shapes and values as the weights that were sent, a
+config, processor and generation settings that load, and the log-probs of a probe from a model loaded afresh.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import shutil
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+from transformers import AutoProcessor, GenerationConfig
+
+from sapo_vl.learning.engine import PolicyEngine
+from sapo_vl.learning.weights import hub_weights
+from sapo_vl.model.batching import MicroBatch, pack
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.export import GENERATION, carried_files, export_layout, put_in_place
+from sapo_vl.model.folder import EXPERT_WEIGHTS, HEAD, Layout, ModelError, ModelFolder, examine, write_weights
+from sapo_vl.model.loading import LoraConfig, ModelConfig, load_model
+from sapo_vl.model.policy import PolicyModule
+from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup
+
+log = logging.getLogger(__name__)
+
+# Largest mean |difference| of the probe's log-probs. The values are compared by digest; a wrong layout, tie or config
+# moves log-probs by 0.1 and more. On an accelerator the trainer's kernels are others than those of the CPU.
+PROBE_LIMITS = {"float32": 1e-3, "bfloat16": 0.05}
+
+
+class ExportError(RuntimeError):
+    """The written model is not the trained one, or could not be written. Says where what was written is kept."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Proof:
+    """What was compared when a model folder was read back."""
+
+    weights: int
+    bytes: int
+    digest: str  # over names, shapes and values of all weights
+    probe_gap: float | None  # mean |difference| of log-probs; None: not taken
+    probe: str  # "", or why it was not taken
+
+
+def save_model(
+    engine: PolicyEngine, folder: ModelFolder, dtype: str, lora: LoraConfig | None, out: Path, probe: MicroBatch
+) -> Proof:
+    """Writes the policy, adapters merged, to `out`, reads it back, and gives it its name. All ranks together.
+
+    `probe` is a small micro-batch, equal on all ranks (`make_probe`). Raises ExportError, on all ranks, if the disk
+    fails or the folder is not the model; what was written is then kept beside `out`, and an older `out` stays.
+    """
+    world = engine.world
+    fault, proof = "", None
+    beside = out.with_name(f".{out.name}.writing-{os.getpid()}")
+    wanted = engine.logprobs([probe], probe)[0][0].float().cpu()
+    banned_ids = engine.module.head.banned_ids.tolist()
+    sent: dict[str, tuple[tuple[int, ...], str]] = {}
+    weights = _in_layout(hub_weights(engine, lora), export_layout(folder), tied=folder.tied)
+    try:
+        if world.is_main:
+            _start(beside, folder, dtype)
+            write_weights(_noted(weights, sent), beside)
+            proof = _prove(beside, folder, dtype, sent, banned_ids, wanted, probe)
+    except (OSError, SafetensorError, ModelError) as error:
+        fault = str(error)
+    for _ in weights:  # of what the main rank did not take: the other ranks gather along
+        pass
+    fault, proof = world.gather((fault, proof))[0]
+    if fault:
+        kept = _keep_unproved(beside, out) if world.is_main else ""
+        raise ExportError(f"{out} was not written: {fault}{kept}")
+    if world.is_main:
+        put_in_place(beside, out)
+    world.barrier()
+    assert proof is not None
+    return proof
+
+
+def make_probe(chat: Chat) -> MicroBatch:
+    """A prompt with a picture and one without, and eight random tokens after each."""
+    random = np.random.default_rng(0)
+    picture = Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8))
+    allowed = np.setdiff1d(np.arange(len(chat.tokenizer)), chat.banned_ids)
+    groups = []
+    for images in ((picture,), ()):
+        content = [*({"type": "image"} for _ in images), {"type": "text", "text": "What is this?"}]
+        prompt = chat.prompt(
+            Problem(id="probe", task="probe", messages=({"role": "user", "content": content},), images=images)
+        )
+        response = Rollout(
+            response_ids=random.choice(allowed, 8),
+            logprobs=np.zeros(8, np.float32),
+            finish=Finish.LENGTH,
+            weight_version=0,
+        )
+        groups.append(RolloutGroup(prompt=prompt, rollouts=(response,)))
+    return pack(groups, chat.blank_pixels())
+
+
+def _start(beside: Path, folder: ModelFolder, dtype: str) -> None:
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir(parents=True)
+    files, repairs = carried_files(folder, dtype)
+    for repair in repairs:
+        log.warning("%s", repair)
+    for name, content in files.items():
+        (beside / name).write_bytes(content)
+
+
+def _in_layout(weights: Iterator[tuple[str, Tensor]], layout: Layout, *, tied: bool) -> Iterator[tuple[str, Tensor]]:
+    for name, value in weights:
+        if tied and name == HEAD:
+            continue
+        turn = layout == "runtime" and name.endswith(EXPERT_WEIGHTS)
+        yield name, value.transpose(1, 2) if turn else value
+
+
+def _noted(
+    weights: Iterator[tuple[str, Tensor]], sent: dict[str, tuple[tuple[int, ...], str]]
+) -> Iterator[tuple[str, Tensor]]:
+    """The same weights; what passes is written down as (shape, digest)."""
+    for name, value in weights:
+        value = value.detach().to("cpu").contiguous()
+        sent[name] = (tuple(value.shape), tensor_digest(value))
+        yield name, value
+
+
+def tensor_digest(value: Tensor) -> str:
+    """Of the bytes of a contiguous CPU tensor."""
+    return hashlib.blake2b(value.view(-1).view(torch.uint8).numpy().data, digest_size=16).hexdigest()
+
+
+def _prove(
+    beside: Path,
+    folder: ModelFolder,
+    dtype: str,
+    sent: Mapping[str, tuple[tuple[int, ...], str]],
+    banned_ids: Sequence[int],
+    wanted: Tensor,
+    probe: MicroBatch,
+) -> Proof:
+    written = examine(str(beside))
+    if written.tied != folder.tied:
+        raise ModelError(
+            f"head and embedding are {'one' if written.tied else 'two'} in what was written, not as trained"
+        )
+    check_values(beside, sent)
+    AutoProcessor.from_pretrained(beside)
+    if (beside / GENERATION).exists():
+        GenerationConfig.from_pretrained(beside)
+    gap, why_not = _probe_gap(written, dtype, banned_ids, wanted, probe)
+    if gap is not None and not gap <= PROBE_LIMITS[dtype]:
+        raise ModelError(
+            f"a model loaded from what was written gives log-probs {gap:.3g} from the trained model's on average, more "
+            f"than {PROBE_LIMITS[dtype]}, though its weights are the trained ones: config or layout is read otherwise"
+        )
+    every = hashlib.blake2b(repr(sorted(sent.items())).encode(), digest_size=16).hexdigest()
+    return Proof(weights=len(sent), bytes=written.stored_bytes, digest=every, probe_gap=gap, probe=why_not)
+
+
+def check_values(folder: Path, sent: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+    """Raises ModelError unless the files hold exactly the weights that were sent, by name, shape and digest."""
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        with safe_open(path, framework="pt") as f:
+            for name in f.keys():  # noqa: SIM118
+                value = f.get_tensor(name)
+                found[name] = (tuple(value.shape), tensor_digest(value))
+    wrong = sorted(name for name in set(sent) | set(found) if sent.get(name) != found.get(name))
+    if wrong:
+        raise ModelError(f"{len(wrong)} weights were not read back as they were written: {', '.join(wrong[:4])}")
+
+
+def _probe_gap(
+    written: ModelFolder, dtype: str, banned_ids: Sequence[int], wanted: Tensor, probe: MicroBatch
+) -> tuple[float | None, str]:
+    size = {"float32": 4, "bfloat16": 2}[dtype]
+    needed, free = written.numel * size, _free_memory()
+    if needed > 0.8 * free:
+        return None, f"a second copy takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of main memory are free"
+    loaded = load_model(ModelConfig(path=str(written.path), dtype=dtype), written)  # type: ignore[arg-type]
+    with torch.no_grad():
+        given = PolicyModule(loaded, banned_ids).eval()(probe)[0].float()
+    return float((given - wanted).abs().mean()), ""
+
+
+def _free_memory() -> int:
+    """Bytes of main memory that can be had without swapping."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(lines["MemAvailable"].split()[0]) * 1024
+
+
+def _keep_unproved(beside: Path, out: Path) -> str:
+    if not beside.exists():
+        return ""
+    kept = out.with_name(f"{out.name}_unproved")
+    shutil.rmtree(kept, ignore_errors=True)
+    beside.rename(kept)
+    return f". What was written is kept in {kept}"
+
+
+def proof_values(proof: Proof) -> dict[str, Any]:
+    """As summary.json has it."""
+    return {
+        "weights": proof.weights,
+        "bytes": proof.bytes,
+        "digest": proof.digest,
+        "probe_logprob_gap": proof.probe_gap,
+        **({"probe_not_taken": proof.probe} if proof.probe else {}),
+    }
