@@ -1,4 +1,4 @@
-"""Model folders and the installation: init-tiny, doctor."""
+"""Model folders and the installation: init-tiny, convert, doctor."""
 
 from __future__ import annotations
 
@@ -16,6 +16,12 @@ def add_parsers(add: Add) -> None:
     tiny.add_argument("--out", type=Path, required=True)
     tiny.add_argument("--seed", type=int, default=0)
 
+    conversion = add(
+        "convert", _convert, "Rewrite a model folder in the hub's layout, which transformers and vLLM load."
+    )
+    conversion.add_argument("folder", help="a model folder, or a hub id where a hub can be reached")
+    conversion.add_argument("--out", type=Path, required=True)
+
     doctor = add("doctor", _doctor, "Prove on tiny models that this installation fits together.")
     doctor.add_argument("--model", default="", help="a model folder: runs the checks that need no weights on it")
     doctor.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="run these checks only")
@@ -29,6 +35,16 @@ def _init_tiny(args: argparse.Namespace) -> None:
         raise UsageError(f"--out {args.out} exists already; choose another folder or delete this one")
     build_tiny_model(args.kind, args.data, args.out, args.seed)
     print(f"wrote {args.out}")
+
+
+def _convert(args: argparse.Namespace) -> None:
+    from sapo_vl.model.convert import convert
+
+    counts = convert(args.folder, args.out)
+    print(
+        f"wrote {args.out}: {counts['weights']} weights, {counts['turned']} expert weights turned, {counts['joined']} "
+        "single experts joined"
+    )
 
 
 def _doctor(args: argparse.Namespace) -> None:

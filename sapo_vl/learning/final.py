@@ -26,8 +26,17 @@ from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.weights import hub_weights
 from sapo_vl.model.batching import MicroBatch, pack
 from sapo_vl.model.chat import Chat
-from sapo_vl.model.export import GENERATION, carried_files, export_layout, put_in_place
-from sapo_vl.model.folder import EXPERT_WEIGHTS, HEAD, Layout, ModelError, ModelFolder, examine, write_weights
+from sapo_vl.model.export import carried_files, export_layout, put_in_place
+from sapo_vl.model.folder import (
+    EXPERT_WEIGHTS,
+    GENERATION,
+    HEAD,
+    Layout,
+    ModelError,
+    ModelFolder,
+    examine,
+    write_weights,
+)
 from sapo_vl.model.loading import LoraConfig, ModelConfig, load_model
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup

@@ -14,11 +14,10 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from sapo_vl.model.folder import HEAD, INDEX, Layout, ModelError, ModelFolder, hub_layout
+from sapo_vl.model.folder import CONFIG, GENERATION, HEAD, INDEX, Layout, ModelError, ModelFolder, hub_layout
 
 # What a model folder holds beside weights: configs, tokenizer, processor, chat template. Never code.
 CARRIED = (".json", ".jinja", ".txt", ".model", ".tiktoken")
-CONFIG, GENERATION = "config.json", "generation_config.json"
 # Settings of sampling, which transformers loads beside do_sample=false and refuses to save there.
 SAMPLING_ONLY = ("temperature", "top_p", "top_k", "min_p", "typical_p", "epsilon_cutoff", "eta_cutoff")
 

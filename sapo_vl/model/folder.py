@@ -25,6 +25,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConf
 log = logging.getLogger(__name__)
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
+CONFIG, GENERATION = "config.json", "generation_config.json"
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 # Runtime: gate_up_proj [E, 2I, H] and down_proj [E, H, I]. Hub folders: [E, H, 2I] and [E, I, H].

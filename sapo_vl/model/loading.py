@@ -8,13 +8,22 @@ import torch
 from pydantic import Field
 from safetensors import SafetensorError
 from torch import nn
-from transformers import AutoModelForImageTextToText, PreTrainedModel
+from transformers import (
+    GenerationConfig,
+    PreTrainedModel,
+    Qwen3VLForConditionalGeneration,
+    Qwen3VLMoeForConditionalGeneration,
+)
 from transformers.integrations import is_deepspeed_zero3_enabled
 
-from sapo_vl.model.folder import Layout, ModelError, ModelFolder, examine, is_moe, open_weights
+from sapo_vl.model.folder import GENERATION, Layout, ModelError, ModelFolder, examine, is_moe, open_weights
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
 from sapo_vl.strict import Strict
 
+CLASSES: dict[str, type[Any]] = {
+    "qwen3_vl": Qwen3VLForConditionalGeneration,
+    "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
+}
 # Of transformers' loading report: any of these means a weight that is not the folder's.
 LOADING_FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
 # One MoE layer picks its experts by data, so ZeRO-3 must gather it as a whole on every rank.
@@ -68,11 +77,12 @@ def load_model(config: ModelConfig, folder: ModelFolder | None = None) -> PreTra
         folder = examine(config.path, config.revision)
     register_attention()
     extra: dict[str, Any] = {"experts_implementation": config.experts_implementation} if is_moe(folder.config) else {}
-    if (layout := _layout_to_hand_over(folder)) is not None:
+    layout = _layout_to_hand_over(folder)
+    if layout is not None:
         extra["state_dict"] = open_weights(folder, layout)
     try:
-        loaded: Any = AutoModelForImageTextToText.from_pretrained(
-            folder.path,
+        loaded: Any = CLASSES[folder.config.model_type].from_pretrained(
+            folder.path if layout is None else None,
             config=folder.config,
             dtype=DTYPES[config.dtype],
             use_safetensors=True,
@@ -82,6 +92,8 @@ def load_model(config: ModelConfig, folder: ModelFolder | None = None) -> PreTra
     except (OSError, RuntimeError, SafetensorError) as e:
         raise ModelError(f"transformers cannot load {folder.path}: {e}") from e
     model, report = loaded
+    if layout is not None and (folder.path / GENERATION).exists():  # which comes with a path only
+        model.generation_config = GenerationConfig.from_pretrained(folder.path)
     faults = {key: sorted(map(str, report[key])) for key in LOADING_FAULTS if report.get(key)}
     if faults:
         raise ModelError(f"transformers did not load {folder.path} as it is: {faults}")
