@@ -20,7 +20,7 @@ from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_be
 from sapo_vl.evaluation.table import figures_table
 from sapo_vl.learning.checkpoint import MANIFEST
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
-from sapo_vl.model.chat import load_processor
+from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
 from sapo_vl.model.folder import ModelError, check_layout_for_vllm, examine
 from sapo_vl.record.run_log import RunLog, check_trackers, write_json
@@ -46,7 +46,7 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     if not config.model.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     folder = examine(config.model.path, config.model.revision)
-    load_processor(config.model.path, config.model.revision)
+    check_tokenizer(load_processor(config.model.path, config.model.revision), folder)
     if stage != "eval":
         carried_files(folder, config.model.dtype)  # a dry export: what the end would refuse is known now
     if config.rollout.engine != "transformers":

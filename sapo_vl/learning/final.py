@@ -20,12 +20,12 @@ import torch
 from PIL import Image
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
-from transformers import AutoProcessor, GenerationConfig
+from transformers import GenerationConfig
 
 from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.weights import hub_weights
 from sapo_vl.model.batching import MicroBatch, pack
-from sapo_vl.model.chat import Chat
+from sapo_vl.model.chat import Chat, check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files, export_layout, put_in_place
 from sapo_vl.model.folder import (
     EXPERT_WEIGHTS,
@@ -167,7 +167,7 @@ def _prove(
             f"head and embedding are {'one' if written.tied else 'two'} in what was written, not as trained"
         )
     check_values(beside, sent)
-    AutoProcessor.from_pretrained(beside)
+    check_tokenizer(load_processor(str(beside)), written)
     if (beside / GENERATION).exists():
         GenerationConfig.from_pretrained(beside)
     gap, why_not = _probe_gap(written, dtype, banned_ids, wanted, probe)

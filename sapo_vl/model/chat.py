@@ -16,7 +16,8 @@ import torch
 from qwen_vl_utils import process_vision_info
 from transformers import AutoProcessor, PreTrainedModel
 
-from sapo_vl.model.loading import ModelConfig, ModelError, base_model
+from sapo_vl.model.folder import EMBEDDING, ModelError, ModelFolder
+from sapo_vl.model.loading import ModelConfig, base_model
 from sapo_vl.types import Problem, Prompt
 
 
@@ -46,6 +47,35 @@ def load_processor(path: str, revision: str | None = None) -> Any:
     if not getattr(processor, "chat_template", None) and not getattr(processor.tokenizer, "chat_template", None):
         raise ModelError(f"model.path={path!r}: no chat template; add chat_template.jinja of the original model")
     return processor
+
+
+def check_tokenizer(processor: Any, folder: ModelFolder) -> None:
+    """ModelError unless the tokenizer is the model's: its vision tokens have the ids of the config, as one token each.
+
+    Where tokenizer files are missing, transformers makes do with an empty vocabulary and says nothing.
+    """
+    tokenizer, config = processor.tokenizer, folder.config
+    rows = folder.shapes[EMBEDDING][0]
+    for name in ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id"):
+        wanted = getattr(config, name)
+        word = tokenizer.convert_ids_to_tokens(wanted) if wanted < len(tokenizer) else None
+        found = tokenizer(word, add_special_tokens=False).input_ids if word else []
+        if found != [wanted]:
+            raise ModelError(
+                f"{folder.path}: the tokenizer has no token for {name}={wanted} of config.json ({word!r} becomes "
+                f"{found}); its files are missing or of another model: copy tokenizer.json and tokenizer_config.json"
+            )
+    image_token = getattr(processor, "image_token", None)
+    if image_token != tokenizer.convert_ids_to_tokens(config.image_token_id):
+        raise ModelError(
+            f"{folder.path}: the processor writes {image_token!r} for a picture, which is not the tokenizer's token of "
+            f"image_token_id={config.image_token_id}; use the files of one model"
+        )
+    if len(tokenizer) > rows:
+        raise ModelError(
+            f"{folder.path}: the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows; use the files of "
+            "one model"
+        )
 
 
 class Chat:

@@ -238,14 +238,19 @@ def check_layout_for_vllm(folder: ModelFolder) -> None:
 
 
 def open_weights(folder: ModelFolder, layout: Layout) -> dict[str, Tensor]:
-    """Every weight of the folder as a view of its file, experts in `layout`: nothing is read until it is used."""
+    """Every weight of the folder, experts in `layout`.
+
+    In the hub's, which transformers turns and so copies, they are views of the files: nothing is read until it is used.
+    In the runtime one they become the model's parameters as they are, and are read.
+    """
     turn = folder.layout != layout
     state: dict[str, Tensor] = {}
     for file in sorted({w.file for w in folder.weights.values()}):
         with safe_open(folder.path / file, framework="pt") as f:
             for name in f.keys():  # noqa: SIM118
                 value = f.get_tensor(name)
-                state[name] = value.transpose(1, 2) if turn and name.endswith(EXPERT_WEIGHTS) else value
+                value = value.transpose(1, 2) if turn and name.endswith(EXPERT_WEIGHTS) else value
+                state[name] = value.clone(memory_format=torch.contiguous_format) if layout == "runtime" else value
     return state
 
 
