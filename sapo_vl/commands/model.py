@@ -23,7 +23,9 @@ def add_parsers(add: Add) -> None:
     conversion.add_argument("--out", type=Path, required=True)
 
     doctor = add("doctor", _doctor, "Prove on tiny models that this installation fits together.")
-    doctor.add_argument("--model", default="", help="a model folder: runs the checks that need no weights on it")
+    doctor.add_argument(
+        "--model", default="", help="a model folder of yours: loads it, trains and writes a small copy, asks vLLM"
+    )
     doctor.add_argument("--only", nargs="+", default=[], metavar="CHECK", help="run these checks only")
     doctor.add_argument("--json", action="store_true", help="print one JSON object")
 
@@ -51,10 +53,11 @@ def _doctor(args: argparse.Namespace) -> None:
     from sapo_vl.doctor import CHECKS, ON_A_MODEL, Outcome, as_json, as_text, examine
     from sapo_vl.session import quiet_libraries
 
-    if unknown := set(args.only) - set(CHECKS):
-        raise UsageError(f"no check {min(unknown)!r}; there are {', '.join(CHECKS)}")
+    checks = ON_A_MODEL if args.model else CHECKS
+    if unknown := set(args.only) - set(checks):
+        raise UsageError(f"no check {min(unknown)!r}; there are {', '.join(checks)}")
     quiet_libraries()
-    findings = examine(args.only or (ON_A_MODEL if args.model else tuple(CHECKS)), args.model)
+    findings = examine(args.only or tuple(checks), args.model)
     print(as_json(findings) if args.json else as_text(findings))
     if any(f.outcome is Outcome.FAIL for f in findings):
         raise SystemExit(1)

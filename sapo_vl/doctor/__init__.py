@@ -12,7 +12,7 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from sapo_vl.doctor import engine_checks, model_checks, system_checks
+from sapo_vl.doctor import engine_checks, folder_checks, model_checks, system_checks
 from sapo_vl.doctor.base import Check, Finding, Inapplicable, Outcome, Subject, Unfit
 
 CHECKS: dict[str, Check] = {
@@ -27,7 +27,18 @@ CHECKS: dict[str, Check] = {
     "vllm_dense": engine_checks.vllm_dense,
     "vllm_moe": engine_checks.vllm_moe,
 }
-ON_A_MODEL = ("versions", "resources", "ids", "positions")  # those that --model PATH runs
+# Those that --model PATH runs.
+ON_A_MODEL: dict[str, Check] = {
+    "versions": system_checks.versions,
+    "resources": system_checks.resources,
+    "loading": folder_checks.loading,
+    "tokens": folder_checks.tokens,
+    "ids": model_checks.ids,
+    "positions": model_checks.positions,
+    "trial": folder_checks.trial,
+    "vllm_model": folder_checks.vllm_model,
+    "memory": folder_checks.memory,
+}
 
 __all__ = ["CHECKS", "ON_A_MODEL", "Finding", "Outcome", "as_json", "as_text", "examine"]
 
@@ -42,7 +53,7 @@ def _run(name: str, subject: Subject) -> Finding:
     started = time.monotonic()
     remedy = ""
     try:
-        outcome, detail = Outcome.PASS, CHECKS[name](subject)
+        outcome, detail = Outcome.PASS, (ON_A_MODEL | CHECKS)[name](subject)
     except Inapplicable as reason:
         outcome, detail = Outcome.SKIP, str(reason)
     except Unfit as fault:

@@ -35,20 +35,25 @@ def vllm_moe(subject: Subject) -> str:
 
 
 def _vllm(kind: Literal["dense", "moe"], subject: Subject) -> str:
+    folder = subject.scratch / f"vllm_{kind}"
+    save_hf_folder(case.tiny_model(kind, subject.seed), case.processor(), folder)
+    return vllm_agrees(folder, subject.seed)
+
+
+def vllm_agrees(folder: Path, seed: int) -> str:
+    """Log-probs of vLLM and trainer on a model folder, at the start and after every part of the weights changed."""
     try:
         load_contract()
     except VllmMissing as missing:
         raise Inapplicable(str(missing)) from None
-    folder = subject.scratch / f"vllm_{kind}"
-    save_hf_folder(case.tiny_model(kind, subject.seed), case.processor(), folder)
     world = init_world()
-    session = _open(folder, world, subject.seed)
+    session = _open(folder, world, seed)
     assert isinstance(session.rollouts, VllmEngine)
-    prompts = case.prompts(session.chat, subject.seed)
+    prompts = case.prompts(session.chat, seed)
     try:
         figures = [f"at start {_check(session, prompts, world, 'at start'):.1e}"]
         for version, part in enumerate(PARTS, start=1):
-            case.perturb(session.engine.module.hf, subject.seed + version, part)
+            case.perturb(session.engine.module.hf, seed + version, part)
             session.rollouts.sync(version)
             figures.append(f"{part} {_check(session, prompts, world, f'after {part} changed'):.1e}")
         return f"largest log-prob gap: {', '.join(figures)}; weights synced by {session.rollouts.sync_method!r}"

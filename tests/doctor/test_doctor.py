@@ -12,10 +12,14 @@ import numpy as np
 import pytest
 import torch
 from helpers_launch import run_python
+from transformers import AutoModelForImageTextToText
 
 from sapo_vl import doctor
-from sapo_vl.doctor import case, model_checks, system_checks
+from sapo_vl.doctor import case, folder_checks, model_checks, system_checks
 from sapo_vl.doctor.base import Finding, Inapplicable, Outcome
+from sapo_vl.model.export import save_hf_folder
+from sapo_vl.model.folder import examine as examine_folder
+from sapo_vl.model.tiny import build_tiny
 from sapo_vl.rollout.vllm.contract import VllmMissing, load_contract
 
 
@@ -42,15 +46,55 @@ def test_all_checks_pass_here() -> None:
     assert "synced by 'repack'" in moe
 
 
-def test_a_model_folder_of_the_user_is_examined_without_its_weights(tmp_path: Path) -> None:
-    from sapo_vl.model.export import save_hf_folder
+@pytest.mark.slow
+def test_a_model_folder_of_the_user_is_tried_in_whole(tmp_path: Path) -> None:
+    """Five layers, of which a copy keeps two; experts in the layout that vLLM does not read."""
+    sizes = {"num_hidden_layers": 5}
+    model = build_tiny("moe", case.processor().tokenizer, 0, sizes)
+    model.save_pretrained(tmp_path / "model", save_original_format=False)
+    case.processor().save_pretrained(tmp_path / "model")
+    printed = run_python("-m", "sapo_vl", "doctor", "--json", "--model", tmp_path / "model", timeout=400).stdout
+    result = json.loads(printed.splitlines()[-1])
+    details = {f["name"]: f["detail"] for f in result["findings"]}
+    assert {f["name"]: f["outcome"] for f in result["findings"]} == dict.fromkeys(doctor.ON_A_MODEL, "pass")
+    assert "experts as transformers holds them" in details["loading"] and "sapo-vl convert" in details["loading"]
+    assert "head tied to the embedding" in details["loading"]
+    for name in ("trial", "vllm_model"):
+        assert details[name].startswith("2 of 5 layers and 8 of 8 experts, all widths as they are: ")
+    assert "weights written and read back" in details["trial"] and "Not tried: the whole model" in details["trial"]
 
+
+def test_a_folder_that_does_not_load_is_one_finding(tmp_path: Path) -> None:
     save_hf_folder(case.tiny_model("moe", 0), case.processor(), tmp_path / "model")
     for path in (tmp_path / "model").glob("*.safetensors"):
         path.unlink()
-    findings = doctor.examine(doctor.ON_A_MODEL, str(tmp_path / "model"))
-    assert [f.outcome for f in findings] == [Outcome.PASS] * 4, findings
+    findings = {f.name: f for f in doctor.examine(tuple(doctor.ON_A_MODEL), str(tmp_path / "model"))}
+    failed = [name for name, f in findings.items() if f.outcome is Outcome.FAIL]
+    assert failed == ["loading"] and "lacks its weight files" in findings["loading"].detail
+    assert {n for n, f in findings.items() if f.outcome is Outcome.SKIP} == {"tokens", "trial", "vllm_model", "memory"}
     assert only("ids", str(tmp_path / "none")).outcome is Outcome.FAIL
+
+
+def test_a_copy_keeps_few_layers_and_few_experts_where_memory_is_short(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = build_tiny("moe", case.processor().tokenizer, 0, {"num_hidden_layers": 4})
+    save_hf_folder(model, case.processor(), tmp_path / "model")
+    folder = examine_folder(str(tmp_path / "model"))
+    needed = 16 * folder_checks._numel(folder, 2, 2)
+    memory = SimpleNamespace(available=needed / folder_checks.SHARE)
+    monkeypatch.setattr(folder_checks.psutil, "virtual_memory", lambda: memory)
+    cut = folder_checks.cut_down(folder, tmp_path / "cut")
+    assert (cut.layers, cut.of_layers, cut.experts, cut.of_experts) == (2, 4, 2, 8)
+    copy = examine_folder(str(tmp_path / "cut"))
+    kept = dict(AutoModelForImageTextToText.from_pretrained(tmp_path / "cut").named_parameters())
+    assert copy.numel == folder_checks._numel(folder, 2, 2) == sum(p.numel() for p in kept.values())
+    whole = dict(model.named_parameters())
+    for name, value in kept.items():
+        assert torch.equal(value, whole[name][: value.shape[0]]), name
+    memory.available /= 100
+    with pytest.raises(Inapplicable, match="even 2 layers take"):
+        folder_checks.cut_down(folder, tmp_path / "again")
 
 
 def test_missing_and_old_packages_are_named(monkeypatch: pytest.MonkeyPatch) -> None:
