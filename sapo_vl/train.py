@@ -50,7 +50,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     Data, quotas and rewards are checked before the model is loaded.
     """
     problems = ProblemSet(config.data.path, config.data.train_split)
-    sampler = QuotaSampler(problems.tasks, config.data.quotas, config.rollout.prompts_per_step, config.seed)
+    rows = world.gather(problems.digest() if world.is_main else "")[0]
+    sampler = QuotaSampler(problems.tasks, config.data.quotas, config.rollout.prompts_per_step, config.seed, rows)
     scorer.check(problems.rewards, dataset=config.data.path)
 
     started = time.monotonic()
@@ -118,7 +119,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
-        if config.checkpoint.every and step % config.checkpoint.every == 0:
+        if step == config.steps or (config.checkpoint.every and step % config.checkpoint.every == 0):
             with timer("checkpoint"):
                 state = {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
                 save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)

@@ -49,8 +49,13 @@ MEMBERS: list[Any] = [(_member, "builtins.getattr"), (_member, "__builtin__.geta
 class CheckpointConfig(Strict):
     """How often the state of the run is saved, and how many saves stay."""
 
-    every: int = Field(default=0, ge=0)  # steps between checkpoints; 0 = none
-    keep: int = Field(default=2, ge=1)  # the newest that stay on disk
+    every: int = Field(default=50, ge=0)
+    """Steps between checkpoints; 0 = none between. The last step is always saved, before the last evaluation.
+
+    50 steps of a real model are an hour or a few, which is what a crash may cost, and saving takes well under a
+    hundredth of that time."""
+    keep: int = Field(default=2, ge=1)
+    """The newest that stay on disk: one more than is needed, should the newest turn out damaged."""
 
 
 class CheckpointError(RuntimeError):
