@@ -259,6 +259,10 @@ def _resume(
     set_aside_from(root, state["step"], session.world, but=folder)
     run_log.truncate_from(state["step"] + 1)
     log.info("resuming from %s", folder)
+    if state["step"] >= config.steps:
+        # The last checkpoint is older than the last evaluation, which is done again.
+        run_log.truncate_from(state["step"], phases=("eval",))
+        log.warning("it is of step %d and steps=%d: only the last evaluation is left", state["step"], config.steps)
     return state["step"], state["accuracy_before"]
 
 

@@ -62,7 +62,9 @@ def _stage(args: argparse.Namespace) -> None:
     if "RANK" in os.environ:
         stages.run_stage(args.command, config, Path(args.out))
         return
+    config = stages.fitted(config)
     stages.preflight(config, args.command)
+    stages.check_run_folder(config, args.command, Path(args.out))
     stages.launch(args.command, config, Path(args.out))
 
 

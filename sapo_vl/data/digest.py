@@ -24,7 +24,7 @@ def table_digest(table: pa.Table, columns: Sequence[str]) -> str:
         chunks = table.column(name).chunks
         digest.update(f"{name} {table.num_rows}".encode())
         for piece in _text(chunks) if _is_text(table.schema.field(name).type) else _images(chunks):
-            digest.update(np.ascontiguousarray(piece))
+            digest.update(np.ascontiguousarray(piece).data)
     return digest.hexdigest()
 
 
@@ -34,7 +34,7 @@ def _is_text(kind: pa.DataType) -> bool:
 
 def _text(chunks: Sequence[pa.Array]) -> Iterator[np.ndarray]:
     """The length of every cell (-1 for none), then all bytes."""
-    yield from (_filled(pc.binary_length(chunk)) for chunk in chunks)
+    yield from (_filled(pc.call_function("binary_length", [chunk])) for chunk in chunks)
     for chunk in chunks:
         values, at = _bytes_of(chunk)
         yield values[at[0] : at[-1]]
@@ -42,9 +42,9 @@ def _text(chunks: Sequence[pa.Array]) -> Iterator[np.ndarray]:
 
 def _images(chunks: Sequence[pa.Array]) -> Iterator[np.ndarray]:
     """How many images every row has, the length of each, then pieces of each."""
-    yield from (_filled(pc.list_value_length(chunk)) for chunk in chunks)
+    yield from (_filled(pc.call_function("list_value_length", [chunk])) for chunk in chunks)
     cells = [chunk.flatten().field("bytes") for chunk in chunks]
-    yield from (_filled(pc.binary_length(c)) for c in cells)
+    yield from (_filled(pc.call_function("binary_length", [c])) for c in cells)
     for c in cells:
         for start in range(0, len(c), IMAGES_AT_A_TIME):
             yield _pieces(*_bytes_of(c.slice(start, IMAGES_AT_A_TIME)))

@@ -41,12 +41,14 @@ BOUND: dict[str, tuple[str, ...]] = {
     "sft": (*_LEARNED, "cold_start.split"),
     "eval": ("model.path", "data.path", "data.eval_split"),
 }
-# Stage -> what it leaves in the folder. Without any of it the folder is free: whatever started there got nowhere.
+# Stage -> what it leaves in the folder, beside checkpoints and lines of metrics.jsonl, and what of it says that it got
+# somewhere. A folder without any of that is free: what started there left nothing to be mixed up with.
 RESULTS: dict[str, tuple[str, ...]] = {
     "train": ("final", "summary.json", "rollouts", "benchmarks"),
     "sft": ("cold_start", "cold_start.json"),
     "eval": ("eval.json", "benchmarks"),
 }
+FINISHED = {"train": ("final", "summary.json"), "sft": RESULTS["sft"], "eval": RESULTS["eval"]}
 WHAT = {"model.path": "other weights or another config.json", "data.path": "other rows"}
 
 
@@ -59,9 +61,13 @@ class Identity:
 
 
 def identity_of(stage: str, config: Mapping[str, Any], content: Mapping[str, str]) -> Identity:
-    """`config`: the config as plain JSON. A key that it has not is left out; so are paths that were not looked at, if
-    there is content of others."""
-    settings = {key: found[0] for key in BOUND[stage] if (found := _look_up(config, key))}
+    """`config`: the config as plain JSON; a key that it has not is left out.
+
+    `content`: digests of what lies at the paths; {} = not looked at. The section "data" of a stage whose results do not
+    depend on its rows is left out too.
+    """
+    bound = [key for key in BOUND[stage] if not content or "data.path" in content or not key.startswith("data.")]
+    settings = {key: found[0] for key in bound if (found := _look_up(config, key))}
     return Identity(settings=settings, content=dict(content))
 
 
