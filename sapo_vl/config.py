@@ -7,20 +7,23 @@ refuses settings that contradict each other before anything is loaded.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Sequence
+import inspect
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
 
+from data_recipes import RECIPES
+from rewards import REWARDS
 from sapo_vl.data.problem_set import DataConfig
 from sapo_vl.evaluation.config import EvalConfig
 from sapo_vl.learning.advantage import AdvantageConfig
 from sapo_vl.learning.checkpoint import CheckpointConfig
 from sapo_vl.learning.mismatch import MismatchConfig
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
-from sapo_vl.losses import LossConfig, Reduction
+from sapo_vl.losses import LOSSES, LossConfig, Reduction
 from sapo_vl.model.batching import BatchConfig
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.record.run_log import LogConfig
@@ -262,17 +265,60 @@ def _section(annotation: Any) -> type[BaseModel] | None:
     return None
 
 
-def _check_keys(raw: dict[str, Any], section: type[BaseModel], where: str, prefix: str = "") -> None:
+def _check_keys(raw: dict[str, Any], section: type[BaseModel], where: str) -> None:
+    """Raises ConfigError for the first key that there is not, with the keys that may be meant."""
+    for prefix, key, value, inside in _unknown_keys(raw, section):
+        near = _nearest(key, value, prefix, inside, raw)
+        hint = f"; nearest: {' or '.join(near)}" if near else f"; known here: {', '.join(inside.model_fields)}"
+        raise ConfigError(f"{where}: unknown key {prefix}{key}{hint}")
+
+
+def _unknown_keys(
+    raw: dict[str, Any], section: type[BaseModel], prefix: str = ""
+) -> Iterator[tuple[str, str, Any, type[BaseModel]]]:
     for key, value in raw.items():
         if key not in section.model_fields:
-            # The right name in the wrong section first, the shallowest: "lr" is far from "optim.lr" by letters.
-            near = sorted((k for k in _all_keys(RunConfig) if k.split(".")[-1] == key), key=lambda k: k.count("."))
-            near += [prefix + k for k in difflib.get_close_matches(str(key), section.model_fields, n=1, cutoff=0.5)]
-            hint = f"; nearest: {near[0]}" if near else f"; known here: {', '.join(section.model_fields)}"
-            raise ConfigError(f"{where}: unknown key {prefix}{key}{hint}")
+            yield prefix, str(key), value, section
+            continue
         below = _section(section.model_fields[key].annotation)
         if below is not None and isinstance(value, dict):
-            _check_keys(value, below, where, f"{prefix}{key}.")
+            yield from _unknown_keys(value, below, f"{prefix}{key}.")
+
+
+def _nearest(key: str, value: Any, prefix: str, section: type[BaseModel], raw: dict[str, Any]) -> list[str]:
+    """The full keys that may be meant by `key` at `prefix`, which holds `value`; [] if there is nothing like it.
+
+    The right words in the wrong place come before similar words: "lr" is far from "optim.lr" by letters.
+    """
+    words = [key]
+    while isinstance(value, dict) and value:
+        name, value = next(iter(value.items()))
+        words.append(str(name))
+    known = [*_all_keys(RunConfig), *_settings_of_functions(raw)]
+
+    def elsewhere(*wanted: str) -> list[str]:
+        found = [k for k in known if f".{k}".endswith("." + ".".join(wanted))]
+        # Of this section first, then the shallowest; several only where none goes before the others.
+        ranks = {k: (not k.startswith(prefix), k.count(".")) for k in found}
+        return [k for k in found if ranks[k] == min(ranks.values())][:3]
+
+    def alike(cutoff: float) -> list[str]:
+        return [prefix + k for k in difflib.get_close_matches(key, section.model_fields, n=1, cutoff=cutoff)]
+
+    tails = (elsewhere(*words[start:]) for start in range(1, len(words)))
+    return next(filter(None, (elsewhere(*words), elsewhere(key), alike(0.75), *tails, alike(0.5))), [])
+
+
+def _settings_of_functions(raw: dict[str, Any]) -> Iterator[str]:
+    """Full keys of the settings that a loss, a reward or a recipe has itself, under a section whose keys are free:
+    those of the configured loss and recipe, and of every reward that is built in."""
+    loss, recipe = (part.get("name") if isinstance(part := raw.get(k), dict) else None for k in ("loss", "recipe"))
+    yield from (f"loss.params.{name}" for name in LOSSES.get(loss or LossConfig().name, (None, Strict))[1].model_fields)
+    for reward, function in REWARDS.items():
+        yield from (f"rewards.params.{reward}.{name}" for name in list(inspect.signature(function).parameters)[1:])
+    if recipe in RECIPES:
+        arguments = inspect.signature(RECIPES[recipe]).parameters.values()
+        yield from (f"recipe.args.{p.name}" for p in arguments if p.kind is inspect.Parameter.KEYWORD_ONLY)
 
 
 def _all_keys(section: type[BaseModel], prefix: str = "") -> list[str]:

@@ -16,11 +16,12 @@ from data_recipes.arguments import build_recipe, recipe_arguments
 from sapo_vl.config import ConfigError, RunConfig
 from sapo_vl.data.problem_set import BadRow, ProblemSet, split_names
 from sapo_vl.model.tiny import init_tiny
+from sapo_vl.record.identity import differing_settings
 from sapo_vl.record.report import write_report
 from sapo_vl.record.run_log import write_json
 from sapo_vl.session import quiet_libraries
 from sapo_vl.sft import COLD_START_MODEL
-from sapo_vl.stages import COLD_START_RESULT, launch, preflight
+from sapo_vl.stages import COLD_START_RESULT, fitted, launch, preflight
 from sapo_vl.types import Problem
 
 TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer
@@ -58,6 +59,7 @@ def run(config: RunConfig, out: Path) -> str:
     seconds: dict[str, float] = {}
     config = _timed(seconds, "data", lambda: _data(config, out))
     config = _timed(seconds, "init", lambda: _model(config, out))
+    config = fitted(config)
     preflight(config, "train")  # before the cold start, which would take its time first
     config = _timed(seconds, "cold_start", lambda: _cold_start(config, out))
     _timed(seconds, "rl", lambda: launch("train", config, out))
@@ -134,8 +136,9 @@ def _same_settings(config: RunConfig, out: Path) -> None:
         made = yaml.safe_load(path.read_text())
         differ = [k for k in asked if k not in FREE_KEYS and asked[k] != made.get(k)]
         if differ:
+            each = differing_settings({k: asked[k] for k in differ}, made)
             raise ConfigError(
-                f"{out} was started with other settings ({', '.join(differ)}); give another run folder (OUT_DIR), or "
-                "delete this one"
+                f"{out} was started with other settings ({', '.join(differ)}): {'; '.join(each)}. Give another run "
+                "folder (OUT_DIR), or delete this one"
             )
     path.write_text(yaml.safe_dump(asked, sort_keys=False))

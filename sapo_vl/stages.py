@@ -18,11 +18,24 @@ from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_benchmarks
 from sapo_vl.evaluation.table import figures_table
-from sapo_vl.learning.checkpoint import MANIFEST
+from sapo_vl.learning.checkpoint import MANIFEST, complete_checkpoints, set_aside
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
-from sapo_vl.model.folder import ModelError, check_layout_for_vllm, examine
+from sapo_vl.model.folder import ModelError, ModelFolder, check_layout_for_vllm, examine, is_moe, read_config
+from sapo_vl.model.hf_config import max_positions
+from sapo_vl.model.identity import model_digest
+from sapo_vl.model.loading import ModelConfig
+from sapo_vl.record.identity import (
+    CONFIG_FILES,
+    FINISHED,
+    RESULTS,
+    Identity,
+    differences,
+    identity_of,
+    read_identity,
+    write_identity,
+)
 from sapo_vl.record.run_log import RunLog, check_trackers, write_json
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.scoring.scorer import Scorer
@@ -46,6 +59,7 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     if not config.model.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     folder = examine(config.model.path, config.model.revision)
+    _check_lengths(config, max_positions(folder.config))
     check_tokenizer(load_processor(config.model.path, config.model.revision), folder)
     if stage != "eval":
         carried_files(folder, config.model.dtype)  # a dry export: what the end would refuse is known now
@@ -53,6 +67,7 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
         check_layout_for_vllm(folder)
     if stage != "eval":
         _check_trackers(config)
+        _check_learning(config.model, folder)
     ranks = ranks or num_processes(config)
     if stage == "sft":
         if config.cold_start is None:
@@ -85,6 +100,127 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
             _check_engines(config, ranks)
     if stage == "eval" and not config.eval.benchmarks:
         _check_rewards(config, config.data.eval_split)
+
+
+def fitted(config: RunConfig) -> RunConfig:
+    """The config with a model.max_prompt_tokens that nobody has set lowered to what the longest response leaves of the
+    model's positions, but never below half of them: it is a default that a small model cannot have."""
+    model = config.model
+    if not model.path or "max_prompt_tokens" in model.model_fields_set:
+        return config
+    positions = max_positions(read_config(model.path, model.revision))
+    left = positions - engine_rollout(config).max_new_tokens
+    if left >= model.max_prompt_tokens or left < positions // 2:
+        return config
+    return config.model_copy(update={"model": model.model_copy(update={"max_prompt_tokens": left})})
+
+
+def _check_lengths(config: RunConfig, positions: int) -> None:
+    """A prompt and a response must fit into the model, whatever samples them: vLLM refuses, transformers would go on
+    with positions that the model has never seen."""
+    limit, longest = config.model.max_prompt_tokens, engine_rollout(config).max_new_tokens
+    if longest > config.rollout.max_new_tokens:
+        key = f"eval.sampling.max_new_tokens={longest} (or that of eval.preset={config.eval.preset})"
+    else:
+        key = f"rollout.max_new_tokens={longest}"
+    if limit + longest > positions:
+        raise ConfigError(
+            f"model.max_prompt_tokens={limit} and {key} make {limit + longest} tokens, but the model at "
+            f"{config.model.path} has positions for {positions} (max_position_embeddings); lower one of the two by "
+            f"{limit + longest - positions}"
+        )
+
+
+def _check_learning(model: ModelConfig, folder: ModelFolder) -> None:
+    """What model.freeze would leave of this model."""
+    frozen = set(model.freeze)
+    if "router" in frozen and not is_moe(folder.config):
+        raise ModelError("model.freeze names 'router', but this model has no such parameters; remove it")
+    if model.lora is None and {"vision", "merger", "language"} <= frozen and folder.tied:
+        raise ConfigError(
+            f"model.freeze={list(model.freeze)} leaves nothing to learn: the head of the model at {model.path} is its "
+            "embedding matrix (tie_word_embeddings), a part of 'language'; take a part out, or set model.lora"
+        )
+
+
+def check_run_folder(config: RunConfig, stage: str, out: Path) -> None:
+    """Raises ConfigError if the stage's results in `out`, or the checkpoint to go on from, are of another model, other
+    data or other settings that must not change (record/identity.py). With resume=no the folder starts anew."""
+    _compared(config, stage, out)
+
+
+def _compared(config: RunConfig, stage: str, out: Path) -> tuple[Identity | None, bool]:
+    """(the identity of what is about to run, if it was looked at; whether what lies in `out` is to be set aside)."""
+    here: Identity | None = None
+    aside = False
+    for folder in dict.fromkeys([out.resolve(), *_origin(config, stage)]):
+        there = _recorded(folder, stage)
+        if there is None:
+            continue
+        here = here or _identity(config, stage)
+        differ = differences(here, there)
+        if not differ:
+            continue
+        if folder != out.resolve():
+            raise ConfigError(
+                f"resume={config.resume} is of another run than this one ({'; '.join(differ)}); resume with the same, "
+                "or start from its weights: model.path=.../final"
+            )
+        if _has_results(out, stage) and config.resume != "no":
+            raise ConfigError(
+                f"{out} has results of a stage {stage} with other settings ({'; '.join(differ)}); give another --out, "
+                "or resume=no to start anew in this one: what it has is then kept as superseded_..."
+            )
+        _check_not_read(config, stage, out)
+        aside = True
+    return here, aside
+
+
+def _origin(config: RunConfig, stage: str) -> list[Path]:
+    """The run folder of a checkpoint that resume names."""
+    return [] if stage != "train" or config.resume in ("auto", "no") else [Path(config.resume).resolve().parents[1]]
+
+
+def _recorded(folder: Path, stage: str) -> Identity | None:
+    try:
+        return read_identity(folder, stage)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
+
+
+def _has_results(out: Path, stage: str) -> bool:
+    finished = any((out / name).exists() for name in FINISHED[stage])
+    return finished or (stage == "train" and bool(complete_checkpoints(out / "checkpoints")))
+
+
+def _check_not_read(config: RunConfig, stage: str, out: Path) -> None:
+    """Nothing that is about to be set aside may be what the stage reads."""
+    for key, path in (("model.path", config.model.path), ("data.path", config.data.path)):
+        for name in RESULTS[stage]:
+            if path and Path(path).resolve().is_relative_to((out / name).resolve()):
+                raise ConfigError(f"{key}={path} would be set aside by starting anew in {out}; give another --out")
+
+
+def _identity(config: RunConfig, stage: str) -> Identity:
+    splits = [config.data.train_split, config.data.eval_split]
+    if stage == "sft":
+        splits = [config.cold_start.split] if config.cold_start else []
+    if stage == "eval":
+        splits = [] if config.eval.benchmarks else [config.data.eval_split]
+    content = {"model.path": model_digest(config.model.path, config.model.revision)}
+    if splits:
+        content["data.path"] = " ".join(ProblemSet(config.data.path, split).digest() for split in splits)
+    return identity_of(stage, config.model_dump(mode="json"), content)
+
+
+def _take_run_folder(config: RunConfig, stage: str, out: Path) -> None:
+    """Makes `out` the folder of this stage and of nothing else."""
+    here, aside = _compared(config, stage, out)
+    out.mkdir(parents=True, exist_ok=True)
+    for name in RESULTS[stage] if aside else ():
+        if (out / name).exists():
+            set_aside(out / name)
+    write_identity(out, stage, here or _identity(config, stage))
 
 
 def _check_rewards(config: RunConfig, *splits: str) -> None:
@@ -136,13 +272,14 @@ def launch(stage: str, config: RunConfig, out: Path) -> None:
 
 def run_stage(stage: str, config: RunConfig, out: Path) -> None:
     """A stage on this rank. Results go into the run folder."""
+    config = fitted(config)
     world = init_world()
     setup_logging(world)
     if world.is_main:
         # Under a launcher of the user's own nobody has done so; after `launch` it costs a second.
         preflight(config, stage, world.size)
-        out.mkdir(parents=True, exist_ok=True)
-        save_config(config, out / ("config.yaml" if stage == "train" else f"config.{stage}.yaml"))
+        _take_run_folder(config, stage, out)
+        save_config(config, out / CONFIG_FILES[stage])
     world.barrier()
     with Scorer(config.rewards, world) as scorer:
         {"sft": _sft, "train": _train, "eval": _eval}[stage](config, out, world, scorer)

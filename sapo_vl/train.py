@@ -47,7 +47,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     Data, quotas and rewards are checked before the model is loaded.
     """
     problems = ProblemSet(config.data.path, config.data.train_split)
-    sampler = QuotaSampler(problems.tasks, config.data.quotas, config.rollout.prompts_per_step, config.seed)
+    rows = world.gather(problems.digest() if world.is_main else "")[0]
+    sampler = QuotaSampler(problems.tasks, config.data.quotas, config.rollout.prompts_per_step, config.seed, rows)
     scorer.check(problems.rewards, dataset=config.data.path)
 
     started = time.monotonic()
@@ -115,7 +116,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
-        if config.checkpoint.every and step % config.checkpoint.every == 0:
+        if step == config.steps or (config.checkpoint.every and step % config.checkpoint.every == 0):
             with timer("checkpoint"):
                 state = {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
                 save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
@@ -257,6 +258,10 @@ def _resume(
     set_aside_from(root, state["step"], session.world, but=folder)
     run_log.truncate_from(state["step"] + 1)
     log.info("resuming from %s", folder)
+    if state["step"] >= config.steps:
+        # The last checkpoint is older than the last evaluation, which is done again.
+        run_log.truncate_from(state["step"], phases=("eval",))
+        log.warning("it is of step %d and steps=%d: only the last evaluation is left", state["step"], config.steps)
     return state["step"], state["accuracy_before"]
 
 

@@ -174,6 +174,37 @@ def test_an_unknown_key_is_named_with_its_file_and_the_nearest_one(text, key, ne
     assert refusal(path=path) == f"{path}: unknown key {key}; nearest: {nearest}"
 
 
+@pytest.mark.parametrize(
+    ("overrides", "key", "nearest"),
+    [
+        (["loss.tau_pos=2"], "loss.tau_pos", "loss.params.tau_pos"),
+        (["tau_neg=2"], "tau_neg", "loss.params.tau_neg"),
+        (["params.tau_neg=2"], "params", "loss.params.tau_neg"),
+        (["sapo.tau_neg=2"], "sapo", "loss.params.tau_neg"),
+        (["loss.name=grpo", "loss.eps_low=0.1"], "loss.eps_low", "loss.params.eps_low"),
+        (["loss.name=gspo", "eps_high=0.1"], "eps_high", "loss.params.eps_high"),
+        (["rewards.overlong.buffer=3"], "rewards.overlong", "rewards.params.overlong.buffer"),
+        (["rewards.buffer=3"], "rewards.buffer", "rewards.params.overlong.buffer"),
+        (["recipe.name=visual_puzzles", "recipe.n_train=5"], "recipe.n_train", "recipe.args.n_train"),
+        (["recipe.name=visual_puzzles", "n_train=5"], "n_train", "recipe.args.n_train"),
+        (["vllm.tensor_parallel=2"], "vllm", "rollout.vllm.tensor_parallel"),
+        (["rollout.tensor_parallel=2"], "rollout.tensor_parallel", "rollout.vllm.tensor_parallel"),
+        (["model.rank=2"], "model.rank", "model.lora.rank"),
+        (["lora.rank=2"], "lora", "model.lora.rank"),
+        (["cold_start.lr=2"], "cold_start.lr", "cold_start.optim.lr"),
+        (["trainer.lr=2"], "trainer", "optim.lr"),
+        (["eval.max_new_tokens=9"], "eval.max_new_tokens", "eval.sampling.max_new_tokens"),
+        (["name=grpo"], "name", "recipe.name or loss.name or optim.name"),
+    ],
+)
+def test_a_key_that_lives_a_level_deeper_is_named_in_full(overrides, key, nearest):
+    assert refusal(*overrides).endswith(f": unknown key {key}; nearest: {nearest}")
+
+
+def test_a_setting_of_another_loss_is_no_hint():
+    assert "loss.params" not in refusal("loss.name=grpo", "loss.tau_pos=2")
+
+
 def test_an_unknown_key_like_no_other_lists_the_known_ones():
     message = refusal("zero.qqqq=1")
     assert message.startswith("defaults with zero.qqqq=1: unknown key zero.qqqq; known here: stage, offload_optimizer")

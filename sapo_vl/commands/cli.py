@@ -7,6 +7,7 @@ import sys
 from collections.abc import Sequence
 
 from data_recipes.arguments import UsageError
+from sapo_vl import __version__
 from sapo_vl.commands import data, evaluation, model, recipe, reward, training
 from sapo_vl.commands.adding import adder
 
@@ -34,6 +35,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="sapo-vl", description=__doc__)
+    parser.add_argument("--version", action="version", version=f"sapo-vl {__version__}")
     sub = parser.add_subparsers(dest="command", required=True)
     for family in FAMILIES:
         family.add_parsers(adder(sub))

@@ -5,12 +5,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_recipes.arguments import UsageError
 from sapo_vl.commands.adding import Add
+from sapo_vl.commands.output import check_file, check_folder
 
 if TYPE_CHECKING:
     from sapo_vl.types import Problem
@@ -66,14 +68,16 @@ def _contamination(args: argparse.Namespace) -> int:
     from sapo_vl.data.problem_set import ProblemSet
     from sapo_vl.data.writer import copy_set
 
+    if args.out is not None:
+        check_folder(args.out, new=True)
+    check_file(args.list, "--list")
     problems = ProblemSet(args.folder, args.split)
-    if args.out is not None and args.out.exists():
-        raise UsageError(f"--out {args.out} exists already; choose another folder or delete this one")
     references = [Reference(text.partition("=")[0], _items(text)) for text in args.against]
     hits = contaminated(problems, references)
     print(report(hits, references, len(problems)))
     if args.list is not None:
         lines = [json.dumps(dataclasses.asdict(hit), ensure_ascii=False) + "\n" for hit in hits.values()]
+        args.list.parent.mkdir(parents=True, exist_ok=True)
         args.list.write_text("".join(lines), encoding="utf-8")
     if args.out is None:
         return 1 if hits else 0
@@ -127,6 +131,7 @@ def _difficulty(args: argparse.Namespace) -> None:
     from sapo_vl.evaluation.difficulty import DifficultyRule, measure_set
     from sapo_vl.model.folder import examine
 
+    check_folder(args.out, new="RANK" not in os.environ)
     config = load_config(args.config, args.pairs)
     if not config.model.path:
         raise UsageError("model.path is empty; give the model that the pass rates are of")
@@ -149,6 +154,7 @@ def _fetch(args: argparse.Namespace) -> None:
     from data_recipes.fetch_images import fetch_images
     from data_recipes.fetching import Rules
 
+    check_folder(args.out, new=True)
     rules = Rules(hosts=frozenset(args.hosts), allow_private=args.allow_private)
     try:
         fetched = fetch_images(args.source, args.split, args.column, args.out, rules)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from data_recipes.arguments import UsageError
 from sapo_vl.commands.adding import Add
+from sapo_vl.commands.output import check_folder
 
 
 def add_parsers(add: Add) -> None:
@@ -33,8 +34,7 @@ def add_parsers(add: Add) -> None:
 def _init_tiny(args: argparse.Namespace) -> None:
     from sapo_vl.pipeline import build_tiny_model
 
-    if args.out.exists():
-        raise UsageError(f"--out {args.out} exists already; choose another folder or delete this one")
+    check_folder(args.out, new=True)
     build_tiny_model(args.kind, args.data, args.out, args.seed)
     print(f"wrote {args.out}")
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from data_recipes.arguments import UsageError, build_recipe, recipe_arguments
 from sapo_vl.commands.adding import Add
+from sapo_vl.commands.output import check_folder
 
 
 def add_parsers(add: Add) -> None:
@@ -21,6 +22,7 @@ def _recipe(args: argparse.Namespace) -> None:
     from data_recipes.building import summary
 
     build = find_recipe(args.name)
+    check_folder(args.out, new=True)
     build_recipe(build, args.out, recipe_arguments(build, args.pairs, args.name), args.name)
     manifest = args.out / "manifest.json"
     if not manifest.is_file():

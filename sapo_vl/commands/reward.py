@@ -10,6 +10,7 @@ import yaml
 
 from data_recipes.arguments import UsageError
 from sapo_vl.commands.adding import Add
+from sapo_vl.commands.output import check_file
 
 
 def add_parsers(add: Add) -> None:
@@ -26,6 +27,7 @@ def _reward(args: argparse.Namespace) -> int:
     from sapo_vl.scoring.lines import score_lines, write_scores
     from sapo_vl.scoring.trial import read_samples, try_reward
 
+    check_file(args.out)
     file, pairs = args.file, list(args.pairs)
     if "=" in file and not Path(file).exists():  # argparse takes the first word after the name for the file
         file, pairs = "", [file, *pairs]

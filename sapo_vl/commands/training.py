@@ -13,6 +13,7 @@ import yaml
 
 from data_recipes.arguments import UsageError
 from sapo_vl.commands.adding import Add
+from sapo_vl.commands.output import check_folder
 
 
 def add_parsers(add: Add) -> None:
@@ -47,6 +48,7 @@ def _config(args: argparse.Namespace) -> Any:
         raise SystemExit(0)
     if args.out is None:
         raise UsageError("no run folder: pass --out DIR or set OUT_DIR")
+    check_folder(Path(args.out))
     return config
 
 
@@ -60,7 +62,9 @@ def _stage(args: argparse.Namespace) -> None:
     if "RANK" in os.environ:
         stages.run_stage(args.command, config, Path(args.out))
         return
+    config = stages.fitted(config)
     stages.preflight(config, args.command)
+    stages.check_run_folder(config, args.command, Path(args.out))
     stages.launch(args.command, config, Path(args.out))
 
 

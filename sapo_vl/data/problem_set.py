@@ -13,6 +13,7 @@ import datasets
 import pyarrow as pa
 from pydantic import Field, field_validator
 
+from sapo_vl.data.digest import table_digest
 from sapo_vl.data.images import blank_like, decode_image, encode_png
 from sapo_vl.strict import Strict
 from sapo_vl.types import Problem
@@ -196,6 +197,10 @@ class ProblemSet:
 
     def __len__(self) -> int:
         return len(self.tasks)
+
+    def digest(self) -> str:
+        """32 hex digits of the rows and their order: two splits with the same ones hold the same problems."""
+        return table_digest(self._rows.data, tuple(FEATURES))
 
     def get(self, index: int) -> Problem:
         """Row `index`, decoded. Raises BadRow if it cannot be, IndexError if there is no such row."""

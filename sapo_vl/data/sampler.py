@@ -10,6 +10,8 @@ from typing import Any
 
 import numpy as np
 
+from sapo_vl.data.problem_set import DataError
+
 
 class QuotaError(ValueError):
     """Quotas that cannot be met. The message names the tasks, the numbers, and the fix."""
@@ -51,9 +53,12 @@ class QuotaSampler:
     counts: rows per task in every batch; 0 for a task with quota 0.
     """
 
-    def __init__(self, tasks: Sequence[str], quotas: Mapping[str, float], batch_size: int, seed: int) -> None:
+    def __init__(
+        self, tasks: Sequence[str], quotas: Mapping[str, float], batch_size: int, seed: int, content: str = ""
+    ) -> None:
         """tasks: the task of every row, in row order. quotas: ratio per task; empty = the same for every
-        task.
+        task. content: a digest of the rows themselves (ProblemSet.digest), so that a state is not taken up over
+        changed ones; "" = not looked at.
 
         Raises QuotaError if quotas and data do not name the same tasks, for what `quota_counts` rejects, and
         for a task with fewer rows than a batch asks of it.
@@ -70,7 +75,7 @@ class QuotaSampler:
                     f"every batch of {batch_size} asks for {count} rows of task {task!r} and there are "
                     f"{len(self._rows[task])}; lower its quota or the batch size, or add rows"
                 )
-        # A digest, so that a state is not taken up by a sampler over other rows.
+        self.content = content
         self._fingerprint = hashlib.blake2b("\n".join(tasks).encode(), digest_size=8).hexdigest()
         self._task_of = list(tasks)
         self._step = 0
@@ -111,6 +116,7 @@ class QuotaSampler:
         return {
             "seed": self.seed,
             "rows": self._fingerprint,
+            "content": self.content,
             "step": self._step,
             "epoch": dict(self._epoch),
             "position": dict(self._position),
@@ -119,12 +125,20 @@ class QuotaSampler:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on where `state` was taken. Quotas and batch size may differ since.
 
-        Raises ValueError if seed or rows differ: the saved positions would mean other rows.
+        Raises DataError if seed or rows differ: the saved positions would mean other rows.
         """
         if state["seed"] != self.seed:
-            raise ValueError(f"the sampler state was saved with seed {state['seed']}, this run has {self.seed}")
-        if state["rows"] != self._fingerprint:
-            raise ValueError("the sampler state was saved over other rows; resume with the data set it came from")
+            raise DataError(
+                f"the checkpoint's sampler was saved with seed {state['seed']}, this run has {self.seed}; resume "
+                "with the same, or start anew with resume=no"
+            )
+        # States from before there was a digest have none.
+        other_rows = bool(self.content and state.get("content")) and state["content"] != self.content
+        if other_rows or state["rows"] != self._fingerprint:
+            raise DataError(
+                "the checkpoint's sampler was saved over other rows than the training split has now; resume with the "
+                "data set it came from, or start anew with resume=no"
+            )
         self._step = int(state["step"])
         self._epoch = {task: int(state["epoch"][task]) for task in self._rows}
         self._position = {task: int(state["position"][task]) for task in self._rows}

@@ -49,8 +49,13 @@ MEMBERS: list[Any] = [(_member, "builtins.getattr"), (_member, "__builtin__.geta
 class CheckpointConfig(Strict):
     """How often the state of the run is saved, and how many saves stay."""
 
-    every: int = Field(default=0, ge=0)  # steps between checkpoints; 0 = none
-    keep: int = Field(default=2, ge=1)  # the newest that stay on disk
+    every: int = Field(default=50, ge=0)
+    """Steps between checkpoints; 0 = none between. The last step is always saved, before the last evaluation.
+
+    50 steps of a real model are an hour or a few, which is what a crash may cost, and saving takes well under a
+    hundredth of that time."""
+    keep: int = Field(default=2, ge=1)
+    """The newest that stay on disk: one more than is needed, should the newest turn out damaged."""
 
 
 class CheckpointError(RuntimeError):
@@ -114,7 +119,7 @@ def save_checkpoint(root: Path, step: int, engine: PolicyEngine, state: dict[str
 
 def publish(beside: Path, final: Path) -> None:
     """Gives a written checkpoint its final name. What has that name is deleted only when the new one is in place."""
-    replaced = _set_aside(final) if final.exists() else None
+    replaced = set_aside(final) if final.exists() else None
     os.rename(beside, final)
     if replaced is not None:
         shutil.rmtree(replaced)
@@ -142,13 +147,13 @@ def set_aside_from(root: Path, step: int, world: World, but: Path | None = None)
                 "needs it",
                 folder,
                 step,
-                _set_aside(folder).name,
+                set_aside(folder).name,
             )
     world.barrier()
 
 
-def _set_aside(folder: Path) -> Path:
-    """Renames a checkpoint to superseded_NAME, or superseded_NAME.2 and so on where that is taken."""
+def set_aside(folder: Path) -> Path:
+    """Renames a file or folder to superseded_NAME, or superseded_NAME.2 and so on where that is taken."""
     aside, n = folder.with_name(f"superseded_{folder.name}"), 1
     while aside.exists():
         n += 1

@@ -17,6 +17,7 @@ from qwen_vl_utils import process_vision_info
 from transformers import AutoProcessor, PreTrainedModel
 
 from sapo_vl.model.folder import EMBEDDING, ModelError, ModelFolder
+from sapo_vl.model.hf_config import eos_ids
 from sapo_vl.model.loading import ModelConfig, base_model
 from sapo_vl.types import Problem, Prompt
 
@@ -162,10 +163,9 @@ class Chat:
 
 
 def _eos_ids(inner: Any, tokenizer: Any) -> tuple[int, ...]:
-    """Ids that end a turn: the tokenizer's first, then those of the generation config."""
-    from_config = inner.generation_config.eos_token_id if inner.generation_config is not None else None
-    extra = from_config if isinstance(from_config, list) else [from_config]
-    found = [i for i in dict.fromkeys([tokenizer.eos_token_id, *extra]) if i is not None]
+    """Ids that end a turn: the tokenizer's first, then those that the model's configs name."""
+    named = eos_ids(inner.config, inner.generation_config)
+    found = [i for i in dict.fromkeys([tokenizer.eos_token_id, *named]) if i is not None]
     if not found:
         raise ModelError("neither the tokenizer nor generation_config.json names an end-of-turn token (eos_token_id)")
     return tuple(found)

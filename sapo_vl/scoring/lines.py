@@ -131,6 +131,7 @@ def write_scores(results: Iterable[dict[str, Any]], out: Path | None) -> None:
         for result in results:
             print(json.dumps(result, ensure_ascii=False))
         return
+    out.parent.mkdir(parents=True, exist_ok=True)
     with out.open("w", encoding="utf-8") as file:
         for result in results:
             file.write(json.dumps(result, ensure_ascii=False) + "\n")

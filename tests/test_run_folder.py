@@ -1,0 +1,319 @@
+"""A run folder belongs to one model, one data set and the settings that its results are of."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from helpers_launch import run_python
+from safetensors.torch import load_file, save_file
+
+from data_recipes import RECIPES
+from sapo_vl import stages
+from sapo_vl.commands.cli import main
+from sapo_vl.config import RunConfig, save_config
+from sapo_vl.data.problem_set import DataError
+from sapo_vl.learning.checkpoint import MANIFEST, seal
+from sapo_vl.model.identity import model_digest
+from sapo_vl.model.loading import ModelError
+from sapo_vl.pipeline import build_tiny_model
+from sapo_vl.record.identity import IDENTITY_FILE
+
+SHAPE = ("model.min_pixels=256", "processes=1", "rollout.prompts_per_step=4", "rollout.group_size=2")
+QUICK = ("rollout.max_new_tokens=4", "eval.before=false", "eval.max_per_task=1", "eval.modes=[greedy]")
+SETTINGS = [*SHAPE, *QUICK, "eval.blank_split=", "log.trackers=[]", "rewards.workers=1"]
+COUNTS = {"n_cold_start": 6, "n_train": 12, "n_test": 6, "image_size": 32, "tasks": "count,text_compare"}
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, other_data (the same sizes), model, other_model (the same shapes)."""
+    folder = tmp_path_factory.mktemp("given")
+    for name, seed in (("data", 1), ("other_data", 2)):
+        RECIPES["visual_puzzles"](folder / name, seed=seed, **COUNTS)
+    for name, seed in (("model", 1), ("other_model", 2)):
+        build_tiny_model("dense", folder / "data", folder / name, seed)
+    return folder
+
+
+@pytest.fixture
+def inputs(given: Path, tmp_path: Path) -> Path:
+    """A copy that a test may spoil."""
+    return Path(shutil.copytree(given, tmp_path / "in"))
+
+
+@pytest.fixture
+def start(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Starts a stage in tmp_path/run whose ranks only leave what the stage leaves; gives what it printed as errors."""
+    for name in ("RANK", "OUT_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+    def launch(stage: str, config: RunConfig, out: Path) -> None:
+        stages._take_run_folder(config, stage, out)
+        save_config(config, out / ("config.yaml" if stage == "train" else f"config.{stage}.yaml"))
+        for name in {"train": ["final", "rollouts"], "sft": ["cold_start"], "eval": ["benchmarks"]}[stage]:
+            (out / name).mkdir(exist_ok=True)
+        for name in {"train": ["summary.json"], "sft": ["cold_start.json"], "eval": ["eval.json"]}[stage]:
+            (out / name).write_text(f"seed {config.seed}")
+
+    monkeypatch.setattr(stages, "launch", launch)
+
+    def call(*overrides: str, stage: str = "train", out: str = "run") -> str:
+        paths = [f"model.path={inputs / 'model'}", f"data.path={inputs / 'data'}"]
+        own = ["cold_start.batch_size=4"] if stage == "sft" else []
+        status = main([stage, "--out", str(tmp_path / out), *SETTINGS, *own, *paths, *overrides])
+        printed = capsys.readouterr()
+        assert (status, printed.out) == (2 if printed.err else 0, "")
+        return printed.err
+
+    return call
+
+
+def one_line(printed: str) -> str:
+    (line,) = printed.splitlines()
+    return line
+
+
+CHANGES = {
+    "seed=7": "seed=7 here, 0 there",
+    "model.dtype=bfloat16": "model.dtype=bfloat16 here, float32 there",
+    "model.freeze=[vision]": 'model.freeze=["vision"] here, [] there',
+    "model.lora.rank=4": 'model.lora={"rank": 4, "alpha": 32,',
+    "data.quotas.count=3 data.quotas.text_compare=1": 'data.quotas={"count": 3.0, "text_compare": 1.0} here, {} there',
+    "data.eval_split=cold_start": "data.eval_split=cold_start here, test there",
+    "data.train_split=cold_start": "data.train_split=cold_start here, train there",
+    "zero.stage=2": "zero.stage=2 here, 1 there",
+    "optim.name=muon zero.stage=0": "optim.name=muon here, adamw there",
+}
+
+
+def test_results_of_other_settings_are_not_gone_on_with(start, tmp_path):
+    assert start() == "" and start() == ""  # the same again: a resume
+    before = {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()}
+    for change, words in CHANGES.items():
+        line = one_line(start(*change.split()))
+        assert line.startswith(
+            f"sapo-vl train: ConfigError: {tmp_path / 'run'} has results of a stage train with other"
+        )
+        assert words in line and "give another --out, or resume=no to start anew in this one" in line
+    assert {p.name: p.read_bytes() for p in (tmp_path / "run").iterdir() if p.is_file()} == before
+    assert start("seed=7", "zero.stage=2", out="another") == ""
+
+
+def test_parts_of_the_adapters_are_named(start):
+    assert start("model.lora={rank: 4, target_modules: [q_proj, v_proj]}") == ""
+    line = one_line(start("model.lora={rank: 8, target_modules: [q_proj]}"))
+    assert 'model.lora.rank=8 here, 4 there; model.lora.target_modules=["q_proj"] here, ["q_proj", "v_proj"]' in line
+    assert "model.lora=null here" in one_line(start())
+
+
+def test_what_a_resume_may_change(start):
+    assert start() == ""
+    free = [
+        "steps=3",
+        "optim.lr=0.5",
+        "optim.schedule=constant",
+        "eval.every=2",
+        "eval.max_per_task=3",
+        "log.project=b",
+    ]
+    free += ["checkpoint.every=1", "rollout.temperature=0.9", "rollout.max_new_tokens=9", "batch.mini_batches=1"]
+    free += ["model.max_pixels=99999", "model.gradient_checkpointing=true", "loss.name=grpo", "rewards.timeout_s=3"]
+    assert start(*free) == ""
+
+
+def test_a_model_is_known_by_what_is_in_it(start, inputs):
+    assert start() == ""
+    shutil.copytree(inputs / "model", inputs / "moved")
+    assert start(f"model.path={inputs / 'moved'}") == ""  # a copy is the same model
+    other = f"model.path={inputs / 'other_model'}"
+    assert f"{other} here, {inputs / 'moved'} there" in one_line(start(other))
+    shutil.rmtree(inputs / "moved")
+    shutil.copytree(inputs / "other_model", inputs / "moved")
+    moved = f"model.path={inputs / 'moved'}"
+    assert f"{moved} now has other weights or another config.json" in one_line(start(moved))
+
+
+def test_a_data_set_is_known_by_its_rows(start, inputs):
+    assert start() == ""
+    shutil.copytree(inputs / "data", inputs / "copy")
+    assert start(f"data.path={inputs / 'copy'}") == ""
+    other = f"data.path={inputs / 'other_data'}"
+    assert f"{other} here, {inputs / 'copy'} there" in one_line(start(other))
+    shutil.rmtree(inputs / "copy")
+    shutil.copytree(inputs / "other_data", inputs / "copy")
+    assert f"data.path={inputs / 'copy'} now has other rows" in one_line(start(f"data.path={inputs / 'copy'}"))
+
+
+def test_resume_no_starts_anew_and_keeps_what_there_was(start, tmp_path):
+    run = tmp_path / "run"
+    assert start() == "" and start("seed=7", "resume=no") == ""
+    assert (run / "superseded_summary.json").read_text() == "seed 0" and (run / "summary.json").read_text() == "seed 7"
+    assert {"superseded_final", "superseded_rollouts", "final"} <= {p.name for p in run.iterdir()}
+    assert start("seed=7") == "" and "seed=0 here, 7 there" in one_line(start())
+    # The same settings once more replace their own results, as ever.
+    assert start("seed=7", "resume=no") == "" and not (run / "superseded_summary.json.2").exists()
+
+
+def test_what_is_read_is_not_set_aside(start, inputs, tmp_path):
+    assert start() == ""
+    final = tmp_path / "run" / "final"
+    final.rmdir()
+    shutil.copytree(inputs / "other_model", final)
+    line = one_line(start(f"model.path={final}", "resume=no"))
+    assert f"model.path={final} would be set aside by starting anew" in line and "give another --out" in line
+    assert final.is_dir()
+
+
+def test_a_folder_in_which_nothing_came_to_be_is_free(start, tmp_path):
+    assert start() == ""
+    for name in ("final", "summary.json"):
+        path = tmp_path / "run" / name
+        path.rmdir() if path.is_dir() else path.unlink()
+    assert start("seed=3") == "" and (tmp_path / "run" / "superseded_rollouts").exists()
+
+
+def test_a_checkpoint_is_a_result(start, tmp_path):
+    run = tmp_path / "run"
+    assert start() == ""
+    shutil.rmtree(run / "final")
+    (run / "summary.json").unlink()
+    folder = run / "checkpoints" / "step_00000002"
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(seal({"files": {}}))
+    assert "seed=3 here, 0 there" in one_line(start("seed=3"))
+    # Named from another run folder it is no less of its own run.
+    line = one_line(start("seed=3", f"resume={folder}", out="another"))
+    assert f"resume={folder} is of another run than this one (seed=3 here, 0 there)" in line
+    assert start(f"resume={folder}", out="another") == ""
+
+
+def test_a_folder_from_before_there_was_such_a_file(start, tmp_path, inputs):
+    """Its config names paths, if not what lay there."""
+    assert start() == ""
+    (tmp_path / "run" / IDENTITY_FILE).unlink()
+    other = f"model.path={inputs / 'other_model'}"
+    assert f"{other} here, {inputs / 'model'} there" in one_line(start(other))
+    config = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
+    del config["model"]["lora"], config["data"]["quotas"]  # written by a version that did not know them
+    (tmp_path / "run" / "config.yaml").write_text(yaml.safe_dump(config))
+    assert start("model.lora.rank=2") == ""
+    (tmp_path / "run" / IDENTITY_FILE).write_text("{")
+    assert f"{tmp_path / 'run' / IDENTITY_FILE} cannot be read" in one_line(start())
+
+
+def test_a_cold_start_and_an_evaluation_have_their_own(start, inputs):
+    other = f"model.path={inputs / 'other_model'}"
+    assert start(stage="sft") == "" and start(other, stage="train") == ""
+    assert "has results of a stage sft with other settings (model.path=" in one_line(start(other, stage="sft"))
+    assert start("zero.stage=2", "optim.name=adamw", "cold_start.steps=3", stage="sft") == ""
+    assert start(other, stage="eval") == "" and start(other, "seed=8", "rollout.max_new_tokens=5", stage="eval") == ""
+    assert "has results of a stage eval with other settings (model.path=" in one_line(start(stage="eval"))
+    assert "(data.path=" in one_line(start(other, f"data.path={inputs / 'other_data'}", stage="eval"))
+    assert "cold_start.split=train" in one_line(start("cold_start.split=train", stage="sft"))
+
+
+def test_every_tensor_counts(given, inputs):
+    before = model_digest(str(inputs / "model"))
+    assert before == model_digest(str(given / "model")) != model_digest(str(given / "other_model"))
+    config = inputs / "model" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"transformers_version": "6.1"}, indent=3))
+    assert model_digest(str(inputs / "model")) == before
+    file = inputs / "model" / "model.safetensors"
+    state = load_file(file)
+    for name in (min(state, key=lambda n: state[n].numel()), max(state, key=lambda n: state[n].numel())):
+        save_file(state | {name: state[name] + 1}, file)
+        changed = model_digest(str(inputs / "model"))
+        assert changed != before
+        before = changed
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(ModelError, match="is no whole safetensors file"):
+        model_digest(str(inputs / "model"))
+    assert model_digest("org/m", "a") == model_digest("org/m", "a") != model_digest("org/m", "b")
+
+
+# --- before anything is loaded: lengths, and parts that do not learn
+
+
+def test_a_prompt_and_a_response_fit_into_the_model(start, inputs):
+    """The tiny models have 4096 positions."""
+    line = one_line(start("model.max_prompt_tokens=4000", "rollout.max_new_tokens=97"))
+    assert "model.max_prompt_tokens=4000 and rollout.max_new_tokens=97 make 4097 tokens" in line
+    assert f"the model at {inputs / 'model'} has positions for 4096 (max_position_embeddings); lower one of" in line
+    assert start("model.max_prompt_tokens=4000", "rollout.max_new_tokens=96") == ""
+    presets = ["model.max_prompt_tokens=256", "eval.benchmarks=[aime25]", "eval.preset=qwen3_vl_instruct"]
+    line = one_line(start(*presets, stage="eval"))
+    assert "eval.sampling.max_new_tokens=32768 (or that of eval.preset=qwen3_vl_instruct) make 33024 tokens" in line
+
+
+@pytest.mark.parametrize("engine", ["transformers", "vllm", "vllm_server"])
+def test_lengths_are_known_for_every_engine(engine, start):
+    settings = [f"rollout.engine={engine}", "rollout.server.urls=[http://127.0.0.1:9]", "rollout.max_new_tokens=3000"]
+    assert "has positions for 4096" in one_line(start(*settings))
+
+
+def test_a_limit_that_nobody_has_set_gives_way(start, tmp_path):
+    """The default of 4096 leaves a tiny model no response; half of its positions stay for prompts."""
+
+    def limit(*overrides: str) -> int:
+        assert start(*overrides) == ""
+        return yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["model"]["max_prompt_tokens"]
+
+    assert limit("rollout.max_new_tokens=96") == 4000
+    assert limit("rollout.max_new_tokens=2048") == 2048
+    assert "model.max_prompt_tokens=4096" in one_line(start("rollout.max_new_tokens=2049"))
+    assert "make 4192 tokens" in one_line(start("model.max_prompt_tokens=4096", "rollout.max_new_tokens=96"))
+
+
+def test_nothing_left_to_learn_is_known_from_the_config(start, inputs):
+    everything = "model.freeze=[vision, merger, language]"
+    for stage in ("train", "sft"):
+        assert "leaves nothing to learn: the head of the model at" in one_line(start(everything, stage=stage))
+    assert "but this model has no such parameters; remove it" in one_line(start("model.freeze=[router]"))
+    assert start(everything, "model.lora.rank=2") == ""
+    assert start(everything, stage="eval") == ""
+    config = inputs / "model" / "config.json"
+    raw: dict[str, Any] = json.loads(config.read_text())
+    config.write_text(json.dumps(raw | {"tie_word_embeddings": False}))  # a head of its own is left
+    assert start(everything, out="untied") == ""
+
+
+# --- with ranks
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_finished_run_is_evaluated_again_and_other_rows_are_refused(inputs, tmp_path):
+    """One rank, one step, no setting of checkpoints: the default saves the last step."""
+    out = tmp_path / "run"
+    paths = (f"model.path={inputs / 'model'}", f"data.path={inputs / 'data'}")
+
+    def train(*more: str, check: bool = True) -> str:
+        launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+        command = ("-m", "sapo_vl", "train", "--out", out, *SETTINGS, *paths, "steps=1", *more)
+        return run_python(*launcher, *command, check=check).stdout
+
+    def lines(phase: str) -> list[dict[str, Any]]:
+        rows = [json.loads(line) for line in (out / "metrics.jsonl").read_text().splitlines()]
+        return [{k: v for k, v in row.items() if k != "time"} for row in rows if row["phase"] == phase]
+
+    train()
+    assert [p.name for p in (out / "checkpoints").iterdir()] == ["step_00000001"]
+    steps, evaluations = lines("train"), lines("eval")
+    weights = (out / "final" / "model.safetensors").read_bytes()
+    printed = train()
+    assert "it is of step 1 and steps=1: only the last evaluation is left" in printed
+    assert lines("train") == steps and lines("eval") == evaluations and len(evaluations) == 1
+    assert (out / "final" / "model.safetensors").read_bytes() == weights
+
+    # With the folder's own record gone the checkpoint itself still tells that rows have changed.
+    shutil.rmtree(inputs / "data")
+    shutil.copytree(inputs / "other_data", inputs / "data")
+    (out / IDENTITY_FILE).unlink()
+    printed = train("steps=2", check=False)
+    assert f"sapo-vl train: {DataError.__name__}: the checkpoint's sampler was saved over other rows" in printed
+    assert lines("train") == steps
