@@ -130,6 +130,7 @@ def _difficulty(args: argparse.Namespace) -> None:
     from sapo_vl.config import load_config
     from sapo_vl.evaluation.difficulty import DifficultyRule, measure_set
     from sapo_vl.model.loading import check_weights, read_config
+    from sapo_vl.stages import check_lengths, fitted
 
     check_folder(args.out, new="RANK" not in os.environ)
     config = load_config(args.config, args.pairs)
@@ -139,6 +140,8 @@ def _difficulty(args: argparse.Namespace) -> None:
         raise UsageError("--samples must be 1 or more, and 0 <= --above < --up-to <= 1")
     read_config(config.model.path, config.model.revision)
     check_weights(config.model.path)
+    config = fitted(config)
+    check_lengths(config)
     rule = DifficultyRule(
         split=args.split, samples=args.samples, above=args.above, up_to=args.up_to, blank=args.blank
     )  # fmt: skip

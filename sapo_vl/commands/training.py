@@ -82,12 +82,15 @@ def _serve(args: argparse.Namespace) -> None:
     from sapo_vl.model.loading import check_weights, read_config
     from sapo_vl.rollout.vllm.contract import load_contract
     from sapo_vl.rollout.vllm.serve import serve_command
+    from sapo_vl.stages import check_lengths, fitted
 
     config = load_config(args.config, args.pairs)
     if not config.model.path:
         raise UsageError("model.path is empty; give the folder of the model that the run trains")
     read_config(config.model.path, config.model.revision)
     check_weights(config.model.path)
+    config = fitted(config)
+    check_lengths(config)
     load_contract()
     command, environment = serve_command(
         config.model, config.rollout, args.host, args.port, on_cpu=not torch.cuda.is_available()
