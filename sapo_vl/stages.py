@@ -59,7 +59,7 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     if not config.model.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     folder = examine(config.model.path, config.model.revision)
-    _check_lengths(config, max_positions(folder.config))
+    check_lengths(config)
     check_tokenizer(load_processor(config.model.path, config.model.revision), folder)
     if stage != "eval":
         carried_files(folder, config.model.dtype)  # a dry export: what the end would refuse is known now
@@ -104,9 +104,14 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
 
 def fitted(config: RunConfig) -> RunConfig:
     """The config with a model.max_prompt_tokens that nobody has set lowered to what the longest response leaves of the
-    model's positions, but never below half of them: it is a default that a small model cannot have."""
-    model = config.model
-    if not model.path or "max_prompt_tokens" in model.model_fields_set:
+    model's positions, but never below half of them: it is a default that a small model cannot have.
+
+    A config that was saved or printed names every key; there the default value counts as one that nobody has set.
+    """
+    model, fields = config.model, type(config.model).model_fields
+    named = "max_prompt_tokens" in model.model_fields_set
+    saved = model.model_fields_set == fields.keys() and model.max_prompt_tokens == fields["max_prompt_tokens"].default
+    if not model.path or (named and not saved):
         return config
     positions = max_positions(read_config(model.path, model.revision))
     left = positions - engine_rollout(config).max_new_tokens
@@ -115,9 +120,10 @@ def fitted(config: RunConfig) -> RunConfig:
     return config.model_copy(update={"model": model.model_copy(update={"max_prompt_tokens": left})})
 
 
-def _check_lengths(config: RunConfig, positions: int) -> None:
-    """A prompt and a response must fit into the model, whatever samples them: vLLM refuses, transformers would go on
-    with positions that the model has never seen."""
+def check_lengths(config: RunConfig) -> None:
+    """Raises ConfigError unless a prompt and a response fit into the model, whatever samples them: vLLM refuses it with
+    a traceback, transformers would go on with positions that the model has never seen."""
+    positions = max_positions(read_config(config.model.path, config.model.revision))
     limit, longest = config.model.max_prompt_tokens, engine_rollout(config).max_new_tokens
     if longest > config.rollout.max_new_tokens:
         key = f"eval.sampling.max_new_tokens={longest} (or that of eval.preset={config.eval.preset})"

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from data_recipes import RECIPES
 from sapo_vl import stages
 from sapo_vl.commands.cli import main
-from sapo_vl.config import RunConfig, save_config
+from sapo_vl.config import RunConfig, load_config, save_config
 from sapo_vl.data.problem_set import DataError
 from sapo_vl.learning.checkpoint import MANIFEST, seal
 from sapo_vl.model.identity import model_digest
@@ -256,6 +256,13 @@ def test_lengths_are_known_for_every_engine(engine, start):
     assert "has positions for 4096" in one_line(start(*settings))
 
 
+@pytest.mark.parametrize("command", [["serve"], ["data", "difficulty", "none", "--out", "none"]])
+def test_other_commands_that_sample_know_of_lengths(command, given, capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    assert main([*command, f"model.path={given / 'model'}", "rollout.max_new_tokens=3000"]) == 2
+    assert "has positions for 4096" in one_line(capsys.readouterr().err)
+
+
 def test_a_limit_that_nobody_has_set_gives_way(start, tmp_path):
     """The default of 4096 leaves a tiny model no response; half of its positions stay for prompts."""
 
@@ -267,6 +274,10 @@ def test_a_limit_that_nobody_has_set_gives_way(start, tmp_path):
     assert limit("rollout.max_new_tokens=2048") == 2048
     assert "model.max_prompt_tokens=4096" in one_line(start("rollout.max_new_tokens=2049"))
     assert "make 4192 tokens" in one_line(start("model.max_prompt_tokens=4096", "rollout.max_new_tokens=96"))
+    # A saved config names every default, this one too.
+    saved = tmp_path / "saved.yaml"
+    save_config(load_config(None), saved)
+    assert limit("--config", str(saved), "rollout.max_new_tokens=96") == 4000
 
 
 def test_nothing_left_to_learn_is_known_from_the_config(start, inputs):

@@ -130,6 +130,7 @@ def _difficulty(args: argparse.Namespace) -> None:
     from sapo_vl.config import load_config
     from sapo_vl.evaluation.difficulty import DifficultyRule, measure_set
     from sapo_vl.model.folder import examine
+    from sapo_vl.stages import check_lengths, fitted
 
     check_folder(args.out, new="RANK" not in os.environ)
     config = load_config(args.config, args.pairs)
@@ -138,6 +139,8 @@ def _difficulty(args: argparse.Namespace) -> None:
     if args.samples < 1 or not 0 <= args.above < args.up_to <= 1:
         raise UsageError("--samples must be 1 or more, and 0 <= --above < --up-to <= 1")
     examine(config.model.path, config.model.revision)
+    config = fitted(config)
+    check_lengths(config)
     rule = DifficultyRule(
         split=args.split, samples=args.samples, above=args.above, up_to=args.up_to, blank=args.blank
     )  # fmt: skip

@@ -82,11 +82,14 @@ def _serve(args: argparse.Namespace) -> None:
     from sapo_vl.model.folder import check_layout_for_vllm, examine
     from sapo_vl.rollout.vllm.contract import load_contract
     from sapo_vl.rollout.vllm.serve import serve_command
+    from sapo_vl.stages import check_lengths, fitted
 
     config = load_config(args.config, args.pairs)
     if not config.model.path:
         raise UsageError("model.path is empty; give the folder of the model that the run trains")
     check_layout_for_vllm(examine(config.model.path, config.model.revision))
+    config = fitted(config)
+    check_lengths(config)
     load_contract()
     command, environment = serve_command(
         config.model, config.rollout, args.host, args.port, on_cpu=not torch.cuda.is_available()

@@ -104,6 +104,7 @@ def save_checkpoint(root: Path, step: int, engine: PolicyEngine, state: dict[str
         "step": step,
         "world_size": world.size,
         "zero_stage": engine.zero.stage,
+        "learning": learning_digest(engine),
         "updates": engine.updates,
         "dropped_in_a_row": engine.dropped_in_a_row,
         "state": {name: value for name, value in state.items() if name != "per_rank"},
@@ -246,8 +247,8 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 def load_checkpoint(folder: Path, engine: PolicyEngine) -> dict[str, Any]:
     """Restores engine and random state; returns the saved `state` with "step" and this rank's "per_rank".
 
-    Raises CheckpointError if the checkpoint was saved with another number of ranks or another ZeRO stage, or if a
-    file of it cannot be read.
+    Raises CheckpointError if the checkpoint was saved with another number of ranks, another ZeRO stage or other
+    parameters that learn, or if a file of it cannot be read.
     """
     manifest = read_manifest(folder)
     world = engine.world
@@ -257,6 +258,12 @@ def load_checkpoint(folder: Path, engine: PolicyEngine) -> dict[str, Any]:
                 f"{folder} was saved with {key}={manifest[key]}, this run has {here}; resume with the same, or start "
                 "from the weights in final/"
             )
+    learning = learning_digest(engine)
+    if manifest.get("learning", learning) != learning:  # those from before it was written down have none
+        raise CheckpointError(
+            f"{folder} was saved with other parameters that learn than this run has, by name or shape: model.path, "
+            "model.freeze or model.lora has changed; resume with the same, or start from the weights in final/"
+        )
     engine.ds.checkpoint_engine = RestrictedCheckpointEngine()
     path, _ = engine.ds.load_checkpoint(str(folder), tag="shards")
     if path is None:
@@ -265,6 +272,15 @@ def load_checkpoint(folder: Path, engine: PolicyEngine) -> dict[str, Any]:
     mine = json.loads((folder / f"rank_{world.rank}.json").read_text())
     set_random_state(mine["random"])
     return {**manifest["state"], "step": manifest["step"], "per_rank": mine["per_rank"]}
+
+
+def learning_digest(engine: PolicyEngine) -> str:
+    """Of names and shapes of the parameters that learn: the optimizer's shards belong to them."""
+    # Under ZeRO-3 a parameter has its shape in an attribute of DeepSpeed's, and no elements here.
+    shapes = [
+        (name, list(getattr(p, "ds_shape", p.shape))) for name, p in engine.module.named_parameters() if p.requires_grad
+    ]
+    return hashlib.blake2b(json.dumps(shapes).encode(), digest_size=16).hexdigest()
 
 
 def random_state() -> dict[str, Any]:

@@ -75,6 +75,10 @@ def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, worl
     out["resumed"] = one_more(session)
 
     engine = session.engine
+    part = next(p for p in engine.module.parameters() if p.requires_grad)
+    part.requires_grad_(False)
+    out["wrong parts"] = refusal(root / "step_00000003", engine)
+    part.requires_grad_(True)
     right, engine.zero = engine.zero, ZeroConfig(stage=(variant.stage + 1) % 4)  # type: ignore[arg-type]
     out["wrong stage"] = refusal(root / "step_00000003", engine)
     engine.zero, engine.world = right, dataclasses.replace(world, size=world.size + 1)
