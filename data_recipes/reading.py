@@ -144,10 +144,7 @@ def pictures(row: Row, cells: Sequence[Any]) -> tuple[Image.Image, ...]:
         try:
             images.append(row.image(cell))
         except ImageRefused as error:
-            hint = (
-                "; text_only=true of the recipe `columns` takes the row without it" if error.kind == "missing" else ""
-            )
-            raise ImageRefused(error.kind, f"image {number}: {error}{hint}") from error
+            raise ImageRefused(error.kind, f"image {number}: {error}") from error
     return tuple(images)
 
 
