@@ -207,7 +207,8 @@ def _read_file(name: str, root: Path | None) -> bytes:
     except IsADirectoryError as error:
         raise ImageRefused("not a file", f"{name[:80]!r} is not a regular file") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise ImageRefused("missing", f"{name[:80]!r} is missing or cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or str(error)[:100]  # without the name again, which may be long
+        raise ImageRefused("missing", f"{name[:80]!r} is missing or cannot be read: {why}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -94,6 +94,8 @@ def problem_from_row(row: Mapping[str, Any]) -> Problem:
     for name in FEATURES:
         if row.get(name) is None:
             raise ValueError(f"{name} is missing")
+        if not isinstance(row[name], list if name == "images" else str):
+            raise ValueError(f"{name} is a {type(row[name]).__name__}")
     for name in ("id", "task"):
         if not row[name]:
             raise ValueError(f"{name} is empty")
@@ -122,9 +124,11 @@ def blank_twin(problem: Problem) -> Problem:
     return dataclasses.replace(problem, id=f"{problem.id}#blank", images=images)
 
 
-def _image_from_cell(index: int, cell: Mapping[str, Any] | None) -> Any:
+def _image_from_cell(index: int, cell: Any) -> Any:
     if cell is None:
         raise ImageRefused("missing", f"image {index} is missing")
+    if not isinstance(cell, Mapping):
+        raise ImageRefused("wrong type", f"image {index} is a {type(cell).__name__}")
     data = cell.get("bytes")
     if not data:
         path = cell.get("path")
