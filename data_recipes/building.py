@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from data_recipes.filters import Seen, answer_in_question, too_long
+from data_recipes.filters import Seen, answer_in_question, check_writable, printable, special_token, too_long
 from data_recipes.golds import UNCHECKED, Judge, gold_reasons
 from data_recipes.reading import LeftOut, ReadRow, Row
 from sapo_vl.data.images import ImageRefused
@@ -27,6 +27,7 @@ BATCH = 64  # problems whose golds are checked at a time
 FIRST_SHOWN = 5  # ids kept of each reason
 MAX_TOKENS = 2048  # model.max_prompt_tokens of the shipped configs
 MAX_BAD_SHARE = 0.01
+UNSUITED = ("image aspect ratio",)  # of whole pictures that no model here can be shown: they do not stop a build
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -161,12 +162,14 @@ def _problems(
 ) -> Iterator[Problem]:
     tally = _Tally(BadRows(rules.max_bad_share, total=len(part.indices)))
     new = _new(name, split, part, read, rules, seen, tally)
-    kept = 0
+    kept = without_image = 0
     while batch := list(islice(new, BATCH)):
         for problem in _with_good_golds(batch, judge, tally) if rules.check_golds else batch:
             kept += 1
+            without_image += not problem.images
             yield problem
-    notes |= {"from": part.origin, "rows": len(part.indices), "kept": kept, **tally.notes()}
+    counts = {"rows": len(part.indices), "kept": kept, "without_image": without_image}
+    notes |= {"from": part.origin, **counts, **tally.notes()}
     if not kept:
         raise DataError(f"nothing is left of split {split!r}: {_counts(tally.left_out) or 'it has no rows'}")
 
@@ -181,10 +184,11 @@ class _Tally:
         self.unchecked = 0
 
     def leave_out(self, reason: str, id: str, detail: str = "") -> None:
+        reason = printable(reason)
         self.left_out[reason] += 1
         shown = self.first.setdefault(reason, [])
         if len(shown) < FIRST_SHOWN:
-            shown.append(f"{id}: {detail}" if detail else id)
+            shown.append(f"{id}: {printable(detail)}" if detail else id)
 
     def notes(self) -> dict[str, Any]:
         return {
@@ -205,6 +209,7 @@ def _new(
         id = f"{name}-{part.origin}-{index}"
         try:
             problem = read(Row(index=index, id=id, cells=part.rows.row(index), image=part.rows.image))
+            check_writable(problem)
         except LeftOut as error:
             tally.bad_rows.record(None)
             tally.leave_out(str(error), id)
@@ -212,9 +217,12 @@ def _new(
         except ValueError as error:
             reason = f"image {error.kind}" if isinstance(error, ImageRefused) else "malformed row"
             tally.leave_out(reason, id, str(error))
-            tally.bad_rows.record(BadRow(index, id, str(error)))
+            tally.bad_rows.record(None if reason in UNSUITED else BadRow(index, id, printable(f"{reason}: {error}")))
             continue
         tally.bad_rows.record(None)
+        if token := special_token(problem):
+            tally.leave_out("special token in the text", id, token)
+            continue
         given_away = "answer in the question" if answer_in_question(problem) else ""
         if reason := long(problem) or given_away or seen.reason(problem, split):
             tally.leave_out(reason, id)
@@ -240,6 +248,9 @@ def summary(manifest: Mapping[str, Any]) -> str:
     lines = []
     for split, tasks in manifest["rows"].items():
         notes = manifest["notes"].get(split, {})
-        left_out = _counts(notes.get("left_out", {})) if isinstance(notes, Mapping) else ""
-        lines.append(f"{split}: {sum(tasks.values())} rows" + (f"; left out: {left_out}" if left_out else ""))
+        notes = notes if isinstance(notes, Mapping) else {}
+        without = notes.get("without_image", 0)
+        line = f"{split}: {sum(tasks.values())} rows" + (f", {without} without a picture" if without else "")
+        left_out = _counts(notes.get("left_out", {}))
+        lines.append(line + (f"; left out: {left_out}" if left_out else ""))
     return "\n".join(lines)

@@ -18,8 +18,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from data_recipes.building import HubSet, recipe
-from data_recipes.forms import ASKING, chat_turns
-from data_recipes.reading import PROGRAM, LeftOut, Row, turn
+from data_recipes.forms import one_exchange
+from data_recipes.reading import PROGRAM, LeftOut, Row, system_turn, turn
 from rewards.code import MAX_CASES
 from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
@@ -35,10 +35,11 @@ def read(row: Row) -> Problem:
     if given is None:
         raise ValueError(f"none of the columns {CASES} has test cases")
     program = next((row.cells[n] for n in PROGRAMS if isinstance(row.cells.get(n), str) and row.cells[n].strip()), "")
+    question, system = _question(row)
     return Problem(
         id=row.id,
         task="code",
-        messages=turn(_question(row), 0, PROGRAM),
+        messages=(*system_turn(system), *turn(question, 0, PROGRAM)),
         solution=f"<answer>\n{_fenced(program)}\n</answer>" if program else "",
         reward="code",
         meta=cases(given),
@@ -124,14 +125,15 @@ def _loaded(value: Any) -> Any:
         raise ValueError(f"the test cases are no JSON ({error})") from error
 
 
-def _question(row: Row) -> str:
+def _question(row: Row) -> tuple[str, str]:
+    """The text of the problem, and of a system turn before it."""
     value = next((row.cells[name] for name in QUESTIONS if row.cells.get(name)), None)
     if isinstance(value, str) and value.strip():
-        return value
+        return value, ""
     if isinstance(value, list):
-        asked = [text for role, text, _ in chat_turns(value, "prompt") if role in ASKING]
-        if len(asked) == 1 and asked[0].strip():
-            return asked[0]
+        asked, _, system = one_exchange(value, "prompt")
+        if asked.text.strip() and not asked.cells:
+            return asked.text, system
     raise ValueError(f"none of the columns {QUESTIONS} has the text of the problem")
 
 

@@ -13,6 +13,7 @@ from data_recipes.building import MAX_BAD_SHARE, MAX_TOKENS, Rules, split_rows, 
 from data_recipes.forms import FORMS, Columns
 from data_recipes.reading import Row, problem
 from rewards import REWARDS
+from sapo_vl.data.images import is_missing
 from sapo_vl.data.problem_set import DataError
 from sapo_vl.data.source import Source, open_source
 from sapo_vl.data.writer import UNKNOWN, Card
@@ -32,6 +33,7 @@ def build(
     reward: str = "",
     task: str = "data",
     instruction: str = "",
+    text_only: bool = False,
     licence: str = UNKNOWN,
     train_from: str = "train",
     test_from: str = "",
@@ -50,6 +52,8 @@ def build(
         folder of the source and must stay in it.
     reward: that of all rows; "" = number, choice, word or math, by the look of each gold.
     instruction: what is said after the question; "" = to answer between answer tags.
+    text_only: whether a row whose picture is missing (null, an empty text) is a problem without a picture; if not, it
+        is left out. A row without such a column, or with an empty list in it, is one in any case, and counted.
     test_from: split that becomes our test split; "" = test_rows rows of train_from do.
     The others are those of data_recipes.building.recipe.
 
@@ -71,9 +75,10 @@ def build(
 
     def to_problem(row: Row) -> Problem:
         found = read(row, columns)
+        cells = [] if text_only and all(map(is_missing, found.cells)) else found.cells
         return problem(
-            row, task=task, text=found.text, cells=found.cells, answer=found.answer, reward=reward,
-            instruction=instruction,
+            row, task=task, text=found.text, cells=cells, answer=found.answer, reward=reward,
+            instruction=instruction, system=found.system,
         )  # fmt: skip
 
     rules = Rules(max_tokens=max_tokens, check_golds=check_golds, max_bad_share=max_bad_share)

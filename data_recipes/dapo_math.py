@@ -17,12 +17,12 @@ AFTER = 'Remember to put your answer on its own line after "Answer:".'
 def read(row: Row) -> Problem:
     """Rows of verl's form; those of open-r1/DAPO-Math-17k-Processed have `prompt` and `solution` as texts."""
     if isinstance(row.cells.get("prompt"), str):
-        text, gold = text_of(row, "prompt"), unwrap(text_of(row, "solution"))
+        text, gold, system = text_of(row, "prompt"), unwrap(text_of(row, "solution")), ""
     else:
         form, columns = FORMS["verl"]
         found = form(row, columns)
-        text, gold = found.text, found.answer
-    return problem(row, task="dapo_math", text=without_instruction(text), answer=gold)
+        text, gold, system = found.text, found.answer, found.system
+    return problem(row, task="dapo_math", text=without_instruction(text), answer=gold, system=system)
 
 
 def without_instruction(text: str) -> str:

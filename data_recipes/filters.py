@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import unicodedata
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from PIL import Image
 
@@ -16,6 +18,17 @@ PIXELS_PER_TOKEN = 32 * 32  # of an image, as Qwen3-VL cuts it
 MAX_IMAGE_TOKENS = 1280  # of one image: the processor scales larger ones down
 COPIED = 12  # characters from which on an answer that stands in the question counts as given away
 CLOSED = ("choice", "word", "code", "maze", "json_grid", "box")  # the options or the words must stand in the question
+# What tokenizers of the Qwen family read as one token with a meaning of its own, wherever it stands in a text, and the
+# word that older processors put in place of a picture.
+SPECIAL_TOKENS = tuple(
+    f"<|{name}|>"
+    for name in (
+        "endoftext", "im_start", "im_end", "object_ref_start", "object_ref_end", "box_start", "box_end", "quad_start",
+        "quad_end", "vision_start", "vision_end", "vision_pad", "image_pad", "video_pad", "fim_prefix", "fim_middle",
+        "fim_suffix", "fim_pad", "repo_name", "file_sep", "audio_start", "audio_end", "audio_pad", "placeholder",
+    )
+)  # fmt: skip
+_SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 _SAID = re.compile(r"(?:answer|result|solution)\s*(?:is|:|=)(?:\s|\$|\\\()*", re.I)
 _DENSE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts without blanks: about a token a character
 
@@ -23,11 +36,38 @@ _DENSE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts with
 def texts(problem: Problem) -> Iterator[str]:
     """Every piece of text the model is shown, the instruction among them."""
     for message in problem.messages:
-        content = message["content"]
-        if isinstance(content, str):
-            yield content
-        else:
-            yield from (part["text"] for part in content if part["type"] == "text")
+        yield from (part["text"] for part in _parts(message) if part["type"] == "text")
+
+
+def _parts(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    content = message["content"]
+    return [{"type": "text", "text": content}] if isinstance(content, str) else content
+
+
+def special_token(problem: Problem) -> str:
+    """The first special token that a turn or the solution spells out, or "".
+
+    Such a row would not be read as it is written: a turn would end in its middle, a picture would be looked for. The
+    gold may have one, no model reads it.
+    """
+    # Parts of a turn are one text to the tokenizer, but for the pictures between them.
+    turns = ("".join(part.get("text", "\0") for part in _parts(message)) for message in problem.messages)
+    found = next((m for text in (*turns, problem.solution) if (m := _SPECIAL.search(text))), None)
+    return found[0] if found else ""
+
+
+def check_writable(problem: Problem) -> None:
+    """Raises ValueError for texts that are no Unicode (half of a surrogate pair) and for meta that is no JSON."""
+    everything = [list(problem.messages), problem.answer, problem.solution, problem.task, dict(problem.meta)]
+    try:
+        json.dumps(everything, ensure_ascii=False, allow_nan=False).encode()
+    except (TypeError, ValueError, RecursionError) as error:
+        raise ValueError(f"the row cannot be written as JSON in UTF-8 ({error})") from error
+
+
+def printable(text: str) -> str:
+    """`text` for a log or a manifest: what is no Unicode is written out."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def folded(text: str) -> str:

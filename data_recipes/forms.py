@@ -7,10 +7,13 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from data_recipes.reading import MARKER, LeftOut, Row, cells_of, text_of, unwrap
+from data_recipes.reading import MARKER, LeftOut, Row, as_text, cells_in, text_of, unwrap
+from sapo_vl.data.images import is_missing
 
+SAYING = ("system", "developer")  # how to answer; before the question
 ASKING = ("user", "human")
-ANSWERING = ("assistant", "gpt")
+ANSWERING = ("assistant", "gpt", "chatgpt", "bing", "bard", "model")
+LONG = "more than one exchange"  # there is no single gold
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,11 +32,21 @@ class Exchange:
     text: str  # with a MARKER for each picture, or none
     cells: Sequence[Any]
     answer: str
+    system: str = ""  # what stands before the question
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Turn:
+    """One turn of a chat."""
+
+    role: str
+    text: str  # with a MARKER for each picture inside
+    cells: Sequence[Any]  # of the pictures inside
 
 
 def plain(row: Row, columns: Columns) -> Exchange:
     """A question, an answer, and a column with one picture or a list of them (EasyR1, R1-V, most others)."""
-    cells = cells_of(row.cells.get(columns.image)) if columns.image else []
+    cells = cells_in(row, columns.image)
     return Exchange(text=text_of(row, columns.question), cells=cells, answer=unwrap(text_of(row, columns.answer)))
 
 
@@ -41,70 +54,98 @@ def conversation(row: Row, columns: Columns) -> Exchange:
     """LLaVA's `conversations` ({"from", "value"}) and ShareGPT's `messages` ({"role", "content"}), as a list or as the
     JSON text of one. One question and one answer: longer talks have no single gold and are left out.
 
-    The answer stands in the last turn, or in the column `answer` if the row has it.
+    The answer stands in the last turn, or in the column `answer` if the row has it. A column `system` is a system turn.
     """
-    turns = chat_turns(row.cells.get(columns.question), columns.question)
-    asked = [t for t in turns if t[0] in ASKING]
-    answered = [t for t in turns if t[0] in ANSWERING]
-    if len(asked) > 1:
-        raise LeftOut("more than one exchange")
-    if not asked:
-        raise ValueError(f"{columns.question} has no turn of {' or '.join(ASKING)}")
-    _, text, inside = asked[0]
-    cells = (cells_of(row.cells.get(columns.image)) if columns.image else []) or inside
+    given = row.cells.get("system")
+    before = "" if is_missing(given) else as_text(given, "system")
+    asked, answers, system = one_exchange(row.cells.get(columns.question), columns.question, before)
     if columns.answer and row.cells.get(columns.answer) is not None:
-        return Exchange(text=text, cells=cells, answer=unwrap(text_of(row, columns.answer)))
-    if not answered:
+        answer = text_of(row, columns.answer)
+    elif answers:
+        answer = answers[-1]
+    else:
         raise ValueError(
-            f"{columns.question} has no turn of {' or '.join(ANSWERING)}, and there is no column of answers"
+            f"{columns.question} has no turn of {' or '.join(ANSWERING[:2])}, and there is no column of answers"
         )
-    return Exchange(text=text, cells=cells, answer=unwrap(answered[-1][1]))
+    return Exchange(text=asked.text, cells=_cells(row, columns, asked), answer=unwrap(answer), system=system)
 
 
 def verl(row: Row, columns: Columns) -> Exchange:
     """verl's parquet: `prompt` (chat turns), `images`, and the gold in `reward_model`["ground_truth"]."""
     model = row.cells.get(columns.answer)
     truth = model.get("ground_truth") if isinstance(model, Mapping) else None
-    if not isinstance(truth, str | int | float) or not str(truth).strip():
-        raise ValueError(f"{columns.answer} has no text under ground_truth")
-    turns = [t for t in chat_turns(row.cells.get(columns.question), columns.question) if t[0] in ASKING]
-    if len(turns) != 1:
-        raise ValueError(f"{columns.question} has {len(turns)} turns of a user, not 1")
-    cells = cells_of(row.cells.get(columns.image)) if columns.image else []
-    return Exchange(text=turns[0][1], cells=cells or turns[0][2], answer=unwrap(str(truth)))
+    gold = as_text(truth, f"{columns.answer}[ground_truth]")
+    asked, answers, system = one_exchange(row.cells.get(columns.question), columns.question)
+    if answers:
+        raise LeftOut(LONG)  # examples, or the beginning of an answer
+    return Exchange(text=asked.text, cells=_cells(row, columns, asked), answer=unwrap(gold), system=system)
 
 
-def chat_turns(value: Any, column: str) -> list[tuple[str, str, list[Any]]]:
-    """(role, text with markers, picture cells found inside) of each turn. Raises ValueError if it is no such list."""
+def one_exchange(value: Any, column: str, before: str = "") -> tuple[Turn, list[str], str]:
+    """The turn that asks, the texts of those that answer it, and what the system turns say, after `before`.
+
+    Several system turns become one, since chat templates look at the first turn only.
+
+    Raises ValueError if `value` is no chat, LeftOut for talks that are more than one question and its answer.
+    """
+    turns = chat_turns(value, column)
+    if any(t.role not in (*SAYING, *ASKING, *ANSWERING) for t in turns):
+        raise LeftOut("turn of another role")  # of a tool, say: without it something else would be asked
+    places = [place for place, t in enumerate(turns) if t.role in ASKING]
+    if not places:
+        raise ValueError(f"{column} has no turn of {' or '.join(ASKING)}")
+    first, after = turns[: places[0]], turns[places[0] + 1 :]
+    if len(places) > 1 or any(t.role in ANSWERING for t in first):
+        raise LeftOut(LONG)
+    if any(t.role in SAYING for t in after):
+        raise LeftOut("system turn after the question")
+    if any(t.cells or MARKER in t.text for t in first):
+        raise LeftOut("image in a system turn")
+    said = [before, *(t.text.strip() for t in first)]
+    return turns[places[0]], [t.text for t in after], "\n\n".join(text for text in said if text)
+
+
+def _cells(row: Row, columns: Columns, asked: Turn) -> Sequence[Any]:
+    """The pictures of the column, or those inside of the turn where the row has none of its own."""
+    inside = asked.cells
+    return inside if inside and is_missing(row.cells.get(columns.image)) else cells_in(row, columns.image)
+
+
+def chat_turns(value: Any, column: str) -> list[Turn]:
+    """The turns of a chat, as a list or as the JSON text of one. Raises ValueError if it is no such list."""
     if isinstance(value, str):
         try:
             value = json.loads(value)
-        except (json.JSONDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:
             raise ValueError(f"{column} is a text that is no JSON ({error})") from error
     if not isinstance(value, list) or not value:
         raise ValueError(f"{column} is not a list of chat turns")
     return [_turn(turn, column) for turn in value]
 
 
-def _turn(turn: Any, column: str) -> tuple[str, str, list[Any]]:
+def _turn(turn: Any, column: str) -> Turn:
     if not isinstance(turn, Mapping):
         raise ValueError(f"{column} has a turn that is a {type(turn).__name__}")
     role, content = turn.get("role", turn.get("from")), turn.get("content", turn.get("value"))
+    if not isinstance(role, str):
+        raise ValueError(f"{column} has a turn without a role")
     if isinstance(content, str):
-        return str(role), content, []
+        return Turn(role=role.lower(), text=content, cells=())
     if not isinstance(content, list):
         raise ValueError(f"{column} has a turn without content")
-    text, cells = "", []
+    text = ""
+    cells: list[Any] = []
     for part in content:
         kind = part.get("type") if isinstance(part, Mapping) else None
-        if kind == "text":
-            text += str(part.get("text") or "")
-        elif kind == "image":
+        if kind == "text" and isinstance(part.get("text"), str):
+            text += part["text"]
+        elif kind in ("image", "image_url"):
             text += MARKER
-            cells += cells_of(part.get("image"))
+            given = part.get(kind)  # none where the pictures are in a column
+            cells += [] if given is None else [given]
         else:
             raise ValueError(f"{column} has a part that is neither text nor image: {str(part)[:80]}")
-    return str(role), text, cells
+    return Turn(role=role.lower(), text=text, cells=cells)
 
 
 FORMS: dict[str, tuple[Callable[[Row, Columns], Exchange], Columns]] = {

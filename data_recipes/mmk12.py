@@ -2,7 +2,8 @@
 
 MMK12 has `question`, `image`, `answer`; its test split is multiple choice. MM-Eureka's JSON lines have `message`, the
 JSON text of chat turns whose images are "file:///" addresses, and `answer`; the addresses must lead into the folder of
-the file: source=/data/mm_eureka/data.jsonl.
+the file: source=/data/mm_eureka/data.jsonl. Their system turn, which says in which form to answer, is replaced by our
+instruction.
 """
 
 from data_recipes.building import HubSet, recipe

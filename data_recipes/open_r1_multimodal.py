@@ -1,7 +1,7 @@
 """open_r1_multimodal: multimodal-open-r1-8k, questions with a worked solution; `solution` holds thinking and answer."""
 
 from data_recipes.building import HubSet, recipe
-from data_recipes.reading import LeftOut, Row, cells_of, problem, text_of
+from data_recipes.reading import LeftOut, Row, cells_in, problem, text_of
 from rewards.answers.extract import last_answer
 from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
@@ -17,7 +17,7 @@ def read(row: Row) -> Problem:
         row,
         task="open_r1_multimodal",
         text=text_of(row, "problem"),
-        cells=cells_of(row.cells.get("image")),
+        cells=cells_in(row, "image"),
         answer=gold,
         solution=solution,
     )

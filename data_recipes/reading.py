@@ -6,6 +6,7 @@ one: sapo_vl.data.images.ImageRefused), and LeftOut where the row is fine but no
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -42,8 +43,20 @@ class Row:
 
     index: int  # place in the split of the source
     id: str  # for the problem: unique in the set, the same in every build
-    cells: Mapping[str, Any]  # as stored; pictures are cells
+    cells: Mapping[
+        str, Any
+    ]  # as stored; pictures are cells. `cells[name]` raises ValueError if there is no such column
     image: Callable[[Any], Image.Image] = field(repr=False)  # reads a picture's cell; raises ImageRefused
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "cells", _Cells(self.cells))
+
+
+class _Cells(dict[str, Any]):
+    """Rows of JSON need not all have the same columns: where one is missing, the row is malformed and no bug."""
+
+    def __missing__(self, column: str) -> Any:
+        raise ValueError(f"{column} is missing")
 
 
 ReadRow = Callable[[Row], Problem]
@@ -51,19 +64,31 @@ ReadRow = Callable[[Row], Problem]
 
 def text_of(row: Row, column: str) -> str:
     """The trimmed text of a column; numbers are written out. Raises ValueError if it is empty or no text."""
-    value = row.cells.get(column)
+    return as_text(row.cells.get(column), column)
+
+
+def as_text(value: Any, name: str) -> str:
+    """`value` as `text_of` gives it; NaN and infinity are how tables write that nothing is there, and no text."""
     if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"{column} is {'missing' if value is None else f'a {type(value).__name__}, not a text'}")
+        raise ValueError(f"{name} is {'missing' if value is None else f'a {type(value).__name__}, not a text'}")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} is the number {value}, not a text")
     if not str(value).strip():
-        raise ValueError(f"{column} is empty")
+        raise ValueError(f"{name} is empty")
     return str(value).strip()
 
 
 def cells_of(value: Any) -> list[Any]:
-    """The picture cells of a column that holds one, a list of them, or none."""
-    if value is None:
-        return []
+    """The picture cells of a column that holds one or a list of them. An empty list says that there is none.
+
+    Null, NaN and "" are one cell, whose picture is missing.
+    """
     return list(value) if isinstance(value, list | tuple) else [value]
+
+
+def cells_in(row: Row, column: str) -> list[Any]:
+    """The picture cells of a column as `cells_of` gives them; none if the row has no such column."""
+    return cells_of(row.cells[column]) if column and column in row.cells else []
 
 
 def unwrap(gold: str) -> str:
@@ -107,6 +132,11 @@ def turn(text: str, images: int, instruction: str) -> tuple[Mapping[str, Any], .
     return ({"role": "user", "content": [*parts, {"type": "text", "text": "\n" + instruction}]},)
 
 
+def system_turn(text: str) -> tuple[Mapping[str, Any], ...]:
+    """A system turn that says `text`; none for ""."""
+    return ({"role": "system", "content": text},) if text else ()
+
+
 def pictures(row: Row, cells: Sequence[Any]) -> tuple[Image.Image, ...]:
     """The pictures of `cells`. Raises ImageRefused that names which."""
     images = []
@@ -128,6 +158,7 @@ def problem(
     reward: str = "",
     instruction: str = "",
     solution: str = "",
+    system: str = "",
     meta: Mapping[str, Any] | None = None,
 ) -> Problem:
     """A problem of one user turn.
@@ -135,14 +166,16 @@ def problem(
     Args:
         reward: "" = `pick_reward` of the answer.
         instruction: "" = answer tags, and the letter of the option where the reward is "choice".
+        system: a system turn before it; "" = none.
     """
     reward = reward or pick_reward(answer)
     if reward == "choice" and (letter := _LETTER.fullmatch(answer)):
         answer = letter[1]
+    asked = turn(text, len(cells), instruction or (LETTER if reward == "choice" else ANSWER))
     return Problem(
         id=row.id,
         task=task,
-        messages=turn(text, len(cells), instruction or (LETTER if reward == "choice" else ANSWER)),
+        messages=(*system_turn(system), *asked),
         images=pictures(row, cells),
         answer=answer,
         solution=solution,

@@ -12,7 +12,7 @@ from typing import Any
 
 from data_recipes.building import HubSet, recipe
 from data_recipes.forms import FORMS
-from data_recipes.reading import BOX, MARKER, Row, cells_of, pictures, turn
+from data_recipes.reading import BOX, MARKER, Row, cells_in, cells_of, pictures, turn
 from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
@@ -69,7 +69,7 @@ def _evaluation(row: Row) -> tuple[str, list[float], Sequence[Any]]:
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, int | float) for n in box):
         raise ValueError(f"bbox is {str(box)[:60]}, not [x, y, width, height]")
     x, y, width, height = map(float, box)
-    return phrases[0].strip(), [x, y, x + width, y + height], cells_of(row.cells.get("image"))
+    return phrases[0].strip(), [x, y, x + width, y + height], cells_in(row, "image")
 
 
 SET = HubSet(

@@ -6,7 +6,7 @@ the text. Rows of the ready form (Kun-Xiang/ViRL39K: `images`, `problem`) are re
 """
 
 from data_recipes.building import HubSet, recipe
-from data_recipes.reading import Row, cells_of, problem, text_of, unwrap
+from data_recipes.reading import Row, cells_in, problem, text_of, unwrap
 from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
@@ -18,7 +18,7 @@ def read(row: Row) -> Problem:
         row,
         task="virl39k",
         text=text_of(row, "problem" if ready else "question"),
-        cells=cells_of(row.cells.get("images" if ready else "image")),
+        cells=cells_in(row, "images" if ready else "image"),
         answer=unwrap(text_of(row, "answer")),
         meta=kept,
     )

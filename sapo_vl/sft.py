@@ -15,7 +15,7 @@ import numpy as np
 
 from sapo_vl.config import RunConfig
 from sapo_vl.data.feed import ProblemFeed
-from sapo_vl.data.problem_set import DataError, ProblemSet
+from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.evaluation.config import EvalConfig
@@ -34,10 +34,8 @@ COLD_START_MODEL = "cold_start"  # folder of the model inside a run folder
 
 
 def demonstration(prompt: Prompt, chat: Chat) -> RolloutGroup:
-    """A group whose one response is the problem's solution. Raises DataError if it has none."""
+    """A group whose one response is the problem's solution (which a feed with `solutions` has looked at)."""
     problem = prompt.problem
-    if not problem.solution:
-        raise DataError(f"problem {problem.id!r} has no solution to imitate; build the split with solutions")
     ids = chat.response_ids(problem.solution)
     response = Rollout(
         response_ids=ids,
@@ -53,8 +51,8 @@ def demonstration(prompt: Prompt, chat: Chat) -> RolloutGroup:
 def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, out: Path) -> dict[str, Any]:
     """Trains until `steps` or the target pass rate; writes the model to a folder inside `out`, the run's.
 
-    Returns {"steps", "dropped", "pass_rate", "seconds", "loss", "model"}; dropped counts the updates
-    that were not applied.
+    Returns {"steps", "dropped", "bad_rows", "pass_rate", "seconds", "loss", "model"}; dropped counts the updates
+    that were not applied, bad_rows the rows that could not be read or imitated, each time one was drawn.
 
     Raises NonFiniteUpdate if too many of them come in a row.
     """
@@ -64,7 +62,7 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
     world, chat, engine = session.world, session.chat, session.engine
     problems = ProblemSet(config.data.path, sft.split)
     sampler = QuotaSampler(problems.tasks, config.data.quotas, sft.batch_size, config.seed)
-    feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world)
+    feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world, solutions=True)
     measure = ProblemSet(config.data.path, config.data.train_split) if sft.target_pass_rate else None
     measure_config = EvalConfig(max_per_task=sft.measure_per_task)
     run_log.truncate_from(0, phases=("sft",))  # what a cold start that was cut off has left: this one begins anew
@@ -104,5 +102,12 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
     seconds = time.monotonic() - started
     model = config.model
     proof = save_model(engine, session.folder, model.dtype, model.lora, out / COLD_START_MODEL, make_probe(chat))
-    figures = {"steps": step, "dropped": dropped, "pass_rate": pass_rate, "seconds": seconds, "loss": loss}
-    return {**figures, "model": proof_values(proof)}
+    return {
+        "steps": step,
+        "dropped": dropped,
+        "bad_rows": feed.bad_rows.bad,
+        "pass_rate": pass_rate,
+        "seconds": seconds,
+        "loss": loss,
+        "model": proof_values(proof),
+    }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import math
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -36,12 +37,20 @@ def text(row: Row, name: str) -> str:
 
 
 def gold(row: Row, name: str) -> str:
-    """The reference answer as text. Raises LeftOut("no gold") if it is missing or blanked."""
+    """The reference answer as text. Raises LeftOut("no gold") if it is missing (NaN in tables) or blanked."""
     cell = row.cells.get(name)
-    answer = "" if cell is None else str(cell).strip()
+    answer = "" if cell is None or (isinstance(cell, float) and not math.isfinite(cell)) else str(cell).strip()
     if answer in BLANKED:
         raise LeftOut("no gold")
     return answer
+
+
+def picture_cells(row: Row, name: str) -> list[Any]:
+    """The picture cells of a column that holds a list of them, or none. Raises ValueError if it is no list."""
+    cells = row.cells.get(name)
+    if cells is not None and not isinstance(cells, list | tuple):
+        raise ValueError(f"{name} is a {type(cells).__name__}, not a list of pictures")
+    return list(cells or ())
 
 
 def text_list(cell: Any, name: str) -> list[str]:

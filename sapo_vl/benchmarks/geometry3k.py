@@ -9,14 +9,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, text
+from sapo_vl.benchmarks.cells import gold, picture_cells, text
 from sapo_vl.benchmarks.prompts import BOXED, MARKER, ask
 from sapo_vl.types import Problem
 
 
 def problems(row: Row) -> Iterator[Problem]:
     """One problem a row."""
-    problem, cells = text(row, "problem"), row.cells.get("images") or []
+    problem, cells = text(row, "problem"), picture_cells(row, "images")
     if problem.count(MARKER) != len(cells):
         raise ValueError(f"the problem has {problem.count(MARKER)} {MARKER} markers and the row {len(cells)} images")
     yield Problem(

@@ -11,14 +11,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, ident, text
+from sapo_vl.benchmarks.cells import gold, ident, picture_cells, text
 from sapo_vl.benchmarks.prompts import BOXED, ask_about
 from sapo_vl.types import Problem
 
 
 def problems(row: Row) -> Iterator[Problem]:
     """One problem a row."""
-    images = tuple(row.image(cell) for cell in row.cells.get("question_images_decoded") or ())
+    images = tuple(row.image(cell) for cell in picture_cells(row, "question_images_decoded"))
     if not images:
         raise ValueError("question_images_decoded is empty")
     yield Problem(

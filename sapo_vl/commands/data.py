@@ -102,19 +102,24 @@ def _count(hits: object, name: str) -> int:
 def _items(text: str) -> Iterator[Problem]:
     """The items of "NAME" or "NAME=SOURCE"; SOURCE may be a data set folder of ours, whose test split is meant."""
     from sapo_vl.benchmarks import BENCHMARKS, Row
-    from sapo_vl.data.problem_set import ProblemSet
+    from sapo_vl.data.problem_set import BadRow, ProblemSet
     from sapo_vl.data.source import open_source
 
     name, _, given = text.partition("=")
+    skipped: list[str] = []
     if name not in BENCHMARKS:
         if not given:
             raise UsageError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}, or write NAME=FOLDER")
         problems = ProblemSet(given, "test")
-        yield from (problems.get(i) for i in range(len(problems)))
+        for index in range(len(problems)):
+            try:
+                yield problems.get(index)
+            except BadRow as bad:
+                skipped.append(str(bad))
+        _say_skipped(name, skipped, len(problems))
         return
     benchmark = BENCHMARKS[name]
     rows = open_source(given or benchmark.source, benchmark.split, config=benchmark.config, columns=benchmark.columns)
-    skipped: list[str] = []
     for index, cells in rows.rows():
         try:
             if isinstance(cells, ValueError):
@@ -122,8 +127,12 @@ def _items(text: str) -> Iterator[Problem]:
             yield from benchmark.problems(Row(index=index, cells=cells, image=rows.image))
         except ValueError as error:
             skipped.append(f"row {index}: {error}")
+    _say_skipped(name, skipped, len(rows))
+
+
+def _say_skipped(name: str, skipped: list[str], total: int) -> None:
     if skipped:
-        print(f"{name}: {len(skipped)} of {len(rows)} rows cannot be compared, the first: {skipped[0]}")
+        print(f"{name}: {len(skipped)} of {total} rows cannot be compared, the first: {skipped[0]}")
 
 
 def _difficulty(args: argparse.Namespace) -> None:

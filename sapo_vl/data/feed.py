@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
 from typing import Any
 
 from sapo_vl.data.problem_set import BadRow, BadRows, ProblemSet
 from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.distributed import World
 from sapo_vl.model.chat import Chat, PromptError
-from sapo_vl.types import Prompt
+from sapo_vl.types import Problem, Prompt
 
 log = logging.getLogger(__name__)
 
@@ -22,14 +23,23 @@ class ProblemFeed:
     """
 
     def __init__(
-        self, problems: ProblemSet, sampler: QuotaSampler, chat: Chat, max_bad_share: float, world: World
+        self,
+        problems: ProblemSet,
+        sampler: QuotaSampler,
+        chat: Chat,
+        max_bad_share: float,
+        world: World,
+        *,
+        solutions: bool = False,
     ) -> None:
+        """`solutions`: whether a row must have a solution that can be imitated."""
         if sampler.batch_size % world.size:
             raise ValueError(
                 f"a batch of {sampler.batch_size} prompts cannot be shared equally by {world.size} ranks; "
                 "make it a multiple of the number of ranks"
             )
         self.problems, self.sampler, self.chat, self.world = problems, sampler, chat, world
+        self.solutions = solutions
         self.bad_rows = BadRows(max_bad_share)
 
     def next(self) -> list[Prompt]:
@@ -59,7 +69,7 @@ class ProblemFeed:
         """
         candidate, attempt = row, 0
         while True:
-            prompt, wrong = read_prompt(self.problems, candidate, self.chat)
+            prompt, wrong = read_prompt(self.problems, candidate, self.chat, solution=self.solutions)
             if prompt is not None:
                 return prompt
             log.warning("skipping %s", wrong)
@@ -84,12 +94,27 @@ class ProblemFeed:
         self.bad_rows.load_state_dict(state["bad_rows"])
 
 
-def read_prompt(problems: ProblemSet, row: int, chat: Chat) -> tuple[Prompt | None, BadRow | None]:
-    """The prompt of a row, or why there is none."""
+def read_prompt(
+    problems: ProblemSet,
+    row: int,
+    chat: Chat,
+    *,
+    change: Callable[[Problem], Problem] | None = None,
+    solution: bool = False,
+) -> tuple[Prompt | None, BadRow | None]:
+    """The prompt of a row, or why there is none: the one way from a row to a prompt.
+
+    Args:
+        change: made of the problem before it becomes a prompt, such as its blank twin.
+        solution: whether it must have a solution that can be imitated.
+    """
     try:
         problem = problems.get(row)
-        return chat.prompt(problem), None
     except BadRow as bad:
         return None, bad
+    try:
+        if solution:
+            chat.check_solution(problem)
+        return chat.prompt(change(problem) if change else problem), None
     except PromptError as error:
-        return None, BadRow(row, problems.get(row).id, str(error))
+        return None, BadRow(row, problem.id, str(error), error.kind)

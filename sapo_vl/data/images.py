@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import base64
-import binascii
 import io
+import math
 import os
 import re
 import stat
@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, get_args
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
@@ -21,6 +22,7 @@ from PIL import Image, ImageOps, UnidentifiedImageError
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of an animation the first frame is taken
 MAX_IMAGE_PIXELS = 50_000_000  # a decoded RGB image of this size takes 150 MB
 MAX_IMAGE_BYTES = 50_000_000  # of the file, checked before anything of it is read
+MAX_ASPECT = 200  # longer side by shorter one: the limit of qwen-vl-utils and of transformers' own resizing
 
 # Why a picture is refused, as it is counted. The message of the error has the details.
 Refusal = Literal[
@@ -31,12 +33,18 @@ Refusal = Literal[
     "not a file",  # a folder, a device, a pipe
     "too many bytes",
     "too many pixels",
+    "aspect ratio",  # over MAX_ASPECT: a whole picture, but one that no Qwen-VL processor takes
     "wrong type",  # not one of IMAGE_FORMATS, or no image cell at all
     "damaged",  # of a known format, but cut off or malformed
 ]
 REFUSALS: tuple[Refusal, ...] = get_args(Refusal)
 _SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]+):")  # two characters at least: "C:" is a drive
-_DATA_URI = re.compile(r"data:image/[a-z.+-]+;base64,")
+_DATA_URI = re.compile(r"data:[^,]{0,200};base64,", re.I)
+# The first characters of base64 of PNG, JPEG, GIF, WebP (RIFF) and BMP files; nobody's path starts like the long ones.
+_BASE64_START = re.compile(r"iVBORw0KGgo|/9j/|_9j_|R0lGODdh|R0lGODlh|UklGR")
+_BASE64 = re.compile(r"[A-Za-z0-9+/_-]+={0,3}")
+MIN_BASE64 = 40  # characters; no picture of these formats is shorter
+MAX_NAME = 255  # characters of a file's name; a longer text of nothing but base64 characters is no path
 
 
 class ImageRefused(ValueError):
@@ -63,8 +71,8 @@ def decode_image(data: bytes) -> Image.Image:
     """The image in `data` as RGB, turned upright if its EXIF header says so.
 
     Raises ImageRefused, a ValueError, if there are more than MAX_IMAGE_BYTES, the format is not one of
-    IMAGE_FORMATS, the header announces more than MAX_IMAGE_PIXELS pixels (nothing is decoded then), or the data is
-    damaged.
+    IMAGE_FORMATS, the header announces more than MAX_IMAGE_PIXELS pixels or sides of more than MAX_ASPECT to 1
+    (nothing is decoded then), or the data is damaged.
     """
     if len(data) > MAX_IMAGE_BYTES:
         raise ImageRefused("too many bytes", f"{len(data)} bytes, over the limit of {MAX_IMAGE_BYTES}")
@@ -85,6 +93,9 @@ def decode_image(data: bytes) -> Image.Image:
     if width * height > MAX_IMAGE_PIXELS:
         message = f"image of {width}x{height} pixels is over the limit of {MAX_IMAGE_PIXELS} pixels"
         raise ImageRefused("too many pixels", message)
+    if max(width, height) > MAX_ASPECT * min(width, height):
+        message = f"image of {width}x{height} pixels: one side is over {MAX_ASPECT} times the other; crop or split it"
+        raise ImageRefused("aspect ratio", message)
     try:
         image.load()
         image = ImageOps.exif_transpose(image)
@@ -97,7 +108,8 @@ def read_image(cell: Any, root: Path | None = None) -> Image.Image:
     """The picture in a cell of somebody else's data set, as `decode_image` gives it.
 
     A cell is {"bytes", "path"} as `datasets` stores images, bytes, a path relative to `root` (a leading "file://" is
-    dropped), or a data URI. Nothing is ever fetched, and no file outside of `root` is read.
+    dropped), a data URI, or base64 alone; base64 may have line breaks, the URL-safe alphabet or no padding. Nothing is
+    ever fetched, and no file outside of `root` is read.
 
     Args:
         root: folder that paths start at and stay in; None where the data has no files of its own.
@@ -106,19 +118,65 @@ def read_image(cell: Any, root: Path | None = None) -> Image.Image:
         ImageRefused: with the reason.
     """
     if isinstance(cell, Mapping):
-        cell = cell.get("bytes") or cell.get("path")
-    if not cell:
+        cell = cell.get("bytes") or cell.get("path") or cell.get("url")
+    if is_missing(cell):
         raise ImageRefused("missing", "the image is missing")
     if isinstance(cell, bytes):
-        return decode_image(cell)
+        return decode_image(_from_base64_bytes(cell))
     if not isinstance(cell, str):
         raise ImageRefused("wrong type", f"an image must be bytes or a path, got {type(cell).__name__}")
-    if uri := _DATA_URI.match(cell):
+    if (written := _base64_in(cell)) is not None:
+        data = _from_base64(written)
         try:
-            return decode_image(base64.b64decode(cell[uri.end() :], validate=True))
-        except binascii.Error as error:
-            raise ImageRefused("damaged", f"the data URI is not base64 ({error})") from error
+            return decode_image(data)
+        except ImageRefused as error:
+            raise ImageRefused(error.kind, f"base64 of {len(data)} bytes: {error}") from error
     return decode_image(_read_file(cell.removeprefix("file://"), root))
+
+
+def is_missing(cell: Any) -> bool:
+    """Whether nothing stands in a cell: null, NaN (as pandas writes null), a text of white space, {} or no bytes."""
+    if isinstance(cell, float):
+        return math.isnan(cell)
+    if isinstance(cell, str):
+        return not cell.strip()
+    return cell is None or (isinstance(cell, bytes | Mapping | list | tuple) and not cell)
+
+
+def _base64_in(cell: str) -> str | None:
+    """The base64 in a data URI, or the cell itself if it is nothing else; None where it must be a path."""
+    if uri := _DATA_URI.match(cell):
+        payload = cell[uri.end() :]
+        return unquote(payload) if "%" in payload else payload
+    if cell[:5].lower() == "data:":
+        raise ImageRefused("wrong type", f"{cell[:40]!r} is a data URI without base64; write data:image/png;base64,...")
+    if len(cell) < MIN_BASE64:
+        return None
+    cell = cell[2:-1] if cell[:2] in ("b'", 'b"') else cell  # what str() makes of bytes
+    if _BASE64_START.match(cell.lstrip()):
+        return cell
+    plain = "".join(cell.split())
+    is_bmp = plain.startswith("Qk") and len(plain) >= MIN_BASE64
+    return cell if (is_bmp or len(plain) > MAX_NAME) and _BASE64.fullmatch(plain) else None
+
+
+def _from_base64(text: str) -> bytes:
+    """The bytes that `text` spells: with white space, in either alphabet, padded or not. Raises ImageRefused."""
+    plain = "".join(text.split()).rstrip("=").translate(str.maketrans("-_", "+/"))
+    if len(plain) * 3 // 4 > MAX_IMAGE_BYTES:
+        raise ImageRefused("too many bytes", f"base64 of {len(plain)} characters, over {MAX_IMAGE_BYTES} bytes")
+    try:
+        return base64.b64decode(plain + "=" * (-len(plain) % 4), validate=True)
+    except ValueError as error:  # binascii.Error, or characters beyond ASCII
+        raise ImageRefused("damaged", f"the image is no base64 ({error}): {text[:40]!r}") from error
+
+
+def _from_base64_bytes(data: bytes) -> bytes:
+    """`data`, or what it spells where it is base64 text stored as bytes."""
+    start = data[:16].lstrip().decode("latin-1")
+    if len(data) < MIN_BASE64 or not _BASE64_START.match(start):
+        return data
+    return _from_base64(data.decode("latin-1"))
 
 
 def _read_file(name: str, root: Path | None) -> bytes:
@@ -149,7 +207,8 @@ def _read_file(name: str, root: Path | None) -> bytes:
     except IsADirectoryError as error:
         raise ImageRefused("not a file", f"{name[:80]!r} is not a regular file") from error
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        raise ImageRefused("missing", f"{name[:80]!r} is missing or cannot be read: {error}") from error
+        why = getattr(error, "strerror", None) or str(error)[:100]  # without the name again, which may be long
+        raise ImageRefused("missing", f"{name[:80]!r} is missing or cannot be read: {why}") from error
 
 
 def to_rgb(image: Image.Image) -> Image.Image:

@@ -14,7 +14,7 @@ import pyarrow as pa
 from pydantic import Field, field_validator
 
 from sapo_vl.data.digest import table_digest
-from sapo_vl.data.images import blank_like, decode_image, encode_png
+from sapo_vl.data.images import ImageRefused, blank_like, decode_image, encode_png
 from sapo_vl.strict import Strict
 from sapo_vl.types import Problem
 
@@ -59,11 +59,11 @@ class DataError(ValueError):
 
 
 class BadRow(Exception):
-    """One row that cannot be turned into a problem."""
+    """One row that cannot become a problem or a prompt; `kind` is the reason in fixed words, as it is counted."""
 
-    def __init__(self, row: int, id: str, reason: str) -> None:
+    def __init__(self, row: int, id: str, reason: str, kind: str = "malformed row") -> None:
         super().__init__(f"row {row} (id {id!r}): {reason}")
-        self.row, self.id, self.reason = row, id, reason
+        self.row, self.id, self.reason, self.kind = row, id, reason, kind
 
 
 class TooManyBadRows(Exception):
@@ -95,6 +95,8 @@ def problem_from_row(row: Mapping[str, Any]) -> Problem:
     for name in FEATURES:
         if row.get(name) is None:
             raise ValueError(f"{name} is missing")
+        if not isinstance(row[name], list if name == "images" else str):
+            raise ValueError(f"{name} is a {type(row[name]).__name__}")
     for name in ("id", "task"):
         if not row[name]:
             raise ValueError(f"{name} is empty")
@@ -123,23 +125,33 @@ def blank_twin(problem: Problem) -> Problem:
     return dataclasses.replace(problem, id=f"{problem.id}#blank", images=images)
 
 
-def _image_from_cell(index: int, cell: Mapping[str, Any] | None) -> Any:
+def _image_from_cell(index: int, cell: Any) -> Any:
     if cell is None:
-        raise ValueError(f"image {index} is missing")
-    if not cell.get("bytes"):
+        raise ImageRefused("missing", f"image {index} is missing")
+    if not isinstance(cell, Mapping):
+        raise ImageRefused("wrong type", f"image {index} is a {type(cell).__name__}")
+    data = cell.get("bytes")
+    if not data:
         path = cell.get("path")
-        raise ValueError(f"image {index} has no bytes (path {path!r}); save the set with its images inside")
+        message = f"image {index} has no bytes (path {path!r}); save the set with its images inside"
+        raise ImageRefused("missing", message)
+    if not isinstance(data, bytes):
+        raise ImageRefused("wrong type", f"image {index} is a {type(data).__name__}, not bytes")
     try:
-        return decode_image(cell["bytes"])
-    except ValueError as error:
-        raise ValueError(f"image {index}: {error}") from error
+        return decode_image(data)
+    except ImageRefused as error:
+        raise ImageRefused(error.kind, f"image {index}: {error}") from error
 
 
 def _json(name: str, text: str) -> Any:
     try:
-        return json.loads(text)
-    except (json.JSONDecodeError, RecursionError) as error:
+        return json.loads(text, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({error}): {text[:80]!r}") from error
+
+
+def _no_number(text: str) -> float:
+    raise ValueError(f"{text} is no JSON")
 
 
 def _parts(turn: Mapping[str, Any]) -> list[Mapping[str, Any]]:
@@ -210,7 +222,8 @@ class ProblemSet:
         try:
             return problem_from_row(row)
         except ValueError as error:
-            raise BadRow(index, str(row.get("id") or ""), str(error)) from error
+            kind = f"image {error.kind}" if isinstance(error, ImageRefused) else "malformed row"
+            raise BadRow(index, str(row.get("id") or ""), str(error), kind) from error
 
 
 def raw_row(rows: datasets.Dataset, index: int) -> dict[str, Any]:

@@ -98,14 +98,17 @@ class QuotaSampler:
 
         A pure function of (seed, step, bad, attempt): it does not move the walk, so ranks that each look at
         their own part of a batch stay in step. attempt: 0 for the first try, 1 if that row was bad as well,
-        and so on. exclude: rows that must not be chosen, usually the batch. Raises QuotaError if no row is
-        left.
+        and so on. exclude: rows that are chosen only if there is no other, usually the batch. Raises QuotaError if
+        no row is left.
         """
         task = self._task_of[bad]
-        rows = [int(row) for row in self._rows[task] if row != bad and row not in exclude]
+        others = [int(row) for row in self._rows[task] if row != bad]
+        rows = [row for row in others if row not in exclude]
+        if attempt >= len(rows):  # a small task: rather a row twice in the batch than the end of the run
+            rows, attempt = [row for row in others if row in exclude], attempt - len(rows)
         if attempt >= len(rows):
             raise QuotaError(
-                f"row {bad} is bad and after {attempt} tries no other row of task {task!r} is left "
+                f"row {bad} is bad and after {len(others)} tries no other row of task {task!r} is left "
                 "to replace it; repair or rebuild the data"
             )
         rng = np.random.default_rng([self.seed, _number("spare"), self._step, bad])

@@ -6,20 +6,22 @@ one bad row. Nothing that a row names is fetched, and no code of a data set is r
 
 from __future__ import annotations
 
-import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
 import datasets
+from datasets.data_files import DataFilesDict, get_data_patterns
 from PIL import Image
 
 from sapo_vl.data.images import read_image
 from sapo_vl.data.problem_set import DataError, raw_row
+from sapo_vl.data.text_files import CSV_FILES, JSON_FILES, csv_rows, json_rows
 
-JSON_FILES = (".json", ".jsonl")  # a list of objects, or one object a line
-TABLES = {".parquet": "parquet", ".csv": "csv", ".tsv": "csv", ".arrow": "arrow"}
+TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,8 +57,8 @@ def open_source(source: str, split: str, *, config: str | None = None, columns: 
     """Opens `split` of `source`.
 
     Args:
-        source: a folder written by `save_to_disk`, a folder of parquet or JSON files by split, one file (JSON, JSON
-            lines, parquet, CSV, TSV; it is the split whatever the name), or the id of a set of the hub.
+        source: a folder written by `save_to_disk`, a folder of parquet, JSON or CSV files by split, one file (JSON,
+            JSON lines, parquet, CSV, TSV; it is the split whatever the name), or the id of a set of the hub.
         config: the configuration of a hub set that has several, or a subfolder of a local one.
         columns: must be there. Checked in the first row where rows have no common schema.
 
@@ -68,6 +70,10 @@ def open_source(source: str, split: str, *, config: str | None = None, columns: 
         return _open_file(path, columns)
     if config and (path / config).is_dir():
         path, config = path / config, None
+    if (files := _text_files(path)) is not None:
+        if split not in files:
+            raise DataError(f"{source} has no split {split!r}, only {sorted(files)}")
+        return _open_text(f"split {split!r} of {source}", files[split], path, columns)
     loaded = _load(str(path) if path.exists() else source, config)
     if split not in loaded:
         raise DataError(f"{source} has no split {split!r}, only {sorted(map(str, loaded))}")
@@ -76,6 +82,20 @@ def open_source(source: str, split: str, *, config: str | None = None, columns: 
     _check(columns, rows.column_names, where)
     raw = rows.with_format("arrow")
     return Source(where, len(rows), lambda index: raw_row(raw, index), path if path.exists() else None)
+
+
+def _text_files(folder: Path) -> dict[str, list[Path]] | None:
+    """split -> JSON and CSV files of a folder that has no other rows, by the rules of `datasets`; None for others."""
+    if not folder.is_dir() or (folder / "dataset_dict.json").is_file() or (folder / "README.md").is_file():
+        return None  # a card may say which files are which split
+    try:
+        patterns = get_data_patterns(str(folder.resolve()))
+    except (FileNotFoundError, ValueError):  # nothing that looks like data: `datasets` says so in its own words
+        return None
+    found = DataFilesDict.from_patterns(patterns, base_path=str(folder.resolve()))
+    files = {str(split): [Path(name) for name in names] for split, names in found.items()}
+    suffixes = {path.suffix for paths in files.values() for path in paths}
+    return files if suffixes and suffixes <= {*JSON_FILES, *CSV_FILES} else None
 
 
 def _load(source: str, config: str | None) -> datasets.DatasetDict:
@@ -91,43 +111,30 @@ def _load(source: str, config: str | None) -> datasets.DatasetDict:
 
 
 def _open_file(path: Path, columns: Sequence[str]) -> Source:
-    if path.suffix in JSON_FILES:
-        return _open_json(path, columns)
+    if path.suffix in JSON_FILES or path.suffix in CSV_FILES:
+        return _open_text(str(path), [path], path.parent, columns)
     if path.suffix not in TABLES:
-        raise DataError(f"{path} must end in one of {', '.join((*JSON_FILES, *TABLES))}")
-    options: dict[str, Any] = {"delimiter": "\t"} if path.suffix == ".tsv" else {}
-    rows = datasets.load_dataset(TABLES[path.suffix], data_files=str(path), split="train", **options)
+        raise DataError(f"{path} must end in one of {', '.join((*JSON_FILES, *CSV_FILES, *TABLES))}")
+    rows = datasets.load_dataset(TABLES[path.suffix], data_files=str(path), split="train")
     _check(columns, rows.column_names, str(path))
     raw = rows.with_format("arrow")
     return Source(str(path), len(rows), lambda index: raw_row(raw, index), path.parent)
 
 
-def _open_json(path: Path, columns: Sequence[str]) -> Source:
-    """Without arrow, which wants one type per column: an image that is a text here and a list there is common."""
-    text = path.read_text(encoding="utf-8")
-    cells: list[Any]
-    if text.lstrip().startswith("["):
-        try:
-            cells = json.loads(text)
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise DataError(f"{path} is no JSON list ({error}); write one object a line, and name it .jsonl") from error
-    else:
-        cells = [line for line in text.split("\n") if line.strip()]
+def _open_text(where: str, paths: Sequence[Path], root: Path, columns: Sequence[str]) -> Source:
+    """The rows of JSON and CSV files, one file after another."""
+    files = [json_rows(path) if path.suffix in JSON_FILES else csv_rows(path) for path in paths]
+    starts = list(accumulate((length for length, _ in files), initial=0))
 
     def read(index: int) -> dict[str, Any]:
-        try:
-            row = json.loads(cells[index]) if isinstance(cells[index], str) else cells[index]
-        except (json.JSONDecodeError, RecursionError) as error:
-            raise ValueError(f"not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"not a JSON object but a {type(row).__name__}")
-        return row
+        file = bisect_right(starts, index) - 1
+        return files[file][1](index - starts[file])
 
-    source = Source(str(path), len(cells), read, path.parent)
+    source = Source(where, starts[-1], read, root)
     first = next((row for _, row in source.rows() if isinstance(row, dict)), None)
     if first is None:
-        raise DataError(f"{path} has no rows; it needs a list of JSON objects, or one object a line")
-    _check(columns, list(first), str(path))
+        raise DataError(f"{where} has no rows; it needs a list of JSON objects, one object a line, or a table")
+    _check(columns, list(first), where)
     return source
 
 

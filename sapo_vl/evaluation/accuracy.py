@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import logging
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from sapo_vl.data.feed import read_prompt
-from sapo_vl.data.problem_set import DataError, ProblemSet
+from sapo_vl.data.problem_set import BadRow, ProblemSet
 from sapo_vl.evaluation.config import EvalConfig, Mode
 from sapo_vl.model.chat import Chat
 from sapo_vl.record.stats import wilson_interval
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
-from sapo_vl.types import Finish, Prompt, ScoreStatus
+from sapo_vl.types import Finish, Prompt, RolloutGroup, ScoreStatus
 
 log = logging.getLogger(__name__)
 
@@ -29,6 +29,7 @@ class Outcome:
     task: str
     accuracy: float | None  # None: unreadable, or not scorable; left out of the mean and counted
     truncated: bool
+    reason: str = ""  # why it has no accuracy, in fixed words
 
 
 def evaluate(
@@ -43,11 +44,14 @@ def evaluate(
 ) -> dict[str, Any]:
     """One response per problem; the result is the same on every rank and for any number of ranks.
 
-    Returns {"mean", "n", "ci95", "by_task": {task: {"mean", "n", "ci95"}}, "left_out", "truncated_share"}; the
-    mean is over problems, intervals are Wilson's at 95 %.
+    Returns {"mean", "n", "ci95", "by_task": {task: {"mean", "n", "ci95"}}, "left_out", "reasons", "truncated_share"};
+    the mean is over problems, intervals are Wilson's at 95 %, "reasons" has how many were left out by what.
+    A row that cannot become a prompt is left out; if none can, there is no mean.
     """
     world, chat = session.world, session.chat
     rows = _rows(problems.tasks, config.max_per_task)
+    if not rows:
+        return summarise([])
     # Every rank needs equally many prompts, since sharded engines run in step: the surplus repeats the last row.
     each = -(-len(rows) // world.size)
     padded = rows + [rows[-1]] * (each * world.size - len(rows))
@@ -61,28 +65,37 @@ def evaluate(
     )
     outcomes: list[Outcome] = []
     for i in range(0, each, config.batch):
-        prompts: list[Prompt] = []
-        broken: list[str | None] = []
-        for row in mine[i : i + config.batch]:
-            prompt, bad = read_prompt(problems, row, chat)
+        rows_read = [(row, *read_prompt(problems, row, chat)) for row in mine[i : i + config.batch]]
+        for _, _, bad in rows_read:
             if bad is not None:
                 log.warning("evaluation leaves out %s", bad)
-            prompts.append(prompt or fallback)
-            broken.append(problems.tasks[row] if prompt is None else None)
+        if fallback is None:  # on every rank
+            outcomes += [_unread(problems, row, bad) for row, _, bad in rows_read]
+            continue
+        prompts = [prompt or fallback for _, prompt, _ in rows_read]
         groups = scorer.score(session.rollouts.generate(prompts, params), max_new_tokens)
-        for group, broken_task in zip(groups, broken, strict=True):
-            rollout = group.rollouts[0]
-            scored = rollout.score_status is ScoreStatus.SCORED and broken_task is None
-            outcomes.append(
-                Outcome(
-                    id=group.prompt.problem.id,
-                    task=broken_task or group.prompt.problem.task,
-                    accuracy=rollout.parts["accuracy"] if scored else None,
-                    truncated=rollout.finish is Finish.LENGTH,
-                )
-            )
+        for group, (row, _, bad) in zip(groups, rows_read, strict=True):
+            outcomes.append(_unread(problems, row, bad) if bad is not None else _outcome(group))
     everyone = [o for part in world.gather(outcomes) for o in part][: len(rows)]
     return summarise(everyone)
+
+
+def _unread(problems: ProblemSet, row: int, bad: BadRow | None) -> Outcome:
+    """Of a row that never became a prompt."""
+    assert bad is not None
+    return Outcome(id=bad.id, task=problems.tasks[row], accuracy=None, truncated=False, reason=bad.kind)
+
+
+def _outcome(group: RolloutGroup) -> Outcome:
+    rollout, problem = group.rollouts[0], group.prompt.problem
+    scored = rollout.score_status is ScoreStatus.SCORED
+    return Outcome(
+        id=problem.id,
+        task=problem.task,
+        accuracy=rollout.parts["accuracy"] if scored else None,
+        truncated=rollout.finish is Finish.LENGTH,
+        reason="" if scored else f"not scored: {rollout.score_status or rollout.finish}",
+    )
 
 
 def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -96,6 +109,7 @@ def summarise(outcomes: Sequence[Outcome]) -> dict[str, Any]:
         **_mean(everything),
         "by_task": {task: _mean(values) for task, values in sorted(by_task.items())},
         "left_out": sum(o.accuracy is None for o in outcomes),
+        "reasons": dict(sorted(Counter(o.reason or "not scored" for o in outcomes if o.accuracy is None).items())),
         "truncated_share": sum(o.truncated for o in outcomes) / max(1, len(outcomes)),
     }
 
@@ -120,9 +134,10 @@ def _rows(tasks: Sequence[str], max_per_task: int) -> list[int]:
     return rows
 
 
-def _first_readable(problems: ProblemSet, chat: Chat) -> Prompt:
+def _first_readable(problems: ProblemSet, chat: Chat) -> Prompt | None:
+    """What an engine is asked in the place of a row that cannot be; the same on every rank."""
     for row in range(len(problems)):
         prompt, _ = read_prompt(problems, row, chat)
         if prompt is not None:
             return prompt
-    raise DataError(f"no row of {problems.path} split {problems.split!r} can be read")
+    return None

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from sapo_vl.data.problem_set import blank_twin
 from sapo_vl.evaluation.items import Item, Items, prompt_hash
 from sapo_vl.evaluation.records import Record, make_record
-from sapo_vl.model.chat import PromptError, PromptTooLong
+from sapo_vl.model.chat import PromptError
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
@@ -61,14 +61,20 @@ def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> list[Record]
     records: dict[str, Record] = {}
     places: dict[str, Item] = {}
     for item in items:
-        problem = asking.problem(item)
+        try:
+            problem = asking.problem(item)
+        except ValueError as error:  # it could be read a moment ago: a file is gone
+            log.warning("%s leaves out item %s: %s", name, item.id, error)
+            problem = Problem(id=item.id, task=item.task, messages=(), reward=item.reward)
+            places[item.id] = item
+            records[item.id] = _record(asking, problem, item, skipped="row")
+            continue
         places[problem.id] = item
         try:
             prompts.append(chat.prompt(problem))
         except PromptError as error:
             log.warning("%s leaves out %s", name, error)
-            why = "prompt too long" if isinstance(error, PromptTooLong) else "prompt"
-            records[problem.id] = _record(asking, problem, item, skipped=why)
+            records[problem.id] = _record(asking, problem, item, skipped=error.kind)
     asked = prompts + [chat.prompt(_FILLER)] * (each - len(prompts))
     groups = asking.session.rollouts.generate(asked, asking.params)[: len(prompts)]
     for group in asking.scorer.score(groups, asking.params.max_new_tokens):

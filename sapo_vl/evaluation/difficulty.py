@@ -10,16 +10,17 @@ import dataclasses
 import logging
 import shutil
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sapo_vl.data.feed import read_prompt
 from sapo_vl.data.problem_set import BadRow, DataError, ProblemSet, blank_twin
 from sapo_vl.data.writer import copy_set
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.evaluation.config import EvaluationSections
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
-from sapo_vl.model.chat import PromptError
+from sapo_vl.model.chat import Chat
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session, open_session, setup_logging
@@ -78,12 +79,12 @@ def measure_set(
             config.model, OptimConfig(), ZeroConfig(stage=zero.stage), config.rollout, world,
             total_updates=1, seed=config.seed, out=work,
         )  # fmt: skip
-        rates = pass_rates(session, problems, scorer, config, rule)
+        rates, bad = pass_rates(session, problems, scorer, config, rule)
         session.rollouts.close()
     counts = None
     if world.is_main:
         shutil.rmtree(work)
-        counts = filtered(config, folder, out, rule, rates)
+        counts = filtered(config, folder, out, rule, rates, bad)
     world.barrier()
     shutdown_world()
     return counts
@@ -91,8 +92,9 @@ def measure_set(
 
 def pass_rates(
     session: Session, problems: ProblemSet, scorer: Scorer, config: EvaluationSections, rule: DifficultyRule
-) -> list[float | None]:
-    """The mean of the part "accuracy" over the samples of every row that could be scored; the same on every rank."""
+) -> tuple[list[float | None], dict[int, str]]:
+    """The mean of the part "accuracy" over the samples of every row that could be scored, and of every row that never
+    became a prompt the reason; the same on every rank."""
     world = session.world
     # Every rank needs equally many prompts, since sharded engines run in step: the surplus repeats the last row.
     each = -(-len(problems) // world.size)
@@ -106,8 +108,12 @@ def pass_rates(
         seed=config.seed,
     )
     rates: list[float | None] = []
+    unread: dict[int, str] = {}
     for start in range(0, each, BATCH):
-        prompts = [_prompt(problems, row, session, rule) for row in mine[start : start + BATCH]]
+        rows = mine[start : start + BATCH]
+        read = [_prompt(problems, row, session.chat, rule) for row in rows]
+        unread |= {row: bad.kind for row, (_, bad) in zip(rows, read, strict=True) if bad is not None}
+        prompts = [prompt for prompt, _ in read]
         stand_in = _stand_in(prompts, world)
         if stand_in is None:
             rates += [None] * len(prompts)
@@ -117,19 +123,29 @@ def pass_rates(
             scores = [r.parts["accuracy"] for r in group.rollouts if r.score_status is ScoreStatus.SCORED]
             rates.append(sum(scores) / len(scores) if prompt is not None and scores else None)
         log.info("difficulty: %d of %d problems", min(start + BATCH, each) * world.size, len(problems))
-    return [rate for part in world.gather(rates) for rate in part][: len(problems)]
+    everyone = [rate for part in world.gather(rates) for rate in part][: len(problems)]
+    return everyone, {row: kind for part in world.gather(unread) for row, kind in part.items()}
 
 
-def _prompt(problems: ProblemSet, row: int, session: Session, rule: DifficultyRule) -> Prompt | None:
-    """None where there is nothing to measure: unreadable, too long, or nothing to blank."""
+def _prompt(problems: ProblemSet, row: int, chat: Chat, rule: DifficultyRule) -> tuple[Prompt | None, BadRow | None]:
+    """No prompt where there is nothing to measure, and why if the row is to blame; with nothing to blank it is not."""
     try:
-        problem = problems.get(row)
-        if rule.blank and not problem.images:
-            return None
-        return session.chat.prompt(blank_twin(problem) if rule.blank else problem)
-    except (BadRow, PromptError) as error:
-        log.warning("not measured: %s", error)
-        return None
+        prompt, bad = read_prompt(problems, row, chat, change=_blanked if rule.blank else None)
+    except _NothingToBlank:
+        return None, None
+    if bad is not None:
+        log.warning("not measured: %s", bad)
+    return prompt, bad
+
+
+class _NothingToBlank(Exception):
+    """A problem without images."""
+
+
+def _blanked(problem: Problem) -> Problem:
+    if not problem.images:
+        raise _NothingToBlank
+    return blank_twin(problem)
 
 
 def _stand_in(prompts: Sequence[Prompt | None], world: World) -> Prompt | None:
@@ -139,25 +155,38 @@ def _stand_in(prompts: Sequence[Prompt | None], world: World) -> Prompt | None:
 
 
 def filtered(
-    config: EvaluationSections, folder: Path, out: Path, rule: DifficultyRule, rates: Sequence[float | None]
+    config: EvaluationSections,
+    folder: Path,
+    out: Path,
+    rule: DifficultyRule,
+    rates: Sequence[float | None],
+    unread: Mapping[int, str] | None = None,
 ) -> dict[str, int]:
-    """Writes `folder` anew as `out`, given the pass rate of every row of `rule.split`.
+    """Writes `folder` anew as `out`, given the pass rate of every row of `rule.split`, and of rows that never became a
+    prompt the reason.
 
     Returns how many rows stay, or go and why. Raises DataError if none stays.
     """
-    if not rule.blank and all(rule.verdict(rate, True) for rate in rates):
-        why = Counter(rule.verdict(rate, True) for rate in rates)
+    unread = unread or {}
+
+    def verdict(row: int, has_images: bool) -> str:
+        return f"not measured: {unread[row]}" if row in unread else rule.verdict(rates[row], has_images)
+
+    if not rule.blank and all(verdict(row, True) for row in range(len(rates))):
+        why = Counter(verdict(row, True) for row in range(len(rates)))
         raise DataError(f"nothing is left of split {rule.split!r} of {folder}: {dict(why)}; nothing was written")
     counts: Counter[str] = Counter()
+    met: set[int] = set()
 
     def change(row: int, problem: Problem) -> Problem | None:
-        verdict = rule.verdict(rates[row], bool(problem.images))
-        counts[verdict or "kept"] += 1
-        if verdict:
-            return None
-        return dataclasses.replace(problem, meta={**problem.meta, rule.key: rates[row]})
+        met.add(row)
+        why = verdict(row, bool(problem.images))
+        counts[why or "kept"] += 1
+        return None if why else dataclasses.replace(problem, meta={**problem.meta, rule.key: rates[row]})
 
     notes: dict[str, Any] = {rule.split: {"left_out": counts}}
     arguments = rule.model_dump() | {"model": config.model.path, "temperature": config.rollout.temperature}
     copy_set(folder, out, {rule.split: change}, recipe="difficulty", arguments=arguments, notes=notes)
+    # Rows that are no problem at all never reach `change`; the manifest has them as "unreadable".
+    counts.update(f"not measured: {kind}" for row, kind in unread.items() if row not in met)
     return dict(counts)

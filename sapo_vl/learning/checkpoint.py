@@ -52,8 +52,7 @@ class CheckpointConfig(Strict):
     every: int = Field(default=50, ge=0)
     """Steps between checkpoints; 0 = none between. The last step is always saved, before the last evaluation.
 
-    50 steps of a real model are an hour or a few, which is what a crash may cost, and saving takes well under a
-    hundredth of that time."""
+    50 steps of a real model are an hour or a few, which is what a crash may cost."""
     keep: int = Field(default=2, ge=1)
     """The newest that stay on disk: one more than is needed, should the newest turn out damaged."""
 

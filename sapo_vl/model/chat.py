@@ -8,11 +8,14 @@ would leave image tokens without features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+from jinja2 import TemplateError
 from qwen_vl_utils import process_vision_info
 from transformers import AutoProcessor, PreTrainedModel
 
@@ -23,11 +26,55 @@ from sapo_vl.types import Problem, Prompt
 
 
 class PromptError(ValueError):
-    """A problem cannot become a prompt: too long, or images and placeholders disagree. Names the problem."""
+    """A problem cannot become a prompt. Names the problem; `kind` is the reason in fixed words, as it is counted."""
+
+    kind = "images and text disagree"
 
 
 class PromptTooLong(PromptError):
     """More tokens than model.max_prompt_tokens."""
+
+    kind = "prompt too long"
+
+
+class SpecialToken(PromptError):
+    """A text spells out a special token, which the tokenizer would take for the token itself."""
+
+    kind = "special token in the text"
+
+
+class NoSolution(PromptError):
+    """There is nothing to imitate."""
+
+    kind = "no solution to imitate"
+
+
+class RefusedByLibrary(PromptError):
+    """The chat template, the processor, the tokenizer or the model's position index raised."""
+
+    kind = "refused by the processor"
+
+
+# Whatever these calls raise for one row is that row's fault as far as a run can tell; a processor that raises for every
+# row ends it all the same, by the share of bad rows. Only calls of libraries stand inside of `_library`.
+_LIBRARY_ERRORS = (
+    TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError, OSError,
+    StopIteration, TemplateError,
+)  # fmt: skip
+# Added tokens that are part of an answer's form: recipes write them into their instructions.
+_TAGS = ("<think>", "</think>", "<answer>", "</answer>")
+_MARKER = re.compile(r"<\|[^|<>\s]+\|>")  # how most tokenizers write a token with a meaning of its own
+# Older processors of the family put this word in the place of a picture, and then every such word into image tokens.
+_PLACEHOLDER = "<|placeholder|>"
+
+
+@contextmanager
+def _library(problem: Problem, what: str) -> Iterator[None]:
+    """Turns what a library raises into a PromptError that names the problem."""
+    try:
+        yield
+    except _LIBRARY_ERRORS as error:
+        raise RefusedByLibrary(f"problem {problem.id!r}: {what}: {type(error).__name__}: {str(error)[:300]}") from error
 
 
 def load_processor(path: str, revision: str | None = None) -> Any:
@@ -103,6 +150,7 @@ class Chat:
             sorted({hf.image_token_id, hf.video_token_id, hf.vision_start_token_id, hf.vision_end_token_id})
         )
         self.eos_ids: tuple[int, ...] = _eos_ids(inner, self.tokenizer)
+        self._special = _special_tokens(processor)
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
 
     @classmethod
@@ -110,21 +158,26 @@ class Chat:
         return cls(load_processor(config.path, config.revision), model, config)
 
     def prompt(self, problem: Problem) -> Prompt:
-        """Tokenises one problem. Raises PromptError naming the problem and what to change."""
+        """Tokenises one problem. Raises PromptError naming the problem and what to change; nothing else for any row."""
         messages = _with_images(problem, self.config.min_pixels, self.config.max_pixels)
-        text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        images = process_vision_info(messages, image_patch_size=self.patch_size)[0]
-        compact = self.tokenizer(text, add_special_tokens=False).input_ids
+        self._check_texts(problem, messages)
+        with _library(problem, "the chat template cannot write it"):
+            text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        with _library(problem, "its images cannot be resized"):
+            images = process_vision_info(messages, image_patch_size=self.patch_size)[0]
+        with _library(problem, "the tokenizer cannot read it"):
+            compact = self.tokenizer(text, add_special_tokens=False).input_ids
         placeholders = compact.count(self.image_token_id)
         if placeholders != len(problem.images):
             raise PromptError(
                 f"problem {problem.id!r}: its text makes {placeholders} image placeholders for {len(problem.images)} "
                 "images; remove literal vision tokens from the text"
             )
-        # Images are resized already, with the bounds of the config.
-        inputs = self.processor(
-            text=[text], images=images, do_resize=False, return_tensors="pt", add_special_tokens=False
-        )
+        with _library(problem, "the processor cannot take it"):
+            # Images are resized already, with the bounds of the config.
+            inputs = self.processor(
+                text=[text], images=images, do_resize=False, return_tensors="pt", add_special_tokens=False
+            )
         ids = inputs["input_ids"]
         if ids.shape[1] > self.config.max_prompt_tokens:
             raise PromptTooLong(
@@ -132,7 +185,8 @@ class Chat:
                 f"{self.config.max_prompt_tokens}; raise it or lower model.max_pixels"
             )
         grid = inputs.get("image_grid_thw")
-        positions, _ = self._rope_index(ids, mm_token_type_ids=inputs["mm_token_type_ids"], image_grid_thw=grid)
+        with _library(problem, "it has no positions"):
+            positions, _ = self._rope_index(ids, mm_token_type_ids=inputs["mm_token_type_ids"], image_grid_thw=grid)
         return Prompt(
             problem=problem,
             ids=ids[0].numpy(),
@@ -143,12 +197,38 @@ class Chat:
             images=tuple(images or ()),
         )
 
+    def check_solution(self, problem: Problem) -> None:
+        """Raises PromptError if the problem has no solution that can be imitated."""
+        if not problem.solution:
+            raise NoSolution(
+                f"problem {problem.id!r} has no solution to imitate; build the split with solutions, or leave its task "
+                "out by data.quotas"
+            )
+        if token := self.special_token(problem.solution):
+            raise SpecialToken(f"problem {problem.id!r}: its solution contains the special token {token}; take it out")
+        with _library(problem, "the tokenizer cannot read its solution"):
+            self.tokenizer(problem.solution, add_special_tokens=False)
+
+    def special_token(self, text: str) -> str:
+        """The first special token of the tokenizer that `text` spells out, or ""."""
+        found = self._special.search(text)
+        return found[0] if found else ""
+
+    def _check_texts(self, problem: Problem, messages: Sequence[Mapping[str, Any]]) -> None:
+        """Raises SpecialToken if a turn spells one out; parts between two images are one text to the tokenizer."""
+        for turn in messages:
+            said = "".join(part.get("text", "\0") for part in turn["content"])
+            if token := self.special_token(said) or self.special_token(str(turn["role"])):
+                raise SpecialToken(
+                    f"problem {problem.id!r}: a turn of the {turn['role']!r} contains the special token {token}, which "
+                    "the model would not read as text; take it out or leave the row out"
+                )
+
     def response_ids(self, text: str) -> np.ndarray:
         """[R] int64 ids of a full response, with the end-of-turn token. For the cold start only."""
+        if token := self.special_token(text):
+            raise SpecialToken(f"a solution contains the special token {token}: {text[:80]!r}")
         ids = self.tokenizer(text, add_special_tokens=False).input_ids
-        banned = sorted(set(ids) & set(self.banned_ids))
-        if banned:
-            raise PromptError(f"a solution contains the vision tokens {banned}: {text[:80]!r}")
         return np.asarray([*ids, self.eos_ids[0]], np.int64)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
@@ -160,6 +240,21 @@ class Chat:
         dim = 3 * processor.temporal_patch_size * self.patch_size**2
         grid = torch.tensor([[1, self.merge_size, self.merge_size]])
         return torch.zeros(self.merge_size**2, dim), grid
+
+
+def _special_tokens(processor: Any) -> re.Pattern[str]:
+    """Finds what the tokenizer or the processor takes for more than text, wherever it stands.
+
+    That is every added token which is special or written as <|name|>, but for the tags of thinking and answer.
+    """
+    tokenizer = processor.tokenizer
+    added = [(token.content, token.special) for token in tokenizer.added_tokens_decoder.values()]
+    names = {name for name, special in added if special or _MARKER.fullmatch(name)}
+    names |= {_PLACEHOLDER, *map(str, tokenizer.all_special_tokens)}
+    names |= {name for key in ("image_token", "video_token") if (name := getattr(processor, key, None))}
+    # The longest first, so that an error names the whole token.
+    ordered = sorted((name for name in names - set(_TAGS) if name.strip()), key=lambda name: (-len(name), name))
+    return re.compile("|".join(map(re.escape, ordered)))
 
 
 def _eos_ids(inner: Any, tokenizer: Any) -> tuple[int, ...]:
@@ -180,13 +275,16 @@ def _with_images(problem: Problem, min_pixels: int, max_pixels: int) -> list[dic
     images = list(problem.images)
     turns: list[dict[str, Any]] = []
     for turn in problem.messages:
-        content = turn["content"]
+        content = turn.get("content")
+        if not isinstance(turn.get("role"), str) or not isinstance(content, str | Sequence):
+            raise PromptError(f"problem {problem.id!r}: turn {str(turn)[:80]!r} needs a role and a content")
         if isinstance(content, str):
             turns.append({"role": turn["role"], "content": [{"type": "text", "text": content}]})
             continue
         filled: list[dict[str, Any]] = []
         for part in content:
-            if part.get("type") == "image" and not set(part) - {"type"}:
+            kind = part.get("type") if isinstance(part, Mapping) else None
+            if kind == "image" and not set(part) - {"type"}:
                 if not images:
                     raise PromptError(f"problem {problem.id!r}: more image parts than images ({len(problem.images)})")
                 filled.append(
@@ -197,7 +295,7 @@ def _with_images(problem: Problem, min_pixels: int, max_pixels: int) -> list[dic
                         "max_pixels": max_pixels,
                     }
                 )
-            elif part.get("type") == "text" and isinstance(part.get("text"), str):
+            elif kind == "text" and isinstance(part.get("text"), str):
                 filled.append({"type": "text", "text": part["text"]})
             else:
                 raise PromptError(

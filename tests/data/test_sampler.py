@@ -228,6 +228,9 @@ def test_a_spare_is_another_row_of_the_task_and_does_not_move_the_walk():
     spares = [sampler.spare(bad, attempt, exclude=batch) for attempt in range(len(others))]
     assert len(spares) == len(others) and set(spares) == others
     assert spares == [twin.spare(bad, attempt, exclude=batch) for attempt in range(len(others))]
-    with pytest.raises(QuotaError, match=f"row {bad} is bad and after {len(others)} tries"):
-        sampler.spare(bad, len(others), exclude=batch)
+    # After those the other row of the batch, rather than none; then the task has no row left.
+    (beside,) = {row for row in batch if tasks[row] == "b"} - {bad}
+    assert sampler.spare(bad, len(others), exclude=batch) == beside
+    with pytest.raises(QuotaError, match=f"row {bad} is bad and after {len(others) + 1} tries"):
+        sampler.spare(bad, len(others) + 1, exclude=batch)
     assert [next(sampler) for _ in range(5)] == [next(twin) for _ in range(5)]

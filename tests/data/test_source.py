@@ -101,7 +101,11 @@ def test_tables_and_saved_folders(tmp_path: Path) -> None:
     rows.to_parquet(str(tmp_path / "hub/grid/test-00000-of-00001.parquet"))
     for source, config in (("rows.parquet", None), ("rows.tsv", None), ("saved", None), ("hub", "grid")):
         opened = open_source(str(tmp_path / source), "test", config=config, columns=["question"])
-        assert [row for _, row in opened.rows()] == [{"question": "q\u00e9", "n": 3}, {"question": "r", "n": 4}]
+        numbers = ["3", "4"] if source.endswith(".tsv") else [3, 4]  # a table of text has texts
+        assert [row for _, row in opened.rows()] == [
+            {"question": "q\u00e9", "n": numbers[0]},
+            {"question": "r", "n": numbers[1]},
+        ]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:
