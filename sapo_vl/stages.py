@@ -22,6 +22,7 @@ from sapo_vl.learning.checkpoint import MANIFEST
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.model.chat import load_processor
 from sapo_vl.model.loading import ModelError, check_weights, read_config
+from sapo_vl.model.lora import check_lora
 from sapo_vl.record.run_log import RunLog, check_trackers, write_json
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.scoring.scorer import Scorer
@@ -44,8 +45,10 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     """
     if not config.model.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
-    read_config(config.model.path, config.model.revision)
+    hf_config = read_config(config.model.path, config.model.revision)
     check_weights(config.model.path)
+    if config.model.lora is not None:
+        check_lora(hf_config, config.model.lora)
     load_processor(config.model.path, config.model.revision)
     if stage != "eval":
         _check_trackers(config)

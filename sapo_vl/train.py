@@ -30,7 +30,8 @@ from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominato
 from sapo_vl.learning.reference import load_reference
 from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
 from sapo_vl.model.export import save_hf_folder
-from sapo_vl.model.lora import merged_state
+from sapo_vl.model.loading import base_model
+from sapo_vl.model.lora import adapters, merged_state
 from sapo_vl.record.progress import PhaseTimer, Progress
 from sapo_vl.record.rollout_log import RolloutLog
 from sapo_vl.record.run_log import RunLog
@@ -293,8 +294,5 @@ def save_final(session: Session, config: RunConfig, out: Path) -> None:
     state = full_state_dict(session.engine)
     if session.world.is_main:
         model = session.engine.module.hf
-        if config.model.lora is not None:
-            state = merged_state(state, config.model.lora)
-            model = model.get_base_model()  # type: ignore[operator]
-        save_hf_folder(model, session.chat.processor, out, state)  # type: ignore[arg-type]
+        save_hf_folder(base_model(model), session.chat.processor, out, merged_state(state, adapters(model)))
     session.world.barrier()

@@ -1,4 +1,4 @@
-"""Loading a Qwen3-VL or Qwen3-VL-MoE folder, freezing parts of it, LoRA."""
+"""Loading a Qwen3-VL or Qwen3-VL-MoE folder, freezing parts of it."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ from pydantic import Field
 from torch import nn
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig, PreTrainedModel
 
+from sapo_vl.model.errors import ModelError
+from sapo_vl.model.lora import LoraConfig, add_lora
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
 from sapo_vl.strict import Strict
 
@@ -25,23 +27,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Part = Literal["vision", "merger", "language", "router", "embeddings", "lm_head"]
 
 
-class LoraConfig(Strict):
-    """Low-rank adapters on the language model, through peft."""
-
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
-
-
 class ModelConfig(Strict):
     """Which model, in which precision, and which of its parts learn."""
 
@@ -49,17 +34,13 @@ class ModelConfig(Strict):
     revision: str | None = None  # pin of a hub id
     tiny: Literal["", "dense", "moe"] = ""  # build this tiny model from config instead; `path` must be empty
     dtype: Literal["float32", "bfloat16"] = "float32"
-    freeze: tuple[Part, ...] = ()  # parts that do not learn
+    freeze: tuple[Part, ...] = ()  # parts that do not learn; with `lora` nothing but adapters does anyway
     lora: LoraConfig | None = None  # None = all parameters that are not frozen learn
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about 1/3 more time
     experts_implementation: Literal["eager", "grouped_mm"] = "eager"  # of the MoE layers; grouped_mm on GPUs
     min_pixels: int = Field(default=4 * 32 * 32, ge=1)  # images are scaled up to at least this many pixels
     max_pixels: int = Field(default=1024 * 32 * 32, ge=1)  # and down to at most this many
     max_prompt_tokens: int = Field(default=4096, ge=1)  # a longer prompt is counted and skipped, never cut
-
-
-class ModelError(ValueError):
-    """The model folder cannot be used. The message says what is wrong, where, and what to do."""
 
 
 def read_config(path: str, revision: str | None = None) -> PreTrainedConfig:
@@ -155,20 +136,3 @@ def freeze(model: nn.Module, names: tuple[Part, ...]) -> None:
             raise ModelError(f"model.freeze names {name!r}, but this model has no such parameters; remove it")
         for p in available[name]:
             p.requires_grad_(False)
-
-
-def add_lora(model: PreTrainedModel, config: LoraConfig) -> Any:
-    """Adapters on the language model's linear layers; everything else is frozen by peft."""
-    import peft
-
-    names = "|".join(config.target_modules)
-    return peft.get_peft_model(
-        model,  # type: ignore[arg-type]
-        peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            # The vision tower has linear layers of the same names in other families; name the text model.
-            target_modules=rf".*language_model\..*\.({names})",
-        ),
-    )
