@@ -93,10 +93,10 @@ def open_rollouts(
             device=world.device,
             any_rank=world.any if engine.zero.stage == 3 else bool,
         )
-    ours = manifest(engine, model_config.lora)
+    ours = manifest(engine)
     theirs = {name: weight.shape for name, weight in folder.weights.items()}
     check_manifests(ours, theirs)
-    weights = functools.partial(hub_weights, engine, model_config.lora)
+    weights = functools.partial(hub_weights, engine)
     limits: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "max_failed_share": config.max_failed_share}
     if config.engine == "vllm":
         return VllmEngine(model_config, config.vllm, chat, weights, theirs, world, **limits)

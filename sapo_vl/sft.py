@@ -101,7 +101,7 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
             break
     seconds = time.monotonic() - started
     model = config.model
-    proof = save_model(engine, session.folder, model.dtype, model.lora, out / COLD_START_MODEL, make_probe(chat))
+    proof = save_model(engine, session.folder, model.dtype, out / COLD_START_MODEL, make_probe(chat))
     return {
         "steps": step,
         "dropped": dropped,

@@ -26,6 +26,7 @@ from sapo_vl.model.folder import ModelError, ModelFolder, check_layout_for_vllm,
 from sapo_vl.model.hf_config import max_positions
 from sapo_vl.model.identity import model_digest
 from sapo_vl.model.loading import ModelConfig
+from sapo_vl.model.lora import check_lora
 from sapo_vl.record.identity import (
     CONFIG_FILES,
     FINISHED,
@@ -59,6 +60,8 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     if not config.model.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     folder = examine(config.model.path, config.model.revision)
+    if config.model.lora is not None:
+        check_lora(folder.config, config.model.lora)
     check_lengths(config)
     check_tokenizer(load_processor(config.model.path, config.model.revision), folder)
     if stage != "eval":

@@ -124,7 +124,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     source.close()
     with timer("export"):
         model, probe = config.model, make_probe(session.chat)
-        proof = save_model(session.engine, session.folder, model.dtype, model.lora, out / "final", probe)
+        proof = save_model(session.engine, session.folder, model.dtype, out / "final", probe)
     with timer("eval"):
         accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()

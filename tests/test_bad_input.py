@@ -271,6 +271,15 @@ def test_a_reward_file_that_cannot_be_imported(refused, tmp_path):
     assert f"importing {tmp_path / 'mine.py'} failed" in message and "no_such_module" in message
 
 
+def test_adapters_that_the_model_cannot_have(refused):
+    words = "ModelError: model.lora.target_modules names 'gate': the router chooses experts"
+    assert words in refused("cold_start=null", "model.lora.target_modules=[q_proj, gate]")
+    assert "to adapt: down_proj, experts, gate_proj" in refused(
+        "cold_start=null", "model.lora.target_modules=[w1]", stage="eval"
+    )
+    assert "model.lora.dropout=0.1 with adapters on experts" in refused("cold_start=null", "model.lora.dropout=0.1")
+
+
 # --- rows that turn out bad while they are drawn
 
 

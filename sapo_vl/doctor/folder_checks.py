@@ -109,7 +109,7 @@ def trial(subject: Subject) -> str:
         )
     try:
         proof = save_model(
-            session.engine, session.folder, "float32", None, subject.scratch / "saved", make_probe(session.chat)
+            session.engine, session.folder, "float32", subject.scratch / "saved", make_probe(session.chat)
         )
     except ExportError as error:
         raise Unfit(str(error), "report it: what would be written after training is not the model") from error

@@ -37,7 +37,7 @@ from sapo_vl.model.folder import (
     examine,
     write_weights,
 )
-from sapo_vl.model.loading import LoraConfig, ModelConfig, load_model
+from sapo_vl.model.loading import ModelConfig, load_model
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup
 
@@ -63,9 +63,7 @@ class Proof:
     probe: str  # "", or why it was not taken
 
 
-def save_model(
-    engine: PolicyEngine, folder: ModelFolder, dtype: str, lora: LoraConfig | None, out: Path, probe: MicroBatch
-) -> Proof:
+def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path, probe: MicroBatch) -> Proof:
     """Writes the policy, adapters merged, to `out`, reads it back, and gives it its name. All ranks together.
 
     `probe` is a small micro-batch, equal on all ranks (`make_probe`). Raises ExportError, on all ranks, if the disk
@@ -77,7 +75,7 @@ def save_model(
     wanted = engine.logprobs([probe], probe)[0][0].float().cpu()
     banned_ids = engine.module.head.banned_ids.tolist()
     sent: dict[str, tuple[tuple[int, ...], str]] = {}
-    weights = _in_layout(hub_weights(engine, lora), export_layout(folder), tied=folder.tied)
+    weights = _in_layout(hub_weights(engine), export_layout(folder), tied=folder.tied)
     try:
         if world.is_main:
             _start(beside, folder, dtype)

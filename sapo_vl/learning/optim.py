@@ -60,9 +60,9 @@ def lr_factor(config: OptimConfig, update: int, total: int) -> float:
 def tag_for_muon(module: nn.Module) -> None:
     """Marks the parameters Muon takes: 2-D weights of layers, no embeddings, routers or output projection.
 
-    Expert weights are 3-D stacks of matrices and stay with AdamW, as do norms and biases.
+    Expert weights are stacks of matrices and stay with AdamW, as do their adapters, norms and biases.
     """
-    excluded = ("embed", "lm_head", "mlp.gate.", "head.weight")
+    excluded = ("embed", "lm_head", "mlp.gate.", "mlp.experts.", "head.weight")
     for name, p in module.named_parameters():
         p.use_muon = p.ndim == 2 and not any(word in name for word in excluded)  # type: ignore[attr-defined]
 

@@ -11,8 +11,7 @@ from torch import Tensor
 
 from sapo_vl.learning.engine import PolicyEngine, gathered
 from sapo_vl.model.folder import SHARD_BYTES, hub_layout
-from sapo_vl.model.loading import LoraConfig
-from sapo_vl.model.lora import merged_state
+from sapo_vl.model.lora import adapters, merged_state
 
 
 class ManifestError(ValueError):
@@ -28,35 +27,30 @@ class _Piece:
 
 
 @torch.no_grad()
-def hub_weights(
-    engine: PolicyEngine, lora: LoraConfig | None, bucket_bytes: int = SHARD_BYTES
-) -> Iterator[tuple[str, Tensor]]:
+def hub_weights(engine: PolicyEngine, bucket_bytes: int = SHARD_BYTES) -> Iterator[tuple[str, Tensor]]:
     """Every weight of the policy, one after the other, on the trainer's device. All ranks iterate together.
 
     Under ZeRO-3 a bucket of at most `bucket_bytes` (or one larger weight) is gathered at a time and copied, since
     the consumer may keep what it is given: the extra memory is two buckets. Below stage 3 nothing is copied but
     merged adapters and transposed expert weights, and a consumer must not change what it is given.
     """
-    sharded = engine.zero.stage == 3
+    sharded, pairs = engine.zero.stage == 3, adapters(engine.module.hf)
     for bucket in _buckets(_pieces(engine.module.hf), bucket_bytes):
         parameters = {name: p for piece in bucket for name, p in piece.parameters.items()}
         with gathered(list(parameters.values()), engine.zero.stage):
             state = {name: p.detach().clone() if sharded else p.detach() for name, p in parameters.items()}
-        if lora is not None:
-            state = merged_state(state, lora)
-        yield from hub_layout(state).items()
+        yield from hub_layout(merged_state(state, pairs)).items()
 
 
-def manifest(engine: PolicyEngine, lora: LoraConfig | None) -> dict[str, tuple[int, ...]]:
+def manifest(engine: PolicyEngine) -> dict[str, tuple[int, ...]]:
     """Name -> shape of what `hub_weights` will give; gathers nothing."""
     state = {
         name: torch.empty(getattr(p, "ds_shape", p.shape), device="meta")
         for piece in _pieces(engine.module.hf)
         for name, p in piece.parameters.items()
     }
-    if lora is not None:
-        state = merged_state(state, lora)
-    return {name: tuple(t.shape) for name, t in hub_layout(state).items()}
+    merged = merged_state(state, adapters(engine.module.hf))
+    return {name: tuple(t.shape) for name, t in hub_layout(merged).items()}
 
 
 def check_manifests(trainer: Mapping[str, tuple[int, ...]], loaded: Mapping[str, tuple[int, ...]]) -> None:
@@ -87,14 +81,12 @@ def check_manifests(trainer: Mapping[str, tuple[int, ...]], loaded: Mapping[str,
 
 def _pieces(model: torch.nn.Module) -> list[_Piece]:
     own = dict(model.named_parameters())  # a tied weight once, under its first name
+    pairs = adapters(model)
     pieces = []
     for name in own:
         if ".lora_" in name:
             continue
-        names = [name]
-        if ".base_layer.weight" in name:
-            stem = name.removesuffix("base_layer.weight")
-            names += [f"{stem}lora_A.default.weight", f"{stem}lora_B.default.weight"]
+        names = [name, *((pairs[name].a, pairs[name].b) if name in pairs else ())]
         parameters = {n: own[n] for n in names}
         pieces.append(_Piece(parameters, sum(_bytes(p) for p in parameters.values())))
     return pieces

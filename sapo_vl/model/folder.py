@@ -22,6 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
+from sapo_vl.model.errors import ModelError
+
 log = logging.getLogger(__name__)
 
 MODEL_TYPES = ("qwen3_vl", "qwen3_vl_moe")
@@ -34,10 +36,6 @@ SHARD_BYTES = 512 * 2**20
 NAMES_SHOWN = 4
 
 Layout = Literal["", "hub", "runtime"]  # of expert weights; "": the model has none
-
-
-class ModelError(ValueError):
-    """The model folder cannot be used. The message says what is wrong, where, and what to do."""
 
 
 @dataclass(frozen=True, slots=True)

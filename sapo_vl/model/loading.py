@@ -1,4 +1,4 @@
-"""Loading a Qwen3-VL or Qwen3-VL-MoE folder, freezing parts of it, LoRA."""
+"""Loading a Qwen3-VL or Qwen3-VL-MoE folder, freezing parts of it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from transformers import (
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sapo_vl.model.folder import GENERATION, Layout, ModelError, ModelFolder, examine, is_moe, open_weights
+from sapo_vl.model.lora import LoraConfig, add_lora
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
 from sapo_vl.strict import Strict
 
@@ -33,23 +34,6 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 Part = Literal["vision", "merger", "language", "router", "embeddings", "lm_head"]
 
 
-class LoraConfig(Strict):
-    """Low-rank adapters on the language model, through peft."""
-
-    rank: int = Field(default=16, ge=1)
-    alpha: int = Field(default=32, ge=1)
-    dropout: float = Field(default=0.0, ge=0, lt=1)
-    target_modules: tuple[str, ...] = (
-        "q_proj",
-        "k_proj",
-        "v_proj",
-        "o_proj",
-        "gate_proj",
-        "up_proj",
-        "down_proj",
-    )
-
-
 class ModelConfig(Strict):
     """Which model, in which precision, and which of its parts learn."""
 
@@ -57,7 +41,7 @@ class ModelConfig(Strict):
     revision: str | None = None  # pin of a hub id
     tiny: Literal["", "dense", "moe"] = ""  # build this tiny model from config instead; `path` must be empty
     dtype: Literal["float32", "bfloat16"] = "float32"
-    freeze: tuple[Part, ...] = ()  # parts that do not learn
+    freeze: tuple[Part, ...] = ()  # parts that do not learn; with `lora` nothing but adapters does anyway
     lora: LoraConfig | None = None  # None = all parameters that are not frozen learn
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about 1/3 more time
     experts_implementation: Literal["eager", "grouped_mm"] = "eager"  # of the MoE layers; grouped_mm on GPUs
@@ -161,20 +145,3 @@ def freeze(model: nn.Module, names: tuple[Part, ...]) -> None:
             raise ModelError(f"model.freeze names {name!r}, but this model has no such parameters; remove it")
         for p in available[name]:
             p.requires_grad_(False)
-
-
-def add_lora(model: PreTrainedModel, config: LoraConfig) -> Any:
-    """Adapters on the language model's linear layers; everything else is frozen by peft."""
-    import peft
-
-    names = "|".join(config.target_modules)
-    return peft.get_peft_model(
-        model,  # type: ignore[arg-type]
-        peft.LoraConfig(
-            r=config.rank,
-            lora_alpha=config.alpha,
-            lora_dropout=config.dropout,
-            # The vision tower has linear layers of the same names in other families; name the text model.
-            target_modules=rf".*language_model\..*\.({names})",
-        ),
-    )

@@ -34,7 +34,10 @@ from helpers_models import (
     flat,
     gradients,
     make_case,
+    max_difference,
+    merged_by_hand,
     naive,
+    plain_name,
     processor,
     with_old_logprobs,
 )
@@ -223,7 +226,36 @@ def test_nonfinite_update_is_dropped(
     assert not any(np.isfinite(r["norm"]) for r in records)
 
 
-@pytest.mark.parametrize(("name", "ranks"), PLAIN_CASES)
+@pytest.mark.parametrize("name", [name for name in VARIANTS if "lora" in name])
+def test_streamed_weights_have_their_adapters_in_them(name: str, launched: dict[int, Path]) -> None:
+    """What a rollout engine is sent after an update: hub names and layout, W + alpha / rank B A by hand."""
+    folder, lora = launched[2], VARIANTS[name].model["lora"]
+    after = load_file(folder / f"{name}.after.safetensors")
+    expected = merged_by_hand(after, lora.rank, lora.alpha)
+    hub = {n: t.transpose(1, 2) if ".experts." in n else t for n, t in expected.items()}
+    hub.pop("lm_head.weight", None)  # tied
+    found = load_file(folder / f"{name}.streamed.safetensors")
+    assert max_difference(found, hub) < 1e-6
+    weights = {n: t for n, t in after.items() if ".lora_" not in n}
+    changed = {n for n, t in weights.items() if not torch.equal(expected[plain_name(n)], t)}
+    assert len(changed) == 3 * (6 if "moe" in name else 2), "every adapter of the three layers matters"
+    for record in seen(launched, name, 2):
+        assert record["manifest"] == {n: list(t.shape) for n, t in found.items()}
+
+
+@pytest.mark.parametrize("name", ["moe-3-lora", "moe-3-lora-more"])
+def test_adapted_experts_learn_the_same_sharded_and_whole(name: str, launched: dict[int, Path]) -> None:
+    """Two updates on two ranks, weights in pieces (grouped products and recomputed layers too) against replicas."""
+    start, whole_start = (load_file(launched[2] / f"{n}.start.safetensors") for n in (name, "moe-0-lora"))
+    assert max_difference(start, whole_start) == 0
+    found, whole = (load_file(launched[2] / f"{n}.second.safetensors") for n in (name, "moe-0-lora"))
+    first = load_file(launched[2] / "moe-0-lora.streamed.safetensors")
+    assert max_difference(found, whole) < TOLERANCE * max_difference(whole, first) + 1e-6
+    assert max_difference(whole, first) > 1e-2, "the second update hardly moved the weights"
+    assert all(r["second"]["applied"] for n in (name, "moe-0-lora") for r in seen(launched, n, 2))
+
+
+@pytest.mark.parametrize(("name", "ranks"), [*PLAIN_CASES, *((name, 2) for name in VARIANTS if "lora" in name)])
 def test_logprobs_after_an_update(
     name: str, ranks: int, launched: dict[int, Path], run_seed: int, expected: Expected
 ) -> None:
@@ -231,6 +263,8 @@ def test_logprobs_after_an_update(
     variant = VARIANTS[name]
     case = make_case(variant.kind, run_seed)
     state = load_file(launched[ranks] / f"{name}.after.safetensors")
+    if lora := variant.model.get("lora"):
+        state = merged_by_hand(state, lora.rank, lora.alpha)
     case.policy.hf.load_state_dict(state)
     split = next(iter(SPLITS[ranks].values()))
     for rank, record in enumerate(seen(launched, name, ranks)):

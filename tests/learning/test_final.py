@@ -64,7 +64,7 @@ def trained(kind: Kind, seed: int, path: Path) -> Trained:
 @pytest.mark.parametrize("kind", ["dense", "moe"])
 def test_what_is_written_is_what_was_trained(kind: Kind, seed: int, tmp_path: Path) -> None:
     t = trained(kind, seed, tmp_path / "source")
-    proof = save_model(t.engine, t.folder, "float32", None, tmp_path / "final", make_probe(t.chat))
+    proof = save_model(t.engine, t.folder, "float32", tmp_path / "final", make_probe(t.chat))
     assert proof.weights == len(t.state) and proof.probe_gap == 0 and proof.probe == ""
     stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "final")
     found = dict(stock.named_parameters())
@@ -76,9 +76,7 @@ def test_what_is_written_is_what_was_trained(kind: Kind, seed: int, tmp_path: Pa
     # Once more over what is there, from other weights: the new one counts.
     with torch.no_grad():
         t.engine.module.head.weight.add_(1)
-    assert (
-        save_model(t.engine, t.folder, "float32", None, tmp_path / "final", make_probe(t.chat)).digest != proof.digest
-    )
+    assert save_model(t.engine, t.folder, "float32", tmp_path / "final", make_probe(t.chat)).digest != proof.digest
     assert sorted(p.name for p in tmp_path.iterdir()) == ["final", "source"]
 
 
@@ -135,7 +133,7 @@ def test_a_folder_that_is_not_the_model_does_not_get_its_name(
     (tmp_path / "final" / "older").touch()
     spoil(what, monkeypatch)
     with pytest.raises(ExportError, match=message) as raised:
-        save_model(t.engine, t.folder, "float32", None, tmp_path / "final", make_probe(t.chat))
+        save_model(t.engine, t.folder, "float32", tmp_path / "final", make_probe(t.chat))
     assert (tmp_path / "final" / "older").exists(), "the older model stays"
     assert str(tmp_path / "final_unproved") in str(raised.value) and (tmp_path / "final_unproved").is_dir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["final", "final_unproved", "source"]
@@ -146,7 +144,7 @@ def test_a_model_too_large_for_a_second_copy_says_so(
 ) -> None:
     t = trained("dense", seed, tmp_path / "source")
     monkeypatch.setattr(final, "_free_memory", lambda: 1000)
-    proof = save_model(t.engine, t.folder, "float32", None, tmp_path / "final", make_probe(t.chat))
+    proof = save_model(t.engine, t.folder, "float32", tmp_path / "final", make_probe(t.chat))
     assert proof.probe_gap is None and "are free" in proof.probe
     assert final.proof_values(proof)["probe_not_taken"] == proof.probe
 

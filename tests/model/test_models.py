@@ -12,7 +12,6 @@ import torch
 from helpers_models import (
     KINDS,
     MODEL,
-    NEAR_TIE,
     TOLERANCE,
     Kind,
     Spec,
@@ -25,9 +24,7 @@ from helpers_models import (
     make_model,
     make_policy,
     max_difference,
-    naive,
     processor,
-    router_margin,
     tokenizer,
     worst_error,
 )
@@ -39,7 +36,6 @@ from sapo_vl.model.chat import Chat, load_processor
 from sapo_vl.model.export import check_expert_shapes, save_hf_folder
 from sapo_vl.model.folder import hub_layout, read_config
 from sapo_vl.model.loading import (
-    LoraConfig,
     ModelConfig,
     ModelError,
     Part,
@@ -47,7 +43,6 @@ from sapo_vl.model.loading import (
     parts,
     prepare_model,
 )
-from sapo_vl.model.lora import merged_state
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.model.tiny import build_tiny, init_tiny, tiny_config, train_tokenizer
 
@@ -185,54 +180,6 @@ def test_an_export_replaces_what_was_there(seed: int, tmp_path: Path) -> None:
     again = AutoModelForImageTextToText.from_pretrained(tmp_path / "m")
     assert max_difference(full_state(again), full_state(model)) == 0
     assert [p.name for p in tmp_path.iterdir()] == ["m"]
-
-
-# --- LoRA -----------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("kind", "targets"),
-    [("dense", LoraConfig().target_modules), ("moe", ("q_proj", "k_proj", "v_proj", "o_proj"))],
-)
-def test_lora_learns_adapters_only_and_merges(kind: Kind, targets: tuple[str, ...], seed: int, tmp_path: Path) -> None:
-    config = MODEL.model_copy(update={"lora": LoraConfig(rank=4, alpha=12, target_modules=targets)})
-    for attempt in range(20):
-        policy, chat = make_policy(kind, seed + attempt, config)
-        with torch.no_grad():
-            for name, p in policy.named_parameters():
-                if "lora_B" in name:
-                    p.normal_(std=0.1)  # zero at the start, which would hide a wrong merge
-        groups = make_groups(chat, np.random.default_rng([seed, attempt]), SPECS)
-        if router_margin(policy, [flat(chat, groups)]) > NEAR_TIE:
-            break
-    _, expected = gradients(policy, [naive(chat, groups)], total)
-    _, found = gradients(policy, [flat(chat, groups)], total)
-    assert found and all(".language_model." in n and "lora_" in n for n in found)
-    assert len(found) == 2 * 3 * len(targets)  # A and B, three layers
-    assert_same(found, expected)
-
-    state = merged_state(full_state(policy.hf), config.lora)  # type: ignore[arg-type]
-    save_hf_folder(policy.hf.get_base_model(), chat.processor, tmp_path / "m", state)
-    merged = load_model(MODEL.model_copy(update={"path": str(tmp_path / "m")})).eval()
-    before = logprobs(policy, flat(chat, groups))
-    after = logprobs(PolicyModule(merged, chat.banned_ids), flat(chat, groups))
-    assert (after - before).abs().max() < TOLERANCE
-    with policy.hf.disable_adapter():
-        assert (logprobs(policy, flat(chat, groups)) - before).abs().max() > 1e-2, "the adapters matter"
-
-
-def test_lora_with_gradient_checkpointing(seed: int) -> None:
-    plain = MODEL.model_copy(update={"lora": LoraConfig(rank=2)})
-    _, chat = make_policy("dense", seed, plain)
-    groups = make_groups(chat, np.random.default_rng(seed), SPECS)
-    found = []
-    for config in (plain, plain.model_copy(update={"gradient_checkpointing": True})):
-        torch.manual_seed(seed)  # of the adapters
-        policy, _ = make_policy("dense", seed, config)
-        policy.train()
-        found.append(gradients(policy, [flat(chat, groups)], total)[1])
-    assert_same(found[1], found[0])
-    assert max(float(g.norm()) for g in found[0].values()) > 0
 
 
 # --- the tiny models ------------------------------------------------------------------------------

@@ -43,7 +43,7 @@ ONE_RANK = ("syncs", "sampling", "faults")
 CASES = {
     "dense": ("dense", 1, 1, 1, *ONE_RANK),
     "moe": ("moe", 1, 1, 1, *ONE_RANK),
-    "moe, 2 ranks, ZeRO-3": ("moe", 2, 3, 1, "syncs"),
+    "moe with adapters, 2 ranks, ZeRO-3": ("moe+lora", 2, 3, 1, "syncs"),
     "moe, one engine over 2 ranks": ("moe-wide", 2, 1, 2, "syncs", "sampling"),
     "moe, 2 engines over 2 ranks each, ZeRO-3": ("moe-wide", 4, 3, 2, "syncs"),
 }

@@ -34,7 +34,7 @@ from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.optim import ZeroConfig
 from sapo_vl.session import Session
 
-CHECKPOINTED = ("dense-0", "dense-1", "dense-2", "dense-3", "moe-3")
+CHECKPOINTED = ("dense-0", "dense-1", "dense-2", "dense-3", "moe-3", "moe-3-lora")
 MARKER = "executed"
 
 

@@ -9,6 +9,7 @@ test, which works it out in one process without DeepSpeed; here numbers are only
 from __future__ import annotations
 
 import dataclasses
+import functools
 import hashlib
 import json
 import os
@@ -17,6 +18,7 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import peft
 import torch
 from deepspeed.utils import safe_get_full_grad
 from helpers_models import MODEL, Kind, flat, make_case, make_prompts, with_old_logprobs
@@ -30,12 +32,17 @@ from sapo_vl.learning.objectives import global_denominators, policy_objective
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.losses import LossConfig
 from sapo_vl.model.batching import MicroBatch
-from sapo_vl.model.loading import LoraConfig, ModelConfig
+from sapo_vl.model.loading import ModelConfig
+from sapo_vl.model.lora import LoraConfig
 from sapo_vl.rollout import RolloutConfig, SamplingParams
+from sapo_vl.rollout.weights import hub_weights, manifest
 from sapo_vl.session import Session, open_session, setup_logging
 from sapo_vl.types import RolloutGroup
 
 LORA = LoraConfig(rank=4, target_modules=("q_proj", "o_proj"))
+LORA_EXPERTS = LoraConfig(rank=3, alpha=5)  # the default targets
+# B = 0 at the start would leave A without a gradient, and the sampled law without adapters.
+peft.LoraConfig = functools.partial(peft.LoraConfig, init_lora_weights=False)  # type: ignore[misc]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -52,6 +59,10 @@ PLAIN = {f"{kind}-{stage}": Variant(kind, stage) for kind in ("dense", "moe") fo
 VARIANTS = PLAIN | {
     "dense-1-lora": Variant("dense", 1, {"lora": LORA}),
     "dense-3-lora": Variant("dense", 3, {"lora": LORA}),
+    **{f"moe-{stage}-lora": Variant("moe", stage, {"lora": LORA_EXPERTS}) for stage in (0, 3)},
+    "moe-3-lora-more": Variant(
+        "moe", 3, {"lora": LORA_EXPERTS, "experts_implementation": "grouped_mm", "gradient_checkpointing": True}
+    ),
     "dense-2-frozen": Variant("dense", 2, {"freeze": ("vision", "embeddings")}),
     "moe-3-frozen": Variant("moe", 3, {"freeze": ("vision", "merger", "router")}),
     "moe-3-checkpointing": Variant("moe", 3, {"gradient_checkpointing": True}),
@@ -232,9 +243,17 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
     out["applied"] = updates.update(updates.batches(split))
     out["applied"] |= {"changed": before != local_hash(session.engine), "hash": local_hash(session.engine)}
     save(world, full_state_dict(session.engine), folder / f"{name}.after.safetensors")
+    if variant.model.get("lora"):
+        streamed = dict(hub_weights(session.engine, bucket_bytes=100_000))  # less than one of the experts' weights
+        out["manifest"] = {name: list(shape) for name, shape in manifest(session.engine).items()}
+        save(world, streamed, folder / f"{name}.streamed.safetensors")
 
     taken = session.engine.logprobs(updates.batches(split), flat(session.chat, [groups[4]]), TEMPERATURE)
     out["logprobs after"] = [values.tolist() for values, _ in taken]
+    if variant.model.get("lora"):
+        session.engine.updates = LR_ONE
+        out["second"] = updates.update(updates.batches(split))
+        save(world, dict(hub_weights(session.engine)), folder / f"{name}.second.safetensors")
     session.engine.ds.destroy()
     return out
 

@@ -255,3 +255,32 @@ def max_difference(a: Mapping[str, torch.Tensor], b: Mapping[str, torch.Tensor])
     """Largest absolute difference over all tensors of two state dicts with the same names."""
     assert a.keys() == b.keys()
     return max(float((a[k].float() - b[k].float()).abs().max()) for k in a)
+
+
+def plain_name(name: str) -> str:
+    """Of a weight of a peft model in the model without peft."""
+    return name.removeprefix("base_model.model.").replace("base_layer.", "")
+
+
+def merged_by_hand(state: Mapping[str, Tensor], rank: int, alpha: int) -> dict[str, Tensor]:
+    """The state dict of a peft model, adapters folded in one matrix and one rank-1 term at a time, in float64.
+
+    Which of the two pairs of experts belongs to which weight is read off their shapes.
+    """
+    out = {}
+    for name, weight in state.items():
+        if ".lora_" in name:
+            continue
+        total = weight.double().clone()
+        matrices = total if weight.ndim == 3 else total[None]  # a view
+        stem = name.partition(".base_layer.")[0]
+        for at in (stem, f"{stem}.base_layer"):
+            a, b = (state.get(f"{at}.lora_{which}.default.weight") for which in "AB")
+            if a is None or b is None or (b.shape[0], a.shape[1]) != matrices.shape[1:]:
+                continue  # no pair, or that of the other weight of the experts, or a bias
+            for e, matrix in enumerate(matrices):
+                for j in range(rank):
+                    column, row = b[:, j * len(matrices) + e].double(), a[e * rank + j].double()
+                    matrix += alpha / rank * torch.outer(column, row)
+        out[plain_name(name)] = total.to(weight.dtype)
+    return out

@@ -2,7 +2,8 @@
 
     vllm_worker.py FOLDER KIND STAGE TENSOR_PARALLEL SEED
 
-FOLDER/KIND is a model folder. Prints one line "RESULT {json}" on the main rank; what is right is decided by the test.
+FOLDER/KIND is a model folder; KIND+lora trains adapters on it. Prints one line "RESULT {json}" on the main rank; what
+is right is decided by the test.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from helpers_models import MODEL, make_prompts
 from sapo_vl.distributed import init_world, shutdown_world
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.learning.weights import ManifestError, check_manifests, manifest
+from sapo_vl.model.lora import LoraConfig
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.rollout.base import ParityConfig
 from sapo_vl.rollout.parity import ParityError, ParityGate, ParityReport, measure
@@ -66,7 +68,12 @@ class Checks:
         setup_logging(self.world)
         self.seed = seed
         self.session = open_session(
-            MODEL.model_copy(update={"path": str(folder / kind)}),
+            MODEL.model_copy(
+                update={
+                    "path": str(folder / kind.removesuffix("+lora")),
+                    "lora": LoraConfig(rank=4) if kind.endswith("+lora") else None,
+                }
+            ),
             OptimConfig(),
             ZeroConfig(stage=stage),  # type: ignore[arg-type]
             RolloutConfig(
@@ -166,11 +173,11 @@ class Checks:
 
         # Last: an engine whose reload was broken off is not used again.
         whole = self.vllm._weights
-        lost = next(n for n in manifest(self.session.engine, None) if "layers.1.mlp" in n)
+        lost = next(n for n in manifest(self.session.engine) if "layers.1.mlp" in n)
         self.vllm._weights = lambda: ((n, w) for n, w in whole() if n != lost)
         out["missing_weight"] = {"name": lost, "said": said(lambda: self.vllm.sync(9))}
         self.vllm._weights = whole
-        shapes = manifest(self.session.engine, None)
+        shapes = manifest(self.session.engine)
         shapes[lost] = (1, 2)
         out["wrong_shape"] = said(lambda: check_manifests(shapes, self.vllm._expected))
         return out
