@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 class RewardInput:
     """One response and the problem it answers."""
 
-    text: str  # the response decoded, special tokens left out
+    text: str  # the response decoded, special tokens left out; begins with "<think>" if the chat template wrote that
     num_tokens: int  # tokens of the response, end-of-turn token included
     max_tokens: int  # the limit the response was sampled under, in tokens
     finish: str  # value of sapo_vl.types.Finish; a plain str, so that workers need no torch

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple, TypeGuard
 
 from rewards.answers.blocks import answer_or_reply, last_fenced, parse_json
 from rewards.answers.extract import last_answer as final_answer
-from rewards.answers.extract import plain, unset
+from rewards.answers.extract import plain, undressed
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
 
 DEFAULT_THRESHOLD = 0.5
@@ -111,7 +111,7 @@ def parse_boxes(text: str, inclusive: bool = False) -> list[Found] | None:
     """The boxes that `text` consists of; None if it is anything else, or more than 100 boxes."""
     if len(text) > _MAX_CHARS:
         return None
-    text = unset(text)
+    text = undressed(text)
     fenced = last_fenced(text, ("json", "")) if text.startswith("```") else None
     text = text if fenced is None else fenced.strip()
     if text.startswith(("[", "{")):

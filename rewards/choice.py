@@ -1,10 +1,11 @@
 """Is the answer the right option?"""
 
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
-from rewards.answers.extract import bare, last_answer
+from rewards.answers.extract import bare, plain, undressed, unset, written_answer
+from rewards.answers.typeset import typeset
 from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
 from rewards.number import parse_number
 
@@ -16,13 +17,17 @@ _NAMED = re.compile(r"\(([A-Za-z0-9]{1,3})\)(?: (.+))?|([A-Za-z0-9]{1,3})(?:[.):
 _BETWEEN_LABELS = re.compile(r"[,;/&]| and |\s")
 # \text{B}, \text{B. red} and \textbf{(B) }red, as LaTeX sets a label.
 _SET_LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{([^{}\\]*)\}")
+# "**B.** red" and "**(B)** red", as Markdown sets it.
+_MARKED_LABEL = re.compile(r"\A(\*{1,3}|_{1,3})(\([A-Za-z0-9]{1,3}\)|[A-Za-z0-9]{1,3}[.):]?)\1(?= |[.:])")
 
 
 def choice(x: RewardInput) -> RewardOutput:
     r"""1 if the answer names the gold option, by its label or by its text, else 0.
 
     The whole answer must name it: "B", "(B)", "B. red", `\text{(B)}` and "red" do (if option B reads "red"); "B or
-    C", "B. blue" and a sentence with a B in it do not. Case does not matter. The options are
+    C", "B. blue" and a sentence with a B in it do not. Case does not matter, nor Markdown around all and a full stop,
+    nor how a text is set: `$45^\circ$` is the option 45° (rewards.answers.typeset). Of options that differ in such
+    things only, the one that is written like the answer is meant; if none is, the answer names none. The options are
 
     * meta["options"], a mapping {"A": text, ...}: labels of one to three letters or digits. An answer that is
       literally a label means that label, also where another option reads like it. A text may be "" (a picture).
@@ -47,7 +52,7 @@ def choice(x: RewardInput) -> RewardOutput:
     gold = read(x.answer)
     if gold is None:
         raise Unscorable(f"reference answer {x.answer[:40]!r} names none of the options {options}")
-    answer = last_answer(x.text)
+    answer = written_answer(x.text)
     if not answer:
         return RewardOutput(0.0, reason=NO_ANSWER if answer is None else EMPTY)
     named = read(answer)
@@ -69,40 +74,56 @@ class _Options:
         if len(self._texts) < len(texts) or len(set(shown)) < len(shown):
             raise Unscorable(f"the options must have different labels and texts, got {str(dict(texts))[:200]}")
         self._by_text = {text: label for label, text in self._texts.items() if text}
+        # An answer is at most so long: a label, the text of an option, and what sets it.
+        self._longest = _MAX_LISTED + 4 * max(map(len, texts.values()), default=0)
+        self._shown = {label.casefold(): text for label, text in texts.items() if folded(text)}
 
     def __str__(self) -> str:
         return str(self._texts)[:200] if self._texts else "A-Z"
 
     def named(self, text: str) -> str | None:
         """Label of the option that `text` names, or None."""
-        answer = folded(text)
-        exact = [self._texts.keys() & {answer}, {self._by_text[answer]} if answer in self._by_text else set()]
-        for found in exact if self._labels_first else reversed(exact):
-            for label in found:
-                return label
-        return self._by_label(answer) or self._by_value(answer)
+        text = plain(text)
+        if len(text) > self._longest:
+            return None
+        for form, of_options in _READINGS:
+            answer = form(text)
+            exact = [self._texts.keys() & {answer}, self._reading(answer, of_options)]
+            for found in exact if self._labels_first else reversed(exact):
+                if len(found) == 1:
+                    return min(found)
+        return self._by_label(text) or self._by_value(undressed(text))
+
+    def _reading(self, answer: str, form: Callable[[str], str]) -> set[str]:
+        """Labels of the options whose texts are `answer` in this form."""
+        if form is folded:
+            return {self._by_text[answer]} if answer in self._by_text else set()
+        return {label for label, text in self._shown.items() if answer and form(text) == answer}
 
     def set_named(self, text: str) -> frozenset[str] | None:
         """Labels of the options that `text` lists, or None if anything in it is none."""
         one = self.named(text)
         if one is not None:
             return frozenset([one])
-        answer = folded(text)
-        parts = [part for part in _BETWEEN_LABELS.split(answer) if part] if len(answer) <= _MAX_LISTED else []
+        answer = _loosely(text) if len(plain(text)) <= _MAX_LISTED else ""
+        parts = [part for part in _BETWEEN_LABELS.split(answer) if part]
         if len(parts) == 1 and parts[0].isalpha():
             parts = list(parts[0])
         labels = [self._by_label(part) for part in parts]
         return frozenset(label for label in labels if label is not None) if labels and None not in labels else None
 
-    def _by_label(self, answer: str) -> str | None:
-        match = _NAMED.fullmatch(answer)
+    def _by_label(self, text: str) -> str | None:
+        match = _NAMED.fullmatch(_label_apart(text))
         if match is None:
             return None
-        label, text = match[1] or match[3] or match[5], match[2] or match[4] or match[6]
+        label, said = (match[1] or match[3] or match[5]).casefold(), match[2] or match[4] or match[6]
         if not self._texts:  # letters are all that is known
-            return label if text is None and len(label) == 1 and label.isalpha() else None
-        known = label in self._texts and (text is None or text == self._texts[label])
-        return label if known else None
+            return label if said is None and len(label) == 1 and label.isalpha() else None
+        if label not in self._texts or said is None:
+            return label if label in self._texts else None
+        shown = self._shown.get(label, "")
+        agree = any(form(said) == of_options(shown) for form, of_options in _READINGS)
+        return label if agree else None
 
     def _by_value(self, answer: str) -> str | None:
         value = parse_number(answer)
@@ -113,9 +134,26 @@ class _Options:
 
 
 def folded(text: str) -> str:
-    """A label or text as options are compared: two options must not be the same after this."""
-    text = bare(text)
-    return bare(_SET_LABEL.sub(r"\1", text)).casefold()
+    """A label or text as it is written, but for LaTeX around it and case: two options must not be the same so."""
+    text = unset(plain(text))
+    return unset(plain(_SET_LABEL.sub(r"\1", text))).casefold()
+
+
+def _loosely(text: str) -> str:
+    """`folded`, without Markdown and a full stop around all of it and Markdown around a label."""
+    return _label_apart(text).casefold()
+
+
+def _label_apart(text: str) -> str:
+    return _MARKED_LABEL.sub(r"\2", bare(_SET_LABEL.sub(r"\1", bare(text))))
+
+
+def _set(text: str) -> str:
+    return typeset(text).casefold()
+
+
+# Of an answer and of the options, one after another: as it is written, what it says, how it reads once it is set.
+_READINGS = ((folded, folded), (_loosely, folded), (_loosely, _loosely), (_set, _set))
 
 
 def _labelled(options: Any) -> Mapping[str, str]:

@@ -1,5 +1,8 @@
-"""The answer of a response, under the path that rewards of your own import it from."""
+"""The answer of a response, under the path that rewards of your own import it from.
 
-from rewards.answers.extract import last_answer
+`settled` is for golds: it takes from them what `last_answer` takes from answers.
+"""
 
-__all__ = ["last_answer"]
+from rewards.answers.extract import last_answer, settled
+
+__all__ = ["last_answer", "settled"]

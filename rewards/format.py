@@ -5,15 +5,14 @@ from rewards.base import RewardInput, RewardOutput
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def format_tags(x: RewardInput, think_in_prompt: bool = False) -> RewardOutput:
+def format_tags(x: RewardInput) -> RewardOutput:
     """1 if the response is `<think>...</think> <answer>...</answer>` and nothing else, else 0.
 
     Each tag occurs exactly once, in this order; both parts hold something other than white space; only white
-    space stands around and between them. With think_in_prompt the chat template has already written
-    `<think>`, and the response starts inside the thinking.
+    space stands around and between them. A `<think>` that the chat template writes is a part of the text, so a
+    response that opens it again has it twice.
     """
-    text = "<think>" + x.text if think_in_prompt else x.text
-    text = text.strip()
+    text = x.text.strip()
     if any(text.count(tag) != 1 for tag in _TAGS):
         return RewardOutput(0.0)
     before, _, rest = text.partition("<think>")

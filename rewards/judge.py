@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from rewards.answers.extract import last_answer
+from rewards.answers.extract import written_answer
 from rewards.answers.latex import words
 from rewards.base import TOO_LONG, WRONG, RewardFn, RewardInput, RewardOutput, Unscorable, missing
 from rewards.judging.cache import VerdictCache
@@ -38,9 +38,9 @@ def judge_by_rule(registry: Callable[[], Mapping[str, RewardFn]]) -> RewardFn:
     ) -> RewardOutput:
         """What `rule` gives if it is sure; else 1 if the judge calls the answer correct, 0 if not.
 
-        The judge sees the question, the gold and the extracted answer, nothing else of the response. No answer, an
-        empty one, one without a letter or digit, and one of more than MAX_CHARS characters score 0 without asking.
-        JudgeSettings explains the arguments.
+        The judge sees the question, the gold and the answer as it is written, nothing else of the response. No
+        answer, an empty one, one without a letter or digit, and one of more than MAX_CHARS characters score 0 without
+        asking. JudgeSettings explains the arguments.
 
         Raises:
             NoVerdict: the judge failed. It is an Unscorable: the response is left out, never scored 0.
@@ -60,7 +60,7 @@ def _judged(settings: JudgeSettings, rule: RewardFn, x: RewardInput) -> RewardOu
     deadline = time.monotonic() + settings.deadline_s
     if not x.answer.strip():
         raise Unscorable("the reference answer is empty")
-    answer = last_answer(x.text)
+    answer = written_answer(x.text)
     reason = missing(answer) or _without_asking(answer or "")
     if reason or answer is None:
         return _output(0.0, reason)

@@ -9,7 +9,7 @@ from fractions import Fraction
 
 from rewards.answers.blocks import parse_json
 from rewards.answers.extract import last_answer as final_answer
-from rewards.answers.extract import plain, unset
+from rewards.answers.extract import plain, settled, undressed
 from rewards.base import WRONG, RewardInput, RewardOutput, Unscorable, missing
 
 SEPARATORS = ",;\n"
@@ -31,8 +31,9 @@ def list_items(x: RewardInput) -> RewardOutput:
     Gold and answer are read alike: a JSON array of texts and numbers, or items between commas, semicolons (full-width
     ones too) or line breaks, with or without one pair of brackets around all. A separator that occurs inside an item
     of the gold does not separate (such a gold is written as a JSON array). Items are compared without regard to case,
-    the amount of white space, a bullet ("- ", "2. ") before and quotes around them; numbers by value ("1.50" is
-    "1.5"). A separator at the end of a line is ignored; an empty item elsewhere is an item.
+    the amount of white space, a bullet ("- ", "2. ") before them, quotes and Markdown around them and a full stop
+    behind them; numbers by value ("1.50" is "1.5"). A separator at the end of a line is ignored; an empty item
+    elsewhere is an item.
 
     parts["overlap"], in [0, 1], is the F1 of the items without regard to order.
 
@@ -60,7 +61,7 @@ def _items(text: str, separators: str) -> list[str]:
     """The items, ready to be compared; [] if there are none, or too many."""
     if len(text) > _MAX_CHARS:
         return []
-    text = unset(text)
+    text = undressed(text)
     texts = _array(text)
     if texts is None:
         texts = _split(text, separators)
@@ -93,7 +94,7 @@ def _split(text: str, separators: str) -> list[str]:
 
 
 def _comparable(item: str) -> str:
-    item = _inside(_BULLET.sub("", plain(item)), _QUOTES)
+    item = settled(_inside(settled(_BULLET.sub("", plain(item))), _QUOTES))
     return str(Fraction(item)) if _NUMBER.fullmatch(item) else item.casefold()
 
 

@@ -42,7 +42,7 @@ def demonstration(prompt: Prompt, chat: Chat) -> RolloutGroup:
         logprobs=np.zeros(len(ids), np.float32),
         finish=Finish.STOP,
         weight_version=0,
-        text=problem.solution,
+        text=chat.decode(ids),
         advantage=1.0,
     )
     return RolloutGroup(prompt=prompt, rollouts=(response,))

@@ -34,6 +34,7 @@ from sapo_vl.record.run_log import RunLog
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.parity import ParityGate, probe_prompts
 from sapo_vl.rollout.source import RolloutSource
+from sapo_vl.scoring.constant_watch import ConstantWatch, extremes
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session, open_session
 from sapo_vl.types import RolloutGroup
@@ -87,11 +88,15 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         with timer("eval"):
             accuracy_before = _evaluate(config, session, scorer, run_log, out, step)
 
+    constant = ConstantWatch()
     while step < config.steps:
         with timer("rollout"):
             groups = source.next()
         with timer("reward"):
             groups = scorer.score(groups, config.rollout.max_new_tokens)
+        for told in constant.add(extremes(groups, world)):
+            if world.is_main:
+                log.warning("step %d: %s", step + 1, told)
         groups, advantages = assign_advantages(groups, config.advantage)
         gap = MismatchStats()
         with timer("train"):

@@ -81,7 +81,7 @@ class Rollout:
     logprobs: np.ndarray  # [R] float32, log p under the law that was sampled from
     finish: Finish
     weight_version: int  # the weights that produced it; 0 = the weights the run started from
-    text: str = ""  # response_ids decoded, special tokens left out
+    text: str = ""  # what the chat template opened for it ("<think>\n" or nothing), then response_ids decoded
     reward: float | None = None  # None = not scored (see score_status)
     parts: Mapping[str, float] = field(default_factory=dict)  # named parts of the reward
     score_status: ScoreStatus | None = None  # None until scoring ran

@@ -10,7 +10,7 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-from rewards.answers.extract import last_answer, reply
+from rewards.answers.extract import reply, written_answer
 
 MAX_JSON_CHARS = 50_000
 _MAX_DEPTH = 16
@@ -27,7 +27,7 @@ def answer_or_reply(text: str) -> str | None:
     tags do not come in pairs.
     """
     after = reply(text)
-    return last_answer(text) if _ANSWER_TAG.search(after) else after
+    return written_answer(text) if _ANSWER_TAG.search(after) else after
 
 
 def last_fenced(text: str, languages: Collection[str]) -> str | None:

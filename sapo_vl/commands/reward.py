@@ -11,6 +11,7 @@ import yaml
 from data_recipes.arguments import UsageError
 from sapo_vl.commands.adding import Add
 from sapo_vl.commands.output import check_file
+from sapo_vl.model.thinking import OPEN, opened_text
 
 
 def add_parsers(add: Add) -> None:
@@ -21,6 +22,12 @@ def add_parsers(add: Add) -> None:
     reward.add_argument("--out", type=Path, help="file for the results (default: the standard output)")
     reward.add_argument("--timeout", type=float, default=10.0, help="seconds a response may take")
     reward.add_argument("--workers", type=int, default=2)
+    reward.add_argument(
+        "--thinking-open",
+        action="store_true",
+        help="the chat template wrote <think>: responses start inside the thinking",
+    )
+    reward.add_argument("--model", help="a model folder: its chat template says whether it writes <think>")
 
 
 def _reward(args: argparse.Namespace) -> int:
@@ -34,13 +41,28 @@ def _reward(args: argparse.Namespace) -> int:
     params = {key: yaml.safe_load(value) for key, _, value in (pair.partition("=") for pair in pairs)}
     if not file and args.action == "score":
         raise UsageError("sapo-vl reward score NAME FILE.jsonl: the file is missing")
+    if args.action != "score" and (args.thinking_open or args.model):
+        raise UsageError("--thinking-open and --model say where the responses of `sapo-vl reward score` come from")
     try:
         with Path(file).open(encoding="utf-8") if file else nullcontext() as lines:
             if lines and args.action == "score":
-                write_scores(score_lines(args.name, lines, params, args.timeout, args.workers), args.out)
+                opened = _opened(args)
+                write_scores(score_lines(args.name, lines, params, args.timeout, args.workers, opened), args.out)
                 return 0
             table, fine = try_reward(args.name, params, read_samples(lines) if lines else None, args.timeout)
     except (OSError, UnicodeDecodeError) as error:
         raise UsageError(f"{file} cannot be read: {error}") from error
     print(table)
     return 0 if fine else 1
+
+
+def _opened(args: argparse.Namespace) -> str:
+    """What the chat template behind the responses has opened for them. Nothing of the weights is read."""
+    if not args.model:
+        return OPEN + "\n" if args.thinking_open else ""
+    from sapo_vl.model.chat import load_processor  # torch and transformers, which the other rewards do without
+
+    opened = opened_text(load_processor(args.model))
+    if args.thinking_open and not opened:
+        raise UsageError(f"--thinking-open: the chat template of {args.model} does not open <think>; leave one out")
+    return opened

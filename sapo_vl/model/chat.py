@@ -8,6 +8,7 @@ would leave image tokens without features.
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -22,7 +23,10 @@ from transformers import AutoProcessor, PreTrainedModel
 from sapo_vl.model.folder import EMBEDDING, ModelError, ModelFolder
 from sapo_vl.model.hf_config import eos_ids
 from sapo_vl.model.loading import ModelConfig, base_model
+from sapo_vl.model.thinking import CLOSE, continued, opened_text
 from sapo_vl.types import Problem, Prompt
+
+log = logging.getLogger(__name__)
 
 
 class PromptError(ValueError):
@@ -151,11 +155,26 @@ class Chat:
         )
         self.eos_ids: tuple[int, ...] = _eos_ids(inner, self.tokenizer)
         self._special = _special_tokens(processor)
+        self.opened: str = opened_text(processor)
+        """What the chat template has opened for the response, such as "<think>\\n"; "" for most templates."""
+        if self.opened and CLOSE not in self.decode(self.tokenizer(CLOSE, add_special_tokens=False).input_ids):
+            raise ModelError(
+                f"the chat template opens <think> for the model, but the tokenizer leaves {CLOSE} out of what it "
+                f'decodes: every response would look like unfinished thinking; set "special": false for {CLOSE} in '
+                "tokenizer_config.json"
+            )
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
 
     @classmethod
     def load(cls, model: PreTrainedModel | torch.nn.Module, config: ModelConfig) -> Chat:
-        return cls(load_processor(config.path, config.revision), model, config)
+        chat = cls(load_processor(config.path, config.revision), model, config)
+        if chat.opened:
+            log.info(
+                "the chat template opens %r for the model: the text of every response begins with it, and a response "
+                "without </think> has no answer",
+                chat.opened,
+            )
+        return chat
 
     def prompt(self, problem: Problem) -> Prompt:
         """Tokenises one problem. Raises PromptError naming the problem and what to change; nothing else for any row."""
@@ -225,14 +244,18 @@ class Chat:
                 )
 
     def response_ids(self, text: str) -> np.ndarray:
-        """[R] int64 ids of a full response, with the end-of-turn token. For the cold start only."""
+        """[R] int64 ids of a worked solution, with the end-of-turn token. For the cold start only.
+
+        Thinking that the chat template has opened is not opened again; see sapo_vl.model.thinking.continued.
+        """
         if token := self.special_token(text):
             raise SpecialToken(f"a solution contains the special token {token}: {text[:80]!r}")
-        ids = self.tokenizer(text, add_special_tokens=False).input_ids
+        ids = self.tokenizer(continued(text, self.opened), add_special_tokens=False).input_ids
         return np.asarray([*ids, self.eos_ids[0]], np.int64)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        return self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
+        """The text of a response, special tokens left out: what the chat template opened, then the ids decoded."""
+        return self.opened + self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
 
     def blank_pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest image there is: pixel_values [merge^2, patch_dim] of zeros and its grid [1, 3]."""

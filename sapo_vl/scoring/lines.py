@@ -23,7 +23,7 @@ class RewardLinesError(ValueError):
 
 
 def score_lines(
-    name: str, lines: Iterable[str], params: Mapping[str, Any], timeout_s: float, workers: int
+    name: str, lines: Iterable[str], params: Mapping[str, Any], timeout_s: float, workers: int, opened: str = ""
 ) -> Iterator[dict[str, Any]]:
     """One result a line, in order, through the worker processes that training uses.
 
@@ -37,6 +37,7 @@ def score_lines(
             images finds none.
         params: its keyword arguments.
         timeout_s: seconds a response may take.
+        opened: what the chat template has opened for every response, such as "<think>"; it goes before each.
 
     Raises:
         RewardLinesError: there is no such reward, or it cannot run here with these params.
@@ -46,7 +47,7 @@ def score_lines(
         batch: list[RewardInput | str] = []
         for number, line in enumerate(lines, start=1):
             if line.strip():
-                batch.append(_input(line, number))
+                batch.append(_input(line, number, opened))
             if len(batch) >= BATCH:
                 yield from _scored(pool, name, batch)
                 batch = []
@@ -91,7 +92,7 @@ def _line(name: str, result: Result) -> dict[str, Any]:
     return {"id": name, "score": result.score, "status": status, "parts": parts, "reason": result.detail}
 
 
-def _input(line: str, number: int) -> RewardInput | str:
+def _input(line: str, number: int, opened: str) -> RewardInput | str:
     """The reward's input, or what is wrong with the line."""
     try:
         row = json.loads(line)
@@ -112,7 +113,7 @@ def _input(line: str, number: int) -> RewardInput | str:
     if not isinstance(longest, int) or longest < 1:
         return f'line {number}: "max_tokens" must be a positive integer'
     return RewardInput(
-        text=row["response"],
+        text=opened + row["response"],
         num_tokens=len(tokens),
         max_tokens=longest,
         finish=str(row.get("finish", "stop")),

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from reward_helpers import COLOURS, GOLDS, respond, say, score
 
 from rewards import IN_PROCESS, REWARDS, Unscorable
-from rewards.answers.extract import bare, last_answer, reply
+from rewards.answers.extract import bare, last_answer, plain, reply, settled
 from rewards.base import EMPTY, NO_ANSWER
 
 
@@ -219,7 +219,8 @@ def test_boxes(text, expected):
         (r"<answer>\boxed{7}</answer>", "7"),
         (r"<answer> $\boxed{7}$ </answer>", "7"),
         (r"<answer>\[ \boxed{\boxed{7}} \]</answer>", "7"),
-        (r"<answer>\boxed{7}.</answer>", r"\boxed{7}."),  # more than one box, even by a dot
+        (r"<answer>\boxed{7}.</answer>", "7"),
+        (r"<answer>\boxed{7}!</answer>", r"\boxed{7}!"),  # more than one box, even by a sign
         (r"<answer>\boxed{7} \boxed{8}</answer>", r"\boxed{7} \boxed{8}"),
         (r"<answer>\boxed{1}+\boxed{2}</answer>", r"\boxed{1}+\boxed{2}"),
         (r"<answer>$1$ and $2$</answer>", "$1$ and $2$"),
@@ -243,7 +244,20 @@ def test_which_of_the_three_goes_first(text, expected):
         ("Answer:", ""),
         ("Answer: 42\nI am done", None),
         ("Final Answer: 42", None),
-        ("**Answer:** 42", None),
+        ("Answer: **42**.", "42"),
+        ("**Answer:** 42", "42"),
+        ("so\n**Answer: 42**", "42"),
+        ("**Answer: 42.**", "42"),
+        ("*Answer*: 42.", "42"),
+        ("__Answer:__ _42_", "42"),
+        ("***Answer***: `42`", "42"),
+        ("`Answer: 42`", "42"),
+        ("**Answer: **", ""),
+        ("**Answer: 42", None),
+        ("Answer: 1, Answer: 2", "1, Answer: 2"),  # one string, whatever it lists
+        ("**Answer: 1** **Answer: 2**", None),
+        ("**Answer:** 1 **Answer:** 2", "1 **Answer:** 2"),
+        ("**Final Answer: 42**", None),
         ("Answer 42", None),
     ],
 )
@@ -291,6 +305,115 @@ def test_latex_that_only_sets_the_answer_does_not_matter(name, answer, gold, met
         assert score(name, say(f"{left}zzzz{right}"), gold, **meta) == 0
 
 
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("**B**", "B"),
+        ("*B*", "B"),
+        ("***B***", "B"),
+        ("__7__", "7"),
+        ("_7_", "7"),
+        ("`B`", "B"),
+        ("``B``", "B"),
+        ("** B **", "B"),
+        ("**`B`**.", "B"),
+        ("**12.**", "12"),
+        ("*12*.", "12"),
+        ("**12.**.", "12"),
+        (r"**\boxed{7}**", "7"),
+        (r"\boxed{**7**.}", "7"),
+        ("B.", "B"),
+        ("B .", "B"),
+        ("3.", "3"),
+        ("12\u3002", "12"),
+        ("12\uff0e", "12"),
+        ("example.com.", "example.com"),
+        # not around all of it
+        ("3.5", "3.5"),
+        ("**A** or **B**", "**A** or **B**"),
+        ("*A* *B*", "*A* *B*"),
+        ("a * b", "a * b"),
+        ("2*3", "2*3"),
+        ("*A", "*A"),
+        ("A*", "A*"),
+        ("**A*", "**A*"),
+        ("_a_b_", "_a_b_"),
+        ("`a` and `b`", "`a` and `b`"),
+        ("```json [5] ```", "```json [5] ```"),  # a block, which some rules read
+        ('"B"', '"B"'),  # no Markdown
+        # not one stop at the end
+        ("...", "..."),
+        ("5...", "5..."),
+        ("5..", "5.."),
+        ("5. .", "5. ."),
+        (".", "."),
+        ("U.S.", "U.S."),
+        ("**U.S.**.", "U.S."),
+        ("e.g.", "e.g."),
+        ("at 5 p.m.", "at 5 p.m."),
+        ("etc.", "etc"),  # as the gold is read, too
+        ("1.2.", "1.2"),
+        # signs alone
+        ("*", "*"),
+        ("***", "***"),
+        ("****", "****"),
+        ("__", "__"),
+        ("_ _", "_ _"),
+        ("", ""),
+    ],
+)
+def test_what_is_around_a_whole_answer(text, expected):
+    assert settled(text) == expected
+    if "boxed" not in text:
+        assert last_answer(f"so\nAnswer: {text}") == expected
+    assert last_answer(f"<answer>{text}</answer>") == expected
+
+
+MARKED = ["**{}**", "*{}*", "__{}__", "`{}`", "{}.", "**{}**.", "*{}.*", "***{}***", "**${}$**.", "$`{}`$"]
+
+
+@pytest.mark.parametrize(("name", "gold", "meta"), GOLDS)
+def test_markdown_and_a_full_stop_around_an_answer_or_a_gold_change_nothing(name, gold, meta):
+    for marked in MARKED:
+        said = marked.format(gold)
+        for response in (say(said), f"so\nAnswer: {said}", f"so\n\\boxed{{{said}}}"):
+            assert score(name, response, gold, **meta) == 1, response
+        assert score(name, say(marked.format("zzzz")), gold, **meta) == 0, marked
+        assert score(name, say(f"{said} {said}"), gold, **meta) < 1, said
+    for line in ("**Answer: {}**", "**Answer:** {}", "Answer: **{}**", "*Answer*: {}.", "**Answer:** **{}**."):
+        assert score(name, "so\n" + line.format(gold), gold, **meta) == 1, line
+    if name != "maze":
+        for marked in ("**{}**", "`{}`", "{}."):
+            assert score(name, say(gold), marked.format(gold), **meta) == 1, marked
+
+
+@pytest.mark.parametrize("name", ["word", "chart", "ocr", "list", "choice", "box", "json_grid"])
+@pytest.mark.parametrize(
+    ("gold", "answer", "expected"),
+    [
+        ("caf\u00e9", "cafe\u0301", 1),
+        ("cafe\u0301", "caf\u00e9", 1),
+        ("cafe\u0301", "cafe\u0301", 1),
+        ("caf\u00e9", "caf\u0435\u0301", 0),  # a Cyrillic letter with the same accent
+        ("caf\u00e9", "cafe", 0),
+    ],
+)
+def test_the_two_spellings_of_an_accent_are_one(name, gold, answer, expected):
+    meta = {"choices": ["tea", gold]} if name == "choice" else {}
+    if name == "box":
+        gold, answer = (json.dumps([{"bbox_2d": [1, 1, 5, 5], "label": label}]) for label in (gold, answer))
+    if name == "json_grid":
+        gold, answer = (json.dumps({"House 1": {"Drink": drink}}) for drink in (gold, answer))
+    assert (score(name, say(answer), gold, **meta) == 1) == expected
+
+
+def test_look_alikes_of_other_alphabets_stay_different_and_marks_without_end_cost_little():
+    for latin, other in [("A", "\u0410"), ("A", "\u0391"), ("e", "\u0435"), ("B", "\u24b7"), ("1", "\u0661")]:
+        assert bare(latin).casefold() != bare(other).casefold()
+    tower = "e" + "\u0301\u0327" * 500_000  # to put these in order takes quadratic time
+    assert plain(tower) == tower
+
+
 # --- any text at all
 
 BITS = [
@@ -310,7 +433,7 @@ BITS = [
     "e9",
     " ",
 ]
-BITS += ["B", "blue", "(", ")", ":", "$", "\uff11", "\u2212", "\n", "nan", "1 2 5 6"]
+BITS += ["*", "**", "_", "`", "\u0301", "B", "blue", "(", ")", ":", "$", "\uff11", "\u2212", "\n", "nan", "1 2 5 6"]
 PENALTIES = ("language", "overlong", "repetition")
 OTHER_INPUT = ("code", "weighted")  # any text is tried on them in their own tests
 texts = st.one_of(st.text(), st.lists(st.sampled_from(BITS), max_size=40).map("".join))
@@ -330,6 +453,12 @@ def test_any_text_gets_a_score_in_range_from_every_reward(text, tokens):
             low, high = (-1, 0) if name in PENALTIES else (0, 1)
             assert low <= out.score <= high, name
             assert all(0 <= part <= 1 for part in out.parts.values())
+
+
+@given(texts)
+def test_to_read_an_answer_once_is_enough(text):
+    assert settled(settled(text)) == settled(text)
+    assert bare(bare(text)) == bare(text)
 
 
 @given(texts, texts)

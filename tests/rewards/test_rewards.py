@@ -167,8 +167,15 @@ def test_format(text, expected):
 
 
 def test_format_when_the_prompt_opens_the_thinking():
-    assert REWARDS["format"](respond("a</think><answer>b</answer>"), think_in_prompt=True).score == 1
-    assert REWARDS["format"](respond("<think>a</think><answer>b</answer>"), think_in_prompt=True).score == 0
+    """The text of such a response begins with what the chat template wrote."""
+    for sampled, expected in [
+        ("a\n</think>\n\n<answer>b</answer>", 1),
+        ("<think>a</think><answer>b</answer>", 0),  # opened again
+        ("a</think></think><answer>b</answer>", 0),  # closed twice
+        ("</think><answer>b</answer>", 0),  # nothing thought
+        ("a", 0),
+    ]:
+        assert REWARDS["format"](respond("<think>\n" + sampled)).score == expected, sampled
 
 
 @pytest.mark.parametrize(

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+from helpers_models import processor
 
 from sapo_vl.commands.cli import main
+from sapo_vl.model.tiny import CHAT_TEMPLATE
 from sapo_vl.scoring import lines as reward_lines
 from sapo_vl.scoring.lines import RewardLinesError, score_lines
 
@@ -127,3 +130,41 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert json.loads(out.read_text())["status"] == "scored"
     assert main(["reward", "score", "word", str(tmp_path / "none")]) == 2
     assert main(["reward", "score", "word"]) == 2
+
+
+def test_responses_of_a_template_that_opens_the_thinking(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """By a flag, or by the chat template of a folder that has no weights."""
+    rows = [
+        row("The sides are 3 and 4, so maybe \\boxed{5}. Wait, the angle is", "5", id="cut"),
+        row("The sides are 3 and 4.\n</think>\n\n<answer>5</answer>", "5", id="whole"),
+        row("<think>hm</think> <answer>5</answer>", "5", id="opened again"),
+    ]
+    file = tmp_path / "responses.jsonl"
+    file.write_text("\n".join(map(json.dumps, rows)))
+    for name, prompt_end in (("thinking", "<think>\n"), ("plain", "")):
+        template = CHAT_TEMPLATE.removesuffix("{% endif %}") + prompt_end + "{% endif %}"
+        other = copy.deepcopy(processor())
+        other.chat_template = other.tokenizer.chat_template = template
+        other.save_pretrained(tmp_path / name)
+    for reward, more, scores in [
+        ("number", [], [1, 1, 1]),
+        ("number", ["--thinking-open"], [0, 1, 1]),
+        ("number", ["--model", str(tmp_path / "thinking")], [0, 1, 1]),
+        ("number", ["--model", str(tmp_path / "plain")], [1, 1, 1]),
+        ("format", [], [0, 0, 1]),
+        ("format", ["--thinking-open"], [0, 1, 0]),
+    ]:
+        assert main(["reward", "score", reward, str(file), *more]) == 0
+        found = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+        assert [r["score"] for r in found] == scores, (reward, more)
+        assert found[0]["reason"] == ("no answer" if reward == "number" and scores[0] == 0 else "")
+    for words, message in [
+        (["score", "number", str(file), "--model", str(tmp_path / "none")], "no usable processor"),
+        (
+            ["score", "number", str(file), "--thinking-open", "--model", str(tmp_path / "plain")],
+            "does not open <think>",
+        ),
+        (["test", "number", "--thinking-open"], "reward score"),
+    ]:
+        assert main(["reward", *words]) == 2
+        assert message in capsys.readouterr().err
