@@ -21,7 +21,7 @@ from sapo_vl.record.report import write_report
 from sapo_vl.record.run_log import write_json
 from sapo_vl.session import quiet_libraries
 from sapo_vl.sft import COLD_START_MODEL
-from sapo_vl.stages import COLD_START_RESULT, fitted, launch, preflight
+from sapo_vl.stages import COLD_START_RESULT, check_room, fitted, launch, preflight
 from sapo_vl.types import Problem
 
 TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer
@@ -61,6 +61,7 @@ def run(config: RunConfig, out: Path) -> str:
     config = _timed(seconds, "init", lambda: _model(config, out))
     config = fitted(config)
     preflight(config, "train")  # before the cold start, which would take its time first
+    check_room(config, out)
     config = _timed(seconds, "cold_start", lambda: _cold_start(config, out))
     _timed(seconds, "rl", lambda: launch("train", config, out))
     summary = json.loads((out / "summary.json").read_text())

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import os
+import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -45,6 +47,8 @@ from sapo_vl.sft import cold_start
 from sapo_vl.train import train
 
 COLD_START_RESULT = "cold_start.json"
+GIB = 2**30
+log = logging.getLogger(__name__)
 
 
 def num_processes(config: RunConfig) -> int:
@@ -154,8 +158,33 @@ def _check_learning(model: ModelConfig, folder: ModelFolder) -> None:
 
 def check_run_folder(config: RunConfig, stage: str, out: Path) -> None:
     """Raises ConfigError if the stage's results in `out`, or the checkpoint to go on from, are of another model, other
-    data or other settings that must not change (record/identity.py). With resume=no the folder starts anew."""
+    data or other settings that must not change (record/identity.py), or if the disk has no room for its results. With
+    resume=no the folder starts anew."""
     _compared(config, stage, out)
+    if stage != "eval":
+        check_room(config, out)
+
+
+def check_room(config: RunConfig, out: Path) -> None:
+    """The model that is written at the end must fit; a warning if checkpoints, at their largest, may not."""
+    folder = examine(config.model.path, config.model.revision)
+    existing = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
+    free = shutil.disk_usage(existing).free
+    model = folder.numel * (4 if config.model.dtype == "float32" else 2)
+    if free < model:
+        raise ConfigError(
+            f"{existing} has {free / GIB:.2f} GiB free, and the trained model alone takes {model / GIB:.2f} GiB; give "
+            "--out on a larger disk, or make room"
+        )
+    # A checkpoint holds the weights and, in fp32, a copy of what learns with its two moments.
+    checkpoint = model + (0 if config.model.lora else 12 * folder.numel)
+    wanted = model + (config.checkpoint.keep + 1) * checkpoint
+    if free < wanted:
+        log.warning(
+            "%s has %.2f GiB free; the trained model and %d checkpoints (one more while the newest is written) may "
+            "take %.2f GiB: lower checkpoint.keep, or give --out on a larger disk",
+            existing, free / GIB, config.checkpoint.keep, wanted / GIB,
+        )  # fmt: skip
 
 
 def _compared(config: RunConfig, stage: str, out: Path) -> tuple[Identity | None, bool]:

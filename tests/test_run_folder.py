@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -328,3 +329,21 @@ def test_a_finished_run_is_evaluated_again_and_other_rows_are_refused(inputs, tm
     printed = train("steps=2", check=False)
     assert f"sapo-vl train: {DataError.__name__}: the checkpoint's sampler was saved over other rows" in printed
     assert lines("train") == steps
+
+
+# --- room on the disk -----------------------------------------------------------------------------
+
+
+def test_a_disk_without_room_for_the_model_is_refused_and_one_without_room_for_checkpoints_is_told(
+    inputs: Path, start: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    numbers = sum(t.numel() for t in load_file(inputs / "model" / "model.safetensors").values())
+    model, checkpoint = 4 * numbers, 16 * numbers  # fp32: the weights; the weights, a copy and two moments
+    free = model - 1
+    monkeypatch.setattr(stages.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
+    assert "the trained model alone takes" in one_line(start("checkpoint.keep=2"))
+    free = model + 3 * checkpoint - 1
+    assert start("checkpoint.keep=2") == "" and "lower checkpoint.keep" in caplog.text
+    caplog.clear()
+    free = model + 3 * checkpoint
+    assert start("checkpoint.keep=2", out="other") == "" and caplog.text == ""

@@ -25,6 +25,7 @@ from sapo_vl.model.batching import pack
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
 from sapo_vl.model.folder import CONFIG, EXPERT_WEIGHTS, ModelError, ModelFolder, examine, write_weights
+from sapo_vl.model.thinking import opened_text
 from sapo_vl.rollout import RolloutConfig
 from sapo_vl.session import open_session
 
@@ -82,7 +83,9 @@ def tokens(subject: Subject) -> str:
             str(error), "copy the processor, tokenizer and chat template files of the original model"
         ) from error
     spare = folder.shapes["lm_head.weight"][0] - len(processor.tokenizer)
-    return f"{len(processor.tokenizer)} tokens, {spare} rows of the embedding without one"
+    opened = opened_text(processor)
+    thinking = f"the chat template opens {opened!r} for the model" if opened else "the chat template opens no thinking"
+    return f"{len(processor.tokenizer)} tokens, {spare} rows of the embedding without one; {thinking}"
 
 
 def trial(subject: Subject) -> str:

@@ -59,6 +59,7 @@ def test_a_model_folder_of_the_user_is_tried_in_whole(tmp_path: Path) -> None:
     assert {f["name"]: f["outcome"] for f in result["findings"]} == dict.fromkeys(doctor.ON_A_MODEL, "pass")
     assert "experts as transformers holds them" in details["loading"] and "sapo-vl convert" in details["loading"]
     assert "head tied to the embedding" in details["loading"]
+    assert "the chat template opens no thinking" in details["tokens"]
     for name in ("trial", "vllm_model"):
         assert details[name].startswith("2 of 5 layers and 8 of 8 experts, all widths as they are: ")
     assert "weights written and read back" in details["trial"] and "Not tried: the whole model" in details["trial"]
