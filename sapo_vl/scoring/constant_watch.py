@@ -19,8 +19,8 @@ _HINTS: dict[tuple[str, float | None], str] = {
         "chat template open <think> (the start of the run says so)?"
     ),
     ("accuracy", 0.0): (
-        "no answer is right: look at a few in rollouts/ (score_detail says why), at the form in which the question "
-        "asks for the answer, and at the golds"
+        "no answer is right: look at a few in rollouts/ (score_detail says why), at how many are cut off "
+        "(length/truncated_share), at the form in which the question asks for the answer, and at the golds"
     ),
     ("accuracy", 1.0): "every answer is right: there is nothing left to learn from these problems",
     (REWARD, None): "no group has an advantage, so nothing is learned",
