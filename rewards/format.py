@@ -5,14 +5,16 @@ from rewards.base import RewardInput, RewardOutput
 _TAGS = ("<think>", "</think>", "<answer>", "</answer>")
 
 
-def format_tags(x: RewardInput) -> RewardOutput:
+def format_tags(x: RewardInput, think_in_prompt: bool = False) -> RewardOutput:
     """1 if the response is `<think>...</think> <answer>...</answer>` and nothing else, else 0.
 
     Each tag occurs exactly once, in this order; both parts hold something other than white space; only white
     space stands around and between them. A `<think>` that the chat template writes is a part of the text, so a
-    response that opens it again has it twice.
+    response that opens it again has it twice. With think_in_prompt the question itself has written it.
     """
     text = x.text.strip()
+    if think_in_prompt and not text.startswith("<think>"):
+        text = "<think>" + text
     if any(text.count(tag) != 1 for tag in _TAGS):
         return RewardOutput(0.0)
     before, _, rest = text.partition("<think>")

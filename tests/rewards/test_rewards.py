@@ -166,6 +166,18 @@ def test_format(text, expected):
     assert REWARDS["format"](respond(text)).score == expected
 
 
+def test_format_when_the_question_has_opened_the_thinking():
+    """think_in_prompt: a response without the tag counts as if it had it, one with it has it once."""
+    for sampled, expected in (
+        ("a</think><answer>1</answer>", 1.0),
+        ("<think>a</think><answer>1</answer>", 1.0),
+        ("a<think>b</think><answer>1</answer>", 0.0),
+        ("a<answer>1</answer>", 0.0),
+    ):
+        assert REWARDS["format"](respond(sampled), think_in_prompt=True).score == expected, sampled
+    assert REWARDS["format"](respond("a</think><answer>1</answer>")).score == 0.0
+
+
 def test_format_when_the_prompt_opens_the_thinking():
     """The text of such a response begins with what the chat template wrote."""
     for sampled, expected in [
