@@ -226,7 +226,7 @@ def test_a_model_folder_without_its_chat_template(refused, model, copy_of):
 def test_a_model_folder_without_all_its_weights(refused, model, copy_of):
     folder = copy_of(model)
     (folder / "model.safetensors").unlink()
-    assert "lacks 1 of its weight files: model.safetensors" in refused(f"model.path={folder}")
+    assert "has no model.safetensors and no model.safetensors.index.json" in refused(f"model.path={folder}")
     names = [f"model-0000{i}-of-00003.safetensors" for i in (1, 2, 3)]
     index = {"weight_map": {f"w{i}": name for i, name in enumerate(names)}}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))

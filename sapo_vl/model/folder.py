@@ -172,7 +172,7 @@ def read_headers(folder: Path) -> dict[str, StoredWeight]:
     files = weight_files(folder)
     missing = sorted(name for name in files if not (folder / name).is_file())
     if missing:
-        raise ModelError(f"{folder} lacks {len(missing)} of its {len(files)} weight files: {_some(missing)}")
+        raise ModelError(f"{folder} lacks {len(missing)} of its weight files: {_some(missing)}")
     found: dict[str, StoredWeight] = {}
     for file, promised in sorted(files.items()):
         here: dict[str, StoredWeight] = {}

@@ -120,7 +120,7 @@ def test_shards_and_their_index(dense: Path) -> None:
     with pytest.raises(ModelError, match="a weight file lies beside its index"):
         examine(str(dense))
     edit(dense / INDEX, lambda index: index["weight_map"].update({"nowhere": "gone.safetensors"}))
-    with pytest.raises(ModelError, match=rf"lacks 1 of its {len(files) + 1} weight files: gone\.safetensors"):
+    with pytest.raises(ModelError, match=r"lacks 1 of its weight files: gone\.safetensors"):
         examine(str(dense))
     (dense / INDEX).write_text('{"weight_map": [1]}')
     with pytest.raises(ModelError, match="cannot be read as an index"):

@@ -46,7 +46,7 @@ BAD = {
     "two markers": (row([cell(Image.new("L", SIZE))], "<image> and <image>"), "malformed row"),
     "no answer": (row([cell(Image.new("L", SIZE))], answer=" "), "malformed row"),
     "null problem": (row([cell(Image.new("L", SIZE))], problem=None), "malformed row"),
-    "no images": (row(None), "malformed row"),
+    "no images": (row(None), "image missing"),
 }
 
 
@@ -70,7 +70,7 @@ def test_good_rows_arrive_in_order_and_in_rgb(tmp_path):
     assert [problems[6].images[k].getpixel((3, 3)) for k in (0, 1)] == [(1, 1, 1), (2, 2, 2)]
     assert manifest["rows"] == {"train": {"geometry3k": 7}, "test": {"geometry3k": 1}}
     assert manifest["notes"]["train"] == {
-        "from": "train", "rows": 7, "kept": 7, "left_out": {}, "first_left_out": {}, "bad_rows": 0,
+        "from": "train", "rows": 7, "kept": 7, "left_out": {}, "first_left_out": {}, "without_image": 0, "bad_rows": 0,
         "first_bad_rows": [], "golds_unchecked": 0,
     }  # fmt: skip
     assert [shown(problems[i]) for i in (0, 1, 6)] == [
@@ -84,7 +84,7 @@ def test_bad_rows_are_left_out_named_and_counted(tmp_path):
     source = parquet(tmp_path / "src", SCHEMA, train=rows, test=TEST)
     manifest = build(tmp_path / "out", source=source, max_bad_share=0.6)
     notes = manifest["notes"]["train"]
-    assert notes["left_out"] == {"image damaged": 1, "image missing": 2, "malformed row": 4}
+    assert notes["left_out"] == {"image damaged": 1, "image missing": 3, "malformed row": 3}
     assert notes["bad_rows"] == len(BAD) and manifest["rows"]["train"]["geometry3k"] == len(GOOD)
     for index, words in enumerate(["damaged PNG", "missing", "missing", "2 <image> markers", "answer is empty"]):
         assert notes["first_bad_rows"][index].startswith(f"row {index} (id 'geometry3k-train-{index}')")

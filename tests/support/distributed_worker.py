@@ -30,12 +30,12 @@ from sapo_vl.learning.diagnostics import UpdateStats
 from sapo_vl.learning.engine import Objective, ObjectiveFn, PolicyEngine, full_state_dict
 from sapo_vl.learning.objectives import global_denominators, policy_objective
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.weights import hub_weights, manifest
 from sapo_vl.losses import LossConfig
 from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.lora import LoraConfig
 from sapo_vl.rollout import RolloutConfig, SamplingParams
-from sapo_vl.rollout.weights import hub_weights, manifest
 from sapo_vl.session import Session, open_session, setup_logging
 from sapo_vl.types import RolloutGroup
 

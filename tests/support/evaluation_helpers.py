@@ -101,7 +101,8 @@ class ScriptedEngine:
 
 
 def session(engine: Any) -> Session:
-    return Session(world=World.alone(), chat=chat(), engine=None, rollouts=engine)  # type: ignore[arg-type]
+    nothing: Any = None  # no weights are loaded or trained here
+    return Session(world=World.alone(), folder=nothing, chat=chat(), engine=nothing, rollouts=engine)
 
 
 def response(score: float | None, answer: str | None = "x", **more: Any) -> Response:
