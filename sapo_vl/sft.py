@@ -60,6 +60,7 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
     if sft is None:
         raise ValueError("this config has no cold_start section")
     world, chat, engine = session.world, session.chat, session.engine
+    probe = make_probe(chat)
     problems = ProblemSet(config.data.path, sft.split)
     sampler = QuotaSampler(problems.tasks, config.data.quotas, sft.batch_size, config.seed)
     feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world, solutions=True)
@@ -101,7 +102,7 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
             break
     seconds = time.monotonic() - started
     model = config.model
-    proof = save_model(engine, session.folder, model.dtype, out / COLD_START_MODEL, make_probe(chat))
+    proof = save_model(engine, session.folder, model.dtype, out / COLD_START_MODEL, probe)
     return {
         "steps": step,
         "dropped": dropped,

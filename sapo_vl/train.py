@@ -63,6 +63,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         seed=config.seed,
         out=out,
     )
+    probe = make_probe(session.chat)
     reference = None
     if config.loss.kl_coef > 0:
         reference = load_reference(config.model, session.chat.banned_ids, config.rollout.temperature, world.device)
@@ -128,8 +129,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
 
     source.close()
     with timer("export"):
-        model, probe = config.model, make_probe(session.chat)
-        proof = save_model(session.engine, session.folder, model.dtype, out / "final", probe)
+        proof = save_model(session.engine, session.folder, config.model.dtype, out / "final", probe)
     with timer("eval"):
         accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()

@@ -44,7 +44,7 @@ def _reward(args: argparse.Namespace) -> int:
     if args.action != "score" and (args.thinking_open or args.model):
         raise UsageError("--thinking-open and --model say where the responses of `sapo-vl reward score` come from")
     try:
-        with Path(file).open(encoding="utf-8") if file else nullcontext() as lines:
+        with Path(file).open(encoding="utf-8-sig") if file else nullcontext() as lines:
             if lines and args.action == "score":
                 opened = _opened(args)
                 write_scores(score_lines(args.name, lines, params, args.timeout, args.workers, opened), args.out)

@@ -203,7 +203,7 @@ def _numel(folder: ModelFolder, layers: int, experts: int) -> int:
 def _kept(folder: ModelFolder, layers: int, experts: int) -> Iterator[tuple[str, Tensor]]:
     for file in sorted({w.file for w in folder.weights.values()}):
         with safe_open(folder.path / file, framework="pt") as f:
-            for name in f.keys():  # noqa: SIM118
+            for name in sorted(set(f.keys()) & set(folder.weights)):
                 if (match := _LAYER.search(name)) and int(match[1]) >= layers:
                     continue
                 is_expert = name.endswith(EXPERT_WEIGHTS)

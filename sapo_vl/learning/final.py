@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.weights import hub_weights
 from sapo_vl.model.batching import MicroBatch, pack
-from sapo_vl.model.chat import Chat, check_tokenizer, load_processor
+from sapo_vl.model.chat import Chat, PromptError, check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files, export_layout, put_in_place
 from sapo_vl.model.folder import (
     EXPERT_WEIGHTS,
@@ -63,7 +63,7 @@ class Proof:
     probe: str  # "", or why it was not taken
 
 
-def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path, probe: MicroBatch) -> Proof:
+def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path, probe: MicroBatch | None) -> Proof:
     """Writes the policy, adapters merged, to `out`, reads it back, and gives it its name. All ranks together.
 
     `probe` is a small micro-batch, equal on all ranks (`make_probe`). Raises ExportError, on all ranks, if the disk
@@ -72,7 +72,7 @@ def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path,
     world = engine.world
     fault, proof = "", None
     beside = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    wanted = engine.logprobs([probe], probe)[0][0].float().cpu()
+    wanted = None if probe is None else engine.logprobs([probe], probe)[0][0].float().cpu()
     banned_ids = engine.module.head.banned_ids.tolist()
     sent: dict[str, tuple[tuple[int, ...], str]] = {}
     weights = _in_layout(hub_weights(engine), export_layout(folder), tied=folder.tied)
@@ -96,17 +96,23 @@ def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path,
     return proof
 
 
-def make_probe(chat: Chat) -> MicroBatch:
-    """A prompt with a picture and one without, and eight random tokens after each."""
+def make_probe(chat: Chat) -> MicroBatch | None:
+    """A prompt with a picture and one without, and eight random tokens after each; made before the first step.
+
+    One that the template or the limits on prompts do not allow is left out; None if neither is left.
+    """
     random = np.random.default_rng(0)
     picture = Image.fromarray(random.integers(0, 256, (64, 64, 3), np.uint8))
     allowed = np.setdiff1d(np.arange(len(chat.tokenizer)), chat.banned_ids)
     groups = []
     for images in ((picture,), ()):
         content = [*({"type": "image"} for _ in images), {"type": "text", "text": "What is this?"}]
-        prompt = chat.prompt(
-            Problem(id="probe", task="probe", messages=({"role": "user", "content": content},), images=images)
-        )
+        problem = Problem(id="probe", task="probe", messages=({"role": "user", "content": content},), images=images)
+        try:
+            prompt = chat.prompt(problem)
+        except PromptError as error:
+            log.warning("what is written at the end will not be probed with this: %s", error)
+            continue
         response = Rollout(
             response_ids=random.choice(allowed, 8),
             logprobs=np.zeros(8, np.float32),
@@ -114,7 +120,7 @@ def make_probe(chat: Chat) -> MicroBatch:
             weight_version=0,
         )
         groups.append(RolloutGroup(prompt=prompt, rollouts=(response,)))
-    return pack(groups, chat.blank_pixels())
+    return pack(groups, chat.blank_pixels()) if groups else None
 
 
 def _start(beside: Path, folder: ModelFolder, dtype: str) -> None:
@@ -156,8 +162,8 @@ def _prove(
     dtype: str,
     sent: Mapping[str, tuple[tuple[int, ...], str]],
     banned_ids: Sequence[int],
-    wanted: Tensor,
-    probe: MicroBatch,
+    wanted: Tensor | None,
+    probe: MicroBatch | None,
 ) -> Proof:
     written = examine(str(beside))
     if written.tied != folder.tied:
@@ -192,8 +198,10 @@ def check_values(folder: Path, sent: Mapping[str, tuple[tuple[int, ...], str]]) 
 
 
 def _probe_gap(
-    written: ModelFolder, dtype: str, banned_ids: Sequence[int], wanted: Tensor, probe: MicroBatch
+    written: ModelFolder, dtype: str, banned_ids: Sequence[int], wanted: Tensor | None, probe: MicroBatch | None
 ) -> tuple[float | None, str]:
+    if probe is None or wanted is None:
+        return None, "no probe could be made a prompt"
     size = {"float32": 4, "bfloat16": 2}[dtype]
     needed, free = written.numel * size, _free_memory()
     if needed > 0.8 * free:

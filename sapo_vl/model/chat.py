@@ -96,7 +96,10 @@ def load_processor(path: str, revision: str | None = None) -> Any:
             f"model.path={path!r}: its processor lacks {' and '.join(missing)}; copy preprocessor_config.json and the "
             "tokenizer files of the original model into the folder"
         )
-    if not getattr(processor, "chat_template", None) and not getattr(processor.tokenizer, "chat_template", None):
+    if not getattr(processor, "chat_template", None):
+        # Where transformers 4 wrote it; the processor looks for a file of its own.
+        processor.chat_template = getattr(processor.tokenizer, "chat_template", None)
+    if not processor.chat_template:
         raise ModelError(f"model.path={path!r}: no chat template; add chat_template.jinja of the original model")
     return processor
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -128,10 +129,10 @@ def examine(path: str, revision: str | None = None) -> ModelFolder:
         config.tie_word_embeddings = False
         config.get_text_config().tie_word_embeddings = False
     layout, alike = expert_layout(weights, shapes)
-    _compare(folder, weights, shapes, tied, layout)
-    return ModelFolder(
-        path=folder, config=config, weights=weights, shapes=shapes, layout=layout, alike=alike, tied=tied
-    )
+    ignored = [re.compile(r"rotary_emb\.inv_freq"), *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
+    known = {name: w for name, w in weights.items() if name in shapes or not any(p.search(name) for p in ignored)}
+    _compare(folder, known, shapes, tied, layout)
+    return ModelFolder(path=folder, config=config, weights=known, shapes=shapes, layout=layout, alike=alike, tied=tied)
 
 
 def weight_files(folder: Path) -> dict[str, set[str] | None]:
@@ -245,7 +246,7 @@ def open_weights(folder: ModelFolder, layout: Layout) -> dict[str, Tensor]:
     state: dict[str, Tensor] = {}
     for file in sorted({w.file for w in folder.weights.values()}):
         with safe_open(folder.path / file, framework="pt") as f:
-            for name in f.keys():  # noqa: SIM118
+            for name in sorted(set(f.keys()) & set(folder.weights)):
                 value = f.get_tensor(name)
                 value = value.transpose(1, 2) if turn and name.endswith(EXPERT_WEIGHTS) else value
                 state[name] = value.clone(memory_format=torch.contiguous_format) if layout == "runtime" else value

@@ -7,7 +7,7 @@ import json
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from sapo_vl.model.loading import ModelError
+from sapo_vl.model.folder import ModelError, weight_files
 
 SAMPLE = 4096  # bytes of every tensor that are read: training and another seed change all of it
 NOT_THE_MODEL = ("_name_or_path", "transformers_version")  # keys of config.json that say who wrote it, and where
@@ -25,7 +25,7 @@ def model_digest(path: str, revision: str | None = None) -> str:
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kept = {key: value for key, value in config.items() if key not in NOT_THE_MODEL}
     digest.update(json.dumps(kept, sort_keys=True).encode())
-    for file in sorted(folder.glob("*.safetensors")):
+    for file in (folder / name for name in sorted(weight_files(folder))):
         digest.update(f"{file.name} {file.stat().st_size}".encode())
         with file.open("rb") as data:
             for piece in _pieces(data, file):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import json
 from pathlib import Path
@@ -83,8 +84,26 @@ def test_what_is_written_is_what_was_trained(kind: Kind, seed: int, tmp_path: Pa
 def test_a_probe_has_a_picture_and_a_text(seed: int, tmp_path: Path) -> None:
     t = trained("dense", seed, tmp_path / "source")
     one, two = make_probe(t.chat), make_probe(t.chat)
+    assert one is not None and two is not None
     assert torch.equal(one.ids, two.ids) and one.has_images and len(one.targets) == 16
     assert not set(one.targets.tolist()) & set(t.chat.banned_ids)
+
+
+def test_a_probe_leaves_out_what_no_prompt_can_be_made_of(
+    seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A template that writes no pictures, and limits that nothing fits: known at the start, and no model is lost."""
+    t = trained("dense", seed, tmp_path / "source")
+    t.chat.processor = copy.copy(t.chat.processor)
+    t.chat.processor.chat_template = "{% for m in messages %}{{ m.content[-1].text }}{% endfor %}"
+    probe = make_probe(t.chat)
+    assert probe is not None and not probe.has_images and len(probe.targets) == 8
+    assert "image placeholders for 1 images" in caplog.text
+    t.chat.config = t.chat.config.model_copy(update={"max_prompt_tokens": 1})
+    assert make_probe(t.chat) is None
+    proof = save_model(t.engine, t.folder, "float32", tmp_path / "final", None)
+    assert proof.probe_gap is None and proof.probe == "no probe could be made a prompt"
+    assert proof.weights == len(t.state)
 
 
 def spoil(what: str, monkeypatch: pytest.MonkeyPatch) -> None:

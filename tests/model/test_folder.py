@@ -20,6 +20,7 @@ from transformers import AutoModelForImageTextToText
 from sapo_vl.model.convert import convert
 from sapo_vl.model.export import carried_files, save_hf_folder
 from sapo_vl.model.folder import INDEX, SINGLE, ModelError, check_layout_for_vllm, examine, read_headers, write_weights
+from sapo_vl.model.identity import model_digest
 from sapo_vl.model.loading import load_model
 
 State = dict[str, Tensor]
@@ -125,6 +126,20 @@ def test_shards_and_their_index(dense: Path) -> None:
     (dense / INDEX).write_text('{"weight_map": [1]}')
     with pytest.raises(ModelError, match="cannot be read as an index"):
         read_headers(dense)
+
+
+def test_what_transformers_leaves_alone_is_left_alone(dense: Path) -> None:
+    """Buffers that old trainers saved, and files beside the model's own that nobody reads."""
+    before = model_digest(str(dense))
+    (dense / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    (dense / "adapter_model.safetensors").write_bytes(b"")
+    assert model_digest(str(dense)) == before
+    write(dense, lambda s: s | {"model.language_model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    folder = examine(str(dense))
+    assert folder.weights.keys() | {"lm_head.weight"} == folder.shapes.keys()
+    load_model(MODEL.model_copy(update={"path": str(dense)}), folder)
+    convert(str(dense), dense.parent / "out")
+    assert load_file(dense.parent / "out" / SINGLE).keys() == folder.weights.keys()
 
 
 def test_quantised_weights_are_refused(dense: Path) -> None:

@@ -251,5 +251,18 @@ def test_a_folder_without_a_chat_template_is_named(seed: int, tmp_path: Path) ->
         load_processor(str(tmp_path / "m"))
 
 
+def test_a_chat_template_in_the_tokenizers_config_is_enough(seed: int, tmp_path: Path) -> None:
+    """Where transformers 4 wrote it."""
+    save_hf_folder(make_model("dense", seed), processor(), tmp_path / "m")
+    (file,) = (tmp_path / "m").glob("chat_template*")
+    config = tmp_path / "m" / "tokenizer_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"chat_template": file.read_text()}))
+    file.unlink()
+    settings = MODEL.model_copy(update={"path": str(tmp_path / "m")})
+    case = make_case("dense", seed, SPECS)
+    problem = case.groups[0].prompt.problem
+    assert Chat.load(load_model(settings), settings).prompt(problem).ids.tolist() == case.groups[0].prompt.ids.tolist()
+
+
 def test_worst_error_by_hand() -> None:
     assert worst_error({"a": torch.ones(2)}, {"a": torch.zeros(2)})[0] == pytest.approx(2**0.5)
