@@ -142,6 +142,12 @@ def test_what_transformers_leaves_alone_is_left_alone(dense: Path) -> None:
     assert load_file(dense.parent / "out" / SINGLE).keys() == folder.weights.keys()
 
 
+def test_adapters_on_top_are_refused(dense: Path) -> None:
+    (dense / "adapter_config.json").write_text('{"peft_type": "LORA"}')
+    with pytest.raises(ModelError, match=r"has an adapter_config\.json"):
+        examine(str(dense))
+
+
 def test_quantised_weights_are_refused(dense: Path) -> None:
     edit(dense / "config.json", lambda c: c.update(quantization_config={"quant_method": "fp8"}))
     with pytest.raises(ModelError, match=r"quantised weights \(fp8\)"):
