@@ -115,8 +115,8 @@ def examine(path: str, revision: str | None = None) -> ModelFolder:
     folder = local_folder(path, revision)
     if (folder / "adapter_config.json").exists():
         raise ModelError(
-            f"{folder} has an adapter_config.json, and transformers would lay those adapters over the weights; merge them "
-            "into the weights, or delete the file if they are merged already"
+            f"{folder} has an adapter_config.json, and transformers would lay those adapters over the weights; merge "
+            "them into the weights, or delete the file if they are merged already"
         )
     weights = read_headers(folder)
     _fuse_hint(folder, weights)
