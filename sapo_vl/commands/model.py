@@ -42,6 +42,7 @@ def _init_tiny(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
     from sapo_vl.model.convert import convert
 
+    check_folder(args.out, new=True)
     counts = convert(args.folder, args.out)
     print(
         f"wrote {args.out}: {counts['weights']} weights, {counts['turned']} expert weights turned, {counts['joined']} "

@@ -126,10 +126,32 @@ def check_tokenizer(processor: Any, folder: ModelFolder) -> None:
             f"{folder.path}: the processor writes {image_token!r} for a picture, which is not the tokenizer's token of "
             f"image_token_id={config.image_token_id}; use the files of one model"
         )
+    _check_template(processor, folder)
     if len(tokenizer) > rows:
         raise ModelError(
             f"{folder.path}: the tokenizer has {len(tokenizer)} tokens and the embedding {rows} rows; use the files of "
             "one model"
+        )
+
+
+def _check_template(processor: Any, folder: ModelFolder) -> None:
+    """ModelError if the chat template cannot write a simple question; a warning if it writes no pictures."""
+    text = {"type": "text", "text": "What is this?"}
+    written = {}
+    for name, content in (("a text", [text]), ("a picture", [{"type": "image"}, text])):
+        turn = [{"role": "user", "content": content}]
+        try:
+            written[name] = processor.apply_chat_template(turn, tokenize=False, add_generation_prompt=True)
+        except _LIBRARY_ERRORS as error:
+            raise ModelError(
+                f"{folder.path}: its chat template cannot write a turn with {name} ({type(error).__name__}: {error}); "
+                "copy the chat template of the original model"
+            ) from error
+    if written["a picture"].count(processor.image_token) != 1:
+        log.warning(
+            "%s: its chat template writes no %s for a picture; problems with pictures will be bad rows",
+            folder.path,
+            processor.image_token,
         )
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 import torch
 from safetensors import safe_open
 from torch import Tensor
+from transformers import PreTrainedConfig
 
-from sapo_vl.model.export import CARRIED, put_in_place
+from sapo_vl.model.export import is_carried, put_in_place
 from sapo_vl.model.folder import (
     EXPERT_WEIGHTS,
-    INDEX,
     ModelError,
     StoredWeight,
     examine,
@@ -39,7 +39,7 @@ def convert(path: str, out: Path, revision: str | None = None) -> dict[str, int]
     """
     if out.exists():
         raise ModelError(f"{out} exists already; choose another folder or delete this one")
-    read_config(path, revision)
+    config = read_config(path, revision)
     folder = local_folder(path, revision)
     weights = read_headers(folder)
     counts = {"weights": 0, "turned": 0, "joined": 0}
@@ -49,10 +49,10 @@ def convert(path: str, out: Path, revision: str | None = None) -> dict[str, int]
     beside.mkdir()
     try:
         for file in sorted(folder.iterdir()):
-            if file.is_file() and file.suffix in CARRIED and file.name != INDEX and not file.name.startswith("."):
+            if is_carried(file):
                 shutil.copyfile(file, beside / file.name)
         joined = any(map(_ONE_EXPERT.fullmatch, weights))
-        stream = _joined(folder, weights, counts) if joined else _turned(path, revision, counts)
+        stream = _joined(folder, config, weights, counts) if joined else _turned(path, revision, counts)
         write_weights(_counted(stream, counts), beside)
         if examine(str(beside)).layout == "runtime":
             raise AssertionError("the converted folder is not in the hub's layout")
@@ -77,17 +77,20 @@ def _turned(path: str, revision: str | None, counts: dict[str, int]) -> Iterator
         yield name, value
 
 
-def _joined(folder: Path, weights: Mapping[str, StoredWeight], counts: dict[str, int]) -> Iterator[tuple[str, Tensor]]:
+def _joined(
+    folder: Path, config: PreTrainedConfig, weights: Mapping[str, StoredWeight], counts: dict[str, int]
+) -> Iterator[tuple[str, Tensor]]:
     """[I, H] gate and up and [H, I] down of each expert -> [E, H, 2I] and [E, I, H], as the hub has them."""
     experts: dict[str, int] = {}
     for name in weights:
         if match := _ONE_EXPERT.fullmatch(name):
             experts[match["stem"]] = max(experts.get(match["stem"], 0), int(match["expert"]) + 1)
     yield from _read(folder, {n: w for n, w in weights.items() if not _ONE_EXPERT.fullmatch(n)})
-    for stem, count in sorted(experts.items()):
+    for stem, found in sorted(experts.items()):
+        count = max(found, config.get_text_config().num_experts)
         parts = {p: [f"{stem}.{i}.{p}.weight" for i in range(count)] for p in ("gate_proj", "up_proj", "down_proj")}
         if missing := [name for names in parts.values() for name in names if name not in weights]:
-            raise ModelError(f"{folder} has {count} experts at {stem} and lacks {missing[0]}; get it again")
+            raise ModelError(f"{folder} lacks {missing[0]} (of {count} experts); get it again")
         tensors = {part: torch.stack([_one(folder, weights, name) for name in names]) for part, names in parts.items()}
         counts["joined"] += 3 * count
         yield f"{stem}.gate_up_proj", torch.cat([tensors["gate_proj"], tensors["up_proj"]], dim=1).transpose(1, 2)

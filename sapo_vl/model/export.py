@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
-from sapo_vl.model.folder import CONFIG, GENERATION, HEAD, INDEX, Layout, ModelError, ModelFolder, hub_layout
+from sapo_vl.model.folder import CONFIG, GENERATION, HEAD, Layout, ModelError, ModelFolder, hub_layout
 
 # What a model folder holds beside weights: configs, tokenizer, processor, chat template. Never code.
 CARRIED = (".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -31,17 +31,19 @@ def export_layout(folder: ModelFolder) -> Layout:
     return folder.layout if folder.alike else "hub"
 
 
+def is_carried(path: Path) -> bool:
+    """Whether a file of a model folder goes into one that is written from it."""
+    hidden, index = path.name.startswith("."), path.name.endswith(".index.json")
+    return path.is_file() and path.suffix in CARRIED and not hidden and not index
+
+
 def carried_files(folder: ModelFolder, dtype: str) -> tuple[dict[str, bytes], list[str]]:
     """(name -> content of everything in the folder of a model trained from `folder` but its weights, repairs in words).
 
     The files are those of `folder`, so that whatever read it reads the result; the config says the dtype ("float32",
     "bfloat16") and whether the head is tied. Raises ModelError if transformers could not load or save one of them.
     """
-    files = {
-        path.name: path.read_bytes()
-        for path in sorted(folder.path.iterdir())
-        if path.is_file() and path.suffix in CARRIED and path.name != INDEX and not path.name.startswith(".")
-    }
+    files = {path.name: path.read_bytes() for path in sorted(folder.path.iterdir()) if is_carried(path)}
     raw = json.loads(files[CONFIG])
     for part in (raw, raw.get("text_config") or {}, raw.get("vision_config") or {}):
         for key in ("dtype", "torch_dtype"):

@@ -33,6 +33,8 @@ SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 HEAD, EMBEDDING = "lm_head.weight", "model.language_model.embed_tokens.weight"
 # Runtime: gate_up_proj [E, 2I, H] and down_proj [E, H, I]. Hub folders: [E, H, 2I] and [E, I, H].
 EXPERT_WEIGHTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
+# Buffers that older versions saved; every version computes them anew.
+IGNORED = re.compile(r"rotary_(pos_)?emb\.inv_freq$")
 SHARD_BYTES = 512 * 2**20
 NAMES_SHOWN = 4
 
@@ -134,7 +136,7 @@ def examine(path: str, revision: str | None = None) -> ModelFolder:
         config.tie_word_embeddings = False
         config.get_text_config().tie_word_embeddings = False
     layout, alike = expert_layout(weights, shapes)
-    ignored = [re.compile(r"rotary_emb\.inv_freq"), *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
+    ignored = [IGNORED, *map(re.compile, model._keys_to_ignore_on_load_unexpected or ())]
     known = {name: w for name, w in weights.items() if name in shapes or not any(p.search(name) for p in ignored)}
     _compare(folder, known, shapes, tied, layout)
     return ModelFolder(path=folder, config=config, weights=known, shapes=shapes, layout=layout, alike=alike, tied=tied)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from pydantic import Field
+from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from torch import nn
 from transformers import (
@@ -37,7 +38,7 @@ Part = Literal["vision", "merger", "language", "router", "embeddings", "lm_head"
 class ModelConfig(Strict):
     """Which model, in which precision, and which of its parts learn."""
 
-    path: str = ""  # a Hugging Face folder (or hub id, where a hub can be reached)
+    path: str = ""  # a Hugging Face folder (or hub id, where a hub can be reached); ~ is the home folder
     revision: str | None = None  # pin of a hub id
     tiny: Literal["", "dense", "moe"] = ""  # build this tiny model from config instead; `path` must be empty
     dtype: Literal["float32", "bfloat16"] = "float32"
@@ -48,6 +49,12 @@ class ModelConfig(Strict):
     min_pixels: int = Field(default=4 * 32 * 32, ge=1)  # images are scaled up to at least this many pixels
     max_pixels: int = Field(default=1024 * 32 * 32, ge=1)  # and down to at most this many
     max_prompt_tokens: int = Field(default=4096, ge=1)  # a longer prompt is counted and skipped, never cut
+
+    @field_validator("path")
+    @classmethod
+    def _home(cls, path: str) -> str:
+        """A shell expands ~ only where it stands bare: not in quotes, and not in YAML."""
+        return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
 def load_model(config: ModelConfig, folder: ModelFolder | None = None) -> PreTrainedModel:
@@ -78,6 +85,7 @@ def load_model(config: ModelConfig, folder: ModelFolder | None = None) -> PreTra
     model, report = loaded
     if layout is not None and (folder.path / GENERATION).exists():  # which comes with a path only
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
+    report["unexpected_keys"] = set(report["unexpected_keys"]) & set(folder.weights)  # the rest is left alone
     faults = {key: sorted(map(str, report[key])) for key in LOADING_FAULTS if report.get(key)}
     if faults:
         raise ModelError(f"transformers did not load {folder.path} as it is: {faults}")

@@ -134,7 +134,8 @@ def test_what_transformers_leaves_alone_is_left_alone(dense: Path) -> None:
     (dense / "consolidated.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
     (dense / "adapter_model.safetensors").write_bytes(b"")
     assert model_digest(str(dense)) == before
-    write(dense, lambda s: s | {"model.language_model.layers.0.self_attn.rotary_emb.inv_freq": torch.ones(8)})
+    buffers = ("model.language_model.layers.0.self_attn.rotary_emb.inv_freq", "model.visual.rotary_pos_emb.inv_freq")
+    write(dense, lambda s: s | {name: torch.ones(8) for name in buffers})
     folder = examine(str(dense))
     assert folder.weights.keys() | {"lm_head.weight"} == folder.shapes.keys()
     load_model(MODEL.model_copy(update={"path": str(dense)}), folder)
@@ -274,11 +275,17 @@ def test_convert_writes_the_hubs_layout(moe: Path, tmp_path: Path, change: Chang
 
 
 def test_convert_names_a_missing_expert_and_leaves_nothing(moe: Path, tmp_path: Path) -> None:
-    gone = "model.language_model.layers.1.mlp.experts.3.up_proj.weight"
+    for expert in (3, 7):  # in the middle, and the last, which only the config tells of
+        names_a_missing_expert(moe, tmp_path, f"model.language_model.layers.1.mlp.experts.{expert}.up_proj.weight")
+
+
+def names_a_missing_expert(moe: Path, tmp_path: Path, gone: str) -> None:
+    whole = {n: t.clone() for n, t in load_file(moe / SINGLE).items()}
     write(moe, lambda s: {n: t for n, t in one_by_one(s).items() if n != gone})
     with pytest.raises(ModelError, match=re.escape(gone)):
         convert(str(moe), tmp_path / "out")
     assert [p.name for p in tmp_path.iterdir()] == ["moe"]
+    save_file(whole, moe / SINGLE, metadata={"format": "pt"})
 
 
 @pytest.mark.slow

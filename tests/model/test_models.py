@@ -32,9 +32,9 @@ from safetensors import safe_open
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
 
-from sapo_vl.model.chat import Chat, load_processor
+from sapo_vl.model.chat import Chat, check_tokenizer, load_processor
 from sapo_vl.model.export import check_expert_shapes, save_hf_folder
-from sapo_vl.model.folder import hub_layout, read_config
+from sapo_vl.model.folder import examine, hub_layout, read_config
 from sapo_vl.model.loading import (
     ModelConfig,
     ModelError,
@@ -262,6 +262,34 @@ def test_a_chat_template_in_the_tokenizers_config_is_enough(seed: int, tmp_path:
     case = make_case("dense", seed, SPECS)
     problem = case.groups[0].prompt.problem
     assert Chat.load(load_model(settings), settings).prompt(problem).ids.tolist() == case.groups[0].prompt.ids.tolist()
+
+
+@pytest.mark.parametrize(
+    ("template", "message"),
+    [
+        ("{{ messages[0].content + 1 }}", "cannot write a turn with a text"),
+        ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
+        ("{% for m in messages %}", "cannot write a turn"),
+        ("{{ messages[0].content[-1].text }}", ""),
+    ],
+)
+def test_a_template_is_tried_before_the_start(
+    template: str, message: str, seed: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_hf_folder(make_model("dense", seed), processor(), tmp_path / "m")
+    (file,) = (tmp_path / "m").glob("chat_template*")
+    file.write_text(template)
+    folder, found = examine(str(tmp_path / "m")), load_processor(str(tmp_path / "m"))
+    if message:
+        with pytest.raises(ModelError, match=message):
+            check_tokenizer(found, folder)
+    else:
+        check_tokenizer(found, folder)
+        assert "writes no <|image_pad|> for a picture" in caplog.text
+
+
+def test_the_home_folder_may_be_written_short() -> None:
+    assert ModelConfig(path="~/m").path == str(Path.home() / "m") and ModelConfig(path="a/~b").path == "a/~b"
 
 
 def test_worst_error_by_hand() -> None:
