@@ -37,7 +37,7 @@ sapo-vl recipe check "$out/mixture"
 
 echo '== local copies of benchmarks, in the columns of the real ones'
 names=(aime25 chartqa countbench mathvista mmmu realworldqa)
-PYTHONPATH=$root/tests python - "$out" "${names[@]}" <<'PYTHON'
+PYTHONPATH=$root/tests/support python - "$out" "${names[@]}" <<'PYTHON'
 import sys
 from pathlib import Path
 

@@ -6,15 +6,11 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
+import transformers
 from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from torch import nn
-from transformers import (
-    GenerationConfig,
-    PreTrainedModel,
-    Qwen3VLForConditionalGeneration,
-    Qwen3VLMoeForConditionalGeneration,
-)
+from transformers import GenerationConfig, PreTrainedModel
 from transformers.integrations import is_deepspeed_zero3_enabled
 
 from sapo_vl.model.folder import GENERATION, Layout, ModelError, ModelFolder, examine, is_moe, open_weights
@@ -22,10 +18,8 @@ from sapo_vl.model.lora import LoraConfig, add_lora
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
 from sapo_vl.strict import Strict
 
-CLASSES: dict[str, type[Any]] = {
-    "qwen3_vl": Qwen3VLForConditionalGeneration,
-    "qwen3_vl_moe": Qwen3VLMoeForConditionalGeneration,
-}
+# By name: a config is read without the code of the models.
+CLASSES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
 # Of transformers' loading report: any of these means a weight that is not the folder's.
 LOADING_FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
 # One MoE layer picks its experts by data, so ZeRO-3 must gather it as a whole on every rank.
@@ -72,7 +66,7 @@ def load_model(config: ModelConfig, folder: ModelFolder | None = None) -> PreTra
     if layout is not None:
         extra["state_dict"] = open_weights(folder, layout)
     try:
-        loaded: Any = CLASSES[folder.config.model_type].from_pretrained(
+        loaded: Any = getattr(transformers, CLASSES[folder.config.model_type]).from_pretrained(
             folder.path if layout is None else None,
             config=folder.config,
             dtype=DTYPES[config.dtype],
