@@ -1,7 +1,7 @@
 """The contract of vLLM 0.32: everything of it that is called, and how it behaves.
 
 Another version gets a file of its own beside this one and a row in contract.CONTRACTS, after the tests of
-tests/test_vllm.py and `sapo-vl doctor` passed with it.
+tests/rollout/test_vllm.py and `sapo-vl doctor` passed with it.
 """
 
 from __future__ import annotations
