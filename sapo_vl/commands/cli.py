@@ -52,6 +52,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.data.sampler import QuotaError
     from sapo_vl.evaluation.errors import EvaluationError
     from sapo_vl.learning.checkpoint import CheckpointError
+    from sapo_vl.learning.final import ExportError
     from sapo_vl.learning.nonfinite import NonFiniteUpdate
     from sapo_vl.learning.weights import ManifestError
     from sapo_vl.model.chat import PromptError
@@ -69,7 +70,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
 
     return (
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
-        ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed,
+        ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed, ExportError,
         WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
         ServeError, ServersUnusable, EvaluationError,
     )  # fmt: skip
