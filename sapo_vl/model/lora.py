@@ -142,7 +142,7 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> Any:
     import peft
 
     targets = find_targets(model, config)
-    adapted: Any = peft.get_peft_model(
+    return peft.get_peft_model(
         model,  # type: ignore[arg-type]
         peft.LoraConfig(
             r=config.rank,
@@ -155,13 +155,6 @@ def add_lora(model: PreTrainedModel, config: LoraConfig) -> Any:
         # In the type of the weights, as DeepSpeed keeps them below ZeRO-3 too; its optimizer holds them in fp32.
         autocast_adapter_dtype=False,
     )
-    # New adapters change nothing: B is 0 whatever became of peft's own start, which goes through functions that
-    # transformers replaces while it loads a model.
-    with torch.no_grad():
-        for name, p in adapted.named_parameters():
-            if ".lora_B." in name:
-                p.zero_()
-    return adapted
 
 
 def adapters(model: nn.Module) -> dict[str, Adapter]:
