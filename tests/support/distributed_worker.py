@@ -41,8 +41,6 @@ from sapo_vl.types import RolloutGroup
 
 LORA = LoraConfig(rank=4, target_modules=("q_proj", "o_proj"))
 LORA_EXPERTS = LoraConfig(rank=3, alpha=5)  # the default targets
-# B = 0 at the start would leave A without a gradient, and the sampled law without adapters.
-peft.LoraConfig = functools.partial(peft.LoraConfig, init_lora_weights=False)  # type: ignore[misc]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -266,6 +264,9 @@ def save(world: World, tensors: dict[str, Tensor], path: Path) -> None:
 def run(check: Callable[..., dict[str, Any]], variants: Iterable[str]) -> None:
     """`check(variant, name, folder, seed, world)` for each variant; what it returns goes to a JSON file per rank."""
     folder, seed = Path(sys.argv[1]), int(sys.argv[2])
+    # B = 0 at the start would leave A without a gradient, and the sampled law without adapters. Here, in a process of
+    # its own, and not on import: tests take names from this file.
+    peft.LoraConfig = functools.partial(peft.LoraConfig, init_lora_weights=False)  # type: ignore[misc]
     world = init_world()
     setup_logging(world)
     torch.set_num_threads(1)
