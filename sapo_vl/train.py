@@ -22,7 +22,7 @@ from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
 from sapo_vl.learning.diagnostics import UpdateStats, rollout_stats
 from sapo_vl.learning.engine import UpdateResult
-from sapo_vl.learning.final import make_probe, proof_values, save_model
+from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
@@ -71,7 +71,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
     rollout_log = RolloutLog(out / "rollouts", config.log.save_images)
 
-    step, accuracy_before = _resume(config, out, session, feed, run_log)
+    first, accuracy_before = _resume(config, out, session, feed, run_log)
+    step = first
     progress = Progress(config.steps, enabled=world.is_main, start_step=step)
     timer = PhaseTimer(on_phase=progress.phase)
     gate = _parity_gate(config, session, problems)
@@ -122,14 +123,20 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
-        if step == config.steps or (config.checkpoint.every and step % config.checkpoint.every == 0):
+        if config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps:
             with timer("checkpoint"):
-                state = {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
-                save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
+                _save(config, out, session, source, step, accuracy_before)
 
     source.close()
     with timer("export"):
-        proof = save_model(session.engine, session.folder, config.model.dtype, out / "final", probe)
+        try:
+            proof = save_model(session.engine, session.folder, config.model.dtype, out / "final", probe)
+        except ExportError:  # on all ranks; what was learned is kept all the same
+            _save(config, out, session, source, step, accuracy_before)
+            raise
+    if step > first:
+        with timer("checkpoint"):  # behind the model, which takes a fraction of the room
+            _save(config, out, session, source, step, accuracy_before)
     with timer("eval"):
         accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()
@@ -268,6 +275,19 @@ def _resume(
         run_log.truncate_from(state["step"], phases=("eval",))
         log.warning("it is of step %d and steps=%d: only the last evaluation is left", state["step"], config.steps)
     return state["step"], state["accuracy_before"]
+
+
+def _save(
+    config: RunConfig,
+    out: Path,
+    session: Session,
+    source: RolloutSource,
+    step: int,
+    accuracy_before: dict[str, Any] | None,
+) -> None:
+    """A checkpoint after `step` steps."""
+    state = {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
+    save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
 
 
 def _update_values(updates: Sequence[tuple[UpdateResult | None, dict[str, Any]]]) -> dict[str, Any]:

@@ -334,6 +334,20 @@ def test_a_finished_run_is_evaluated_again_and_other_rows_are_refused(inputs, tm
     assert lines("train") == steps
 
 
+@pytest.mark.slow
+def test_a_checkpoint_that_cannot_be_saved_does_not_cost_the_model(inputs, tmp_path):
+    """A file has the name of its folder: the last checkpoint fails, and the trained model is there."""
+    out = tmp_path / "run"
+    out.mkdir()
+    (out / "checkpoints").write_text("in the way")
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "1")
+    paths = (f"model.path={inputs / 'model'}", f"data.path={inputs / 'data'}", "steps=1")
+    done = run_python(*launcher, "-m", "sapo_vl", "train", "--out", out, *SETTINGS, *paths, check=False)
+    assert done.returncode != 0 and "checkpoints" in done.stdout
+    wanted = load_file(inputs / "model" / "model.safetensors")
+    assert load_file(out / "final" / "model.safetensors").keys() == wanted.keys()
+
+
 # --- room on the disk -----------------------------------------------------------------------------
 
 

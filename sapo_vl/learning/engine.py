@@ -9,7 +9,7 @@ from typing import Any
 
 import deepspeed
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sapo_vl.distributed import World
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config, lr_factor, tag_for_muon
@@ -182,18 +182,3 @@ def gathered(parameters: Sequence[Any], stage: int) -> Iterator[None]:
         return
     with deepspeed.zero.GatheredParameters(list(parameters)):
         yield
-
-
-def full_state_dict(engine: PolicyEngine) -> dict[str, Tensor]:
-    """The Hugging Face model's state dict, whole and on the CPU, on the main rank; {} on the others.
-
-    Under ZeRO-3 parameters are gathered one at a time: the extra memory on an accelerator is one parameter.
-    """
-    model = engine.module.hf
-    state: dict[str, Tensor] = {}
-    for name, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
-        with gathered([p], engine.zero.stage if isinstance(p, nn.Parameter) else 0):
-            if engine.world.is_main:
-                state[name] = p.detach().to("cpu", copy=True)
-    persistent = set(model.state_dict().keys())
-    return {k: v for k, v in state.items() if k in persistent}

@@ -88,7 +88,7 @@ def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path,
         pass
     fault, proof = world.gather((fault, proof))[0]
     if fault:
-        kept = _keep_unproved(beside, out) if world.is_main else ""
+        kept = world.gather(_keep_unproved(beside, out) if world.is_main else "")[0]
         raise ExportError(f"{out} was not written: {fault}{kept}")
     if world.is_main:
         put_in_place(beside, out)

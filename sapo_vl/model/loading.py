@@ -42,7 +42,9 @@ class ModelConfig(Strict):
     experts_implementation: Literal["eager", "grouped_mm"] = "eager"  # of the MoE layers; grouped_mm on GPUs
     min_pixels: int = Field(default=4 * 32 * 32, ge=1)  # images are scaled up to at least this many pixels
     max_pixels: int = Field(default=1024 * 32 * 32, ge=1)  # and down to at most this many
-    max_prompt_tokens: int = Field(default=4096, ge=1)  # a longer prompt is counted and skipped, never cut
+    max_prompt_tokens: int = Field(default=4096, ge=1)
+    """A longer prompt is counted and skipped, never cut. Where it is not set and the model has fewer positions than it
+    and the longest response need, it is lowered to what that leaves (config.yaml has the value)."""
 
     @field_validator("path")
     @classmethod

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 import torch
+from helpers_launch import run_ranks
 from helpers_models import MODEL, Kind, make_model, processor
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
@@ -156,6 +157,22 @@ def test_a_folder_that_is_not_the_model_does_not_get_its_name(
     assert (tmp_path / "final" / "older").exists(), "the older model stays"
     assert str(tmp_path / "final_unproved") in str(raised.value) and (tmp_path / "final_unproved").is_dir()
     assert sorted(p.name for p in tmp_path.iterdir()) == ["final", "final_unproved", "source"]
+
+
+@pytest.mark.slow
+def test_sharded_ranks_write_one_model_and_fail_together(seed: int, tmp_path: Path) -> None:
+    """ZeRO-3 on two ranks: the others gather along while one writes, also when its disk fills up midway."""
+    save_hf_folder(make_model("moe", seed), processor(), tmp_path / "source")
+    (tmp_path / "out").mkdir()
+    run_ranks(2, "final_worker.py", tmp_path / "source", tmp_path / "out")
+    one, two = (json.loads((tmp_path / "out" / f"rank{r}.json").read_text()) for r in (0, 1))
+    assert one == two and one["proof"]["probe_gap"] < 1e-5 and "No space left on device" in one["refused"]
+    before = load_file(tmp_path / "source" / "model.safetensors")
+    after = load_file(tmp_path / "out" / "final" / "model.safetensors")
+    assert after.keys() == before.keys()
+    assert all(torch.equal(after[name], before[name] + 0.25) for name in before)
+    names = sorted(p.name for p in (tmp_path / "out").iterdir())
+    assert names == ["final", "rank0.json", "rank1.json", "second_unproved"]
 
 
 def test_a_model_too_large_for_a_second_copy_says_so(

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.learning.diagnostics import UpdateStats
-from sapo_vl.learning.engine import Objective, ObjectiveFn, PolicyEngine, full_state_dict
+from sapo_vl.learning.engine import Objective, ObjectiveFn, PolicyEngine, gathered
 from sapo_vl.learning.objectives import global_denominators, policy_objective
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.learning.weights import hub_weights, manifest
@@ -259,6 +259,21 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
 def save(world: World, tensors: dict[str, Tensor], path: Path) -> None:
     if world.is_main:
         save_file({k: v.contiguous().clone() for k, v in tensors.items()}, path)
+
+
+def full_state_dict(engine: PolicyEngine) -> dict[str, Tensor]:
+    """The Hugging Face model's state dict, whole and on the CPU, on the main rank; {} on the others.
+
+    Under ZeRO-3 parameters are gathered one at a time: the extra memory on an accelerator is one parameter.
+    """
+    model = engine.module.hf
+    state: dict[str, Tensor] = {}
+    for name, p in [*model.named_parameters(remove_duplicate=False), *model.named_buffers()]:
+        with gathered([p], engine.zero.stage if isinstance(p, torch.nn.Parameter) else 0):
+            if engine.world.is_main:
+                state[name] = p.detach().to("cpu", copy=True)
+    persistent = set(model.state_dict().keys())
+    return {k: v for k, v in state.items() if k in persistent}
 
 
 def run(check: Callable[..., dict[str, Any]], variants: Iterable[str]) -> None:
