@@ -21,12 +21,13 @@ from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_v
 from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
 from sapo_vl.learning.diagnostics import UpdateStats, rollout_stats
-from sapo_vl.learning.engine import UpdateResult
+from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
 from sapo_vl.learning.reference import load_reference
+from sapo_vl.learning.replay import FlipStats
 from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
 from sapo_vl.record.progress import PhaseTimer, Progress
 from sapo_vl.record.rollout_log import RolloutLog
@@ -62,6 +63,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         total_updates=config.steps * config.batch.mini_batches,
         seed=config.seed,
         out=out,
+        replay=config.replay,
     )
     probe = make_probe(session.chat)
     reference = None
@@ -174,7 +176,8 @@ class MiniBatch:
 def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
     """Deals the groups into mini-batches, drops what has no advantage, packs the rest.
 
-    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update.
+    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update; and with replay=r2
+    the experts that it goes through. With replay=r3 that pass and the updates go through those of the rollouts.
     """
     chat, batch = session.chat, config.batch
     # Not a response of the batch: an engine that failed may have given none.
@@ -184,14 +187,22 @@ def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[Roll
     for dealt in split_mini_batches(groups, batch.mini_batches):
         kept = [g for g in map(trainable, dealt) if g is not None]
         micro = make_micro_batches(kept, chat, batch.tokens_per_micro_batch, batch.shared_prefix) if kept else []
-        if config.rollout.old_logprobs == "trainer":
-            taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature)
-            micro = [
-                dataclasses.replace(mb, old_logprobs=old.float().cpu())
-                for mb, (old, _) in zip(micro, taken, strict=True)
-            ]
+        if config.replay == "r3":
+            micro = [dataclasses.replace(mb, replay=True) for mb in micro]
+        if config.rollout.old_logprobs == "trainer" or config.replay == "r2":
+            taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature, record_routes=True)
+            micro = [_with_old_policy(config, mb, old) for mb, old in zip(micro, taken, strict=True)]
         out.append(MiniBatch(micro_batches=micro, filler=spare_batch))
     return out
+
+
+def _with_old_policy(config: RunConfig, mb: MicroBatch, old: TokenLogprobs) -> MicroBatch:
+    """The micro-batch with what the pass of the old policy gave for it."""
+    if config.rollout.old_logprobs == "trainer":
+        mb = dataclasses.replace(mb, old_logprobs=old.logprobs.float().cpu())
+    if old.routes is not None:
+        mb = dataclasses.replace(mb, old_routes=old.routes.cpu(), replay=config.replay != "none")
+    return mb
 
 
 def _mismatch(config: RunConfig, stats: MismatchStats, update: int) -> Mismatch:
@@ -215,11 +226,11 @@ def _update(
     denominators = global_denominators(batch.micro_batches, world, config.loss.token_sum_constant)
     if denominators.num_sequences == 0:
         return None, {}
-    stats = UpdateStats()
+    stats, flips = UpdateStats(), FlipStats(engine.module.routes)
     objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
-    result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature)
+    result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature, flips.add)
     watch_update(engine, result, batch.micro_batches, out, step)
-    return result, stats.reduce(world)
+    return result, stats.reduce(world) | flips.reduce(world)
 
 
 def _sampling(config: RunConfig, step: int) -> SamplingParams:
@@ -231,6 +242,8 @@ def _sampling(config: RunConfig, step: int) -> SamplingParams:
         top_p=r.top_p,
         top_k=r.top_k,
         seed=config.seed * 1_000_003 + step,
+        # To replay, or to count flips where no pass of the trainer records them. Only a MoE model has any.
+        routes=config.replay == "r3" or (config.replay == "none" and config.rollout.old_logprobs == "rollout"),
     )
 
 

@@ -88,6 +88,7 @@ class SamplingParams:
     top_k: int = 0
     presence_penalty: float = 0.0  # taken off the logit of every token that the response has already; evaluation only
     seed: int = 0
+    routes: bool = False  # return the experts that the tokens went through, where model and engine can
 
 
 class RolloutEngine(Protocol):
