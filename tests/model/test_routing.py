@@ -22,6 +22,7 @@ from helpers_models import (
     naive,
     router_margin,
     weighted_sum,
+    with_random_routes,
 )
 from torch import Tensor, nn
 
@@ -46,26 +47,12 @@ def routed_case(seed: int, config: ModelConfig = MODEL) -> Case:
     return case
 
 
-def with_random_routes(case: Case, groups: list[RolloutGroup]) -> list[RolloutGroup]:
-    """Distinct random experts for every token and layer: almost none is what the routers would choose."""
-    spec = spec_of(case.policy)
-
-    def routes(rows: int) -> np.ndarray:
-        order = case.rng.random((rows, len(spec.layers), spec.experts)).argsort(axis=-1)
-        return order[..., : spec.top_k].astype(spec.dtype)
-
-    return [
-        dataclasses.replace(
-            g,
-            prompt_routes=routes(len(g.prompt.ids)),
-            rollouts=tuple(dataclasses.replace(r, routes=routes(len(r.response_ids) - 1)) for r in g.rollouts),
-        )
-        for g in groups
-    ]
-
-
 def largest_gap(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
+
+
+def random_routes(case: Case) -> list[RolloutGroup]:
+    return with_random_routes(case.rng, spec_of(case.policy), case.groups)
 
 
 def spec_of(policy: PolicyModule) -> RouteSpec:
@@ -133,7 +120,7 @@ def test_replay_is_the_mixture_by_hand(seed: int, layout: Any, experts: str) -> 
     """Log-probs and every gradient, the router's too, with experts that the routers would not choose."""
     case = routed_case(seed)
     base_model(case.policy.hf).set_experts_implementation(experts)
-    groups = with_random_routes(case, case.groups)
+    groups = random_routes(case)
     batch = layout(case.chat, groups)
     assert batch.old_routes is not None
     loss = weighted_sum(case.rng, groups)
@@ -158,7 +145,7 @@ def test_replay_is_the_mixture_by_hand(seed: int, layout: Any, experts: str) -> 
 
 def test_both_layouts_replay_the_same_routes(seed: int) -> None:
     case = routed_case(seed)
-    groups = with_random_routes(case, case.groups)
+    groups = random_routes(case)
     loss = weighted_sum(case.rng, groups)
     results = [replay_gradients(case, layout(case.chat, groups), loss)[1] for layout in (flat, naive)]
     assert_same(*results)
@@ -171,7 +158,7 @@ def test_recomputation_reads_the_same_rows(seed: int, experts: str) -> None:
     plain, checkpointed = routed_case(seed), routed_case(seed, config)
     for case in (plain, checkpointed):
         base_model(case.policy.hf).set_experts_implementation(experts)
-    groups = with_random_routes(plain, plain.groups)
+    groups = random_routes(plain)
     first, second = (flat(plain.chat, part) for part in (groups[:2], groups[2:]))
     loss = weighted_sum(plain.rng, groups)
     expected = gradients_of_both(plain.policy.train(), [first, second], loss)
@@ -194,7 +181,7 @@ def test_a_pass_without_a_tape_is_free(seed: int) -> None:
     """As that of the frozen reference: the micro-batch has routes and must go its own way."""
     case = routed_case(seed)
     plain, _ = case.policy(flat(case.chat, case.groups))
-    batch = dataclasses.replace(flat(case.chat, with_random_routes(case, case.groups)), replay=True)
+    batch = dataclasses.replace(flat(case.chat, random_routes(case)), replay=True)
     assert torch.equal(case.policy(batch)[0], plain)
 
 
@@ -206,7 +193,7 @@ def test_adapters_replay_under_checkpointing(seed: int) -> None:
         policy, chat = make_policy("moe", seed, ModelConfig(**(config | {"gradient_checkpointing": checkpointing})))
         policy.routes = attach_routing(base_model(policy.hf))
         case = Case(policy.train(), chat, make_case("moe", seed).groups, np.random.default_rng(seed))
-        groups = with_random_routes(case, case.groups)
+        groups = random_routes(case)
         found.append(replay_gradients(case, flat(chat, groups), weighted_sum(case.rng, groups))[1])
     assert any(float(g.norm()) > 0 for n, g in found[0].items() if "experts" in n)
     assert_same(*found)
@@ -214,7 +201,7 @@ def test_adapters_replay_under_checkpointing(seed: int) -> None:
 
 def test_a_frozen_router_replays(seed: int) -> None:
     case = routed_case(seed, MODEL.model_copy(update={"freeze": ("router",)}))
-    groups = with_random_routes(case, case.groups)
+    groups = random_routes(case)
     batch = flat(case.chat, groups)
     assert batch.old_routes is not None
     loss = weighted_sum(case.rng, groups)
@@ -280,7 +267,7 @@ def test_equal_ids_and_other_pictures_share_no_rows(seed: int) -> None:
 def test_the_last_row_of_a_response_touches_nothing(seed: int) -> None:
     """It has no record; whatever stands in for it, every log-prob and gradient is the same."""
     case = routed_case(seed)
-    groups = with_random_routes(case, case.groups)
+    groups = random_routes(case)
     batch = flat(case.chat, groups)
     assert batch.old_routes is not None
     ends = np.cumsum([n for g in groups for n in (len(g.prompt.ids), *(len(r.response_ids) for r in g.rollouts))]) - 1
@@ -325,7 +312,7 @@ def test_more_than_256_experts_keep_their_ids(seed: int) -> None:
 
 def test_rows_must_cover_the_row(seed: int) -> None:
     case = routed_case(seed)
-    batch = flat(case.chat, with_random_routes(case, case.groups))
+    batch = flat(case.chat, random_routes(case))
     assert batch.old_routes is not None
     with pytest.raises(RouteError, match=f"routes of {len(batch.old_routes) - 1} tokens for a row of"):
         case.policy(batch, tape=RouteTape(spec_of(case.policy), batch.old_routes[:-1]))
