@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapo_vl.config import ConfigError, RunConfig, load_config, save_config
+from sapo_vl.losses.sapo import SapoConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -55,7 +56,8 @@ def test_a_shipped_config_is_read_and_survives_being_saved(path, tmp_path):
 def test_the_gpu_configs_train_as_the_paper_says(path):
     config = load_config(path)
     assert config.loss.name == "sapo" and config.loss.reduction == "sequence_mean"
-    assert config.loss.loss_params().model_dump() == {"tau_pos": 1.0, "tau_neg": 1.05}
+    assert config.loss.loss_params() == SapoConfig(tau_pos=1.0, tau_neg=1.05)
+    assert SapoConfig() == SapoConfig(gate="sigmoid", sides="both", low="open", target_gate=None)
     assert config.batch.mini_batches == 2 and config.optim.lr == 1e-6
     assert config.model.dtype == "bfloat16" and config.model.gradient_checkpointing
     assert config.cold_start is None and not config.model.path and not config.data.path
