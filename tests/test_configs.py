@@ -307,6 +307,11 @@ CONTRADICTIONS = {
         ["mismatch.correction=icepop"],
         ["mismatch.correction=icepop", "rollout.old_logprobs=rollout", "rho is 1"],
     ),
+    "a gap made up for twice": (
+        ["loss.name=dppo", "mismatch.correction=icepop", "rollout.old_logprobs=trainer"],
+        ["loss.name=dppo", "mismatch.correction=icepop", "twice"],
+    ),
+    "a sum by nothing, the loss's own": (["loss.name=dr_grpo"], ["'dr_grpo'", "token_sum_constant"]),
     "a window of another correction": (
         ["mismatch.icepop=[0.2, 5]"],
         ["mismatch.icepop=[0.2, 5.0]", "mismatch.correction=none"],
@@ -345,6 +350,8 @@ def test_settings_that_cannot_both_be_meant(name):
         ["rollout.top_p=0.9", "rollout.old_logprobs=trainer"],
         ["mismatch.correction=icepop", "mismatch.icepop=[0.2, 5]", "rollout.old_logprobs=trainer"],
         ["mismatch.off_policy_delta=0.5"],  # needs no rho
+        ["mismatch.off_policy_delta=0.5", "loss.name=vespo"],
+        ["loss.name=minirl", "loss.token_sum_constant=100", "advantage.scale=none"],
         ["optim.name=muon", "zero.stage=0"],
         ["loss.reduction=token_sum", "loss.token_sum_constant=100"],
         ["zero.stage=3", "zero.offload_params=true", "zero.offload_optimizer=true"],

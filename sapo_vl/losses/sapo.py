@@ -16,13 +16,13 @@ from sapo_vl.losses.base import (
     MAX_LOG_RATIO,
     LossInput,
     LossOutput,
+    LossParams,
     attach_gradient,
     bounded_ratio,
     finish,
     masked_log_ratio,
 )
 from sapo_vl.losses.gates import GATES, Gate, GateName
-from sapo_vl.strict import Strict
 
 # How far target_gate may raise the temperatures. A response that has not moved at all (r = 1) would otherwise ask
 # for infinite ones; with 1000 a |r - 1| of rounding, 1e-6, still has a gate of 1.
@@ -30,7 +30,7 @@ MAX_RAISE = 1000.0
 RAISE_STEPS = 20  # halvings of log(MAX_RAISE): the factor is right to 7e-6
 
 
-class SapoConfig(Strict):
+class SapoConfig(LossParams):
     """Temperatures of the gate. A larger one is a narrower gate: half weight at |r - 1| = 1.763 / tau (sigmoid)."""
 
     tau_pos: float = Field(default=1.0, gt=0, allow_inf_nan=False)

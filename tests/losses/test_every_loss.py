@@ -1,12 +1,13 @@
 """What holds for every loss: each row of LOSSES with its defaults, and the settings that change a loss's shape."""
 
+import itertools
 import math
 import subprocess
 import sys
 
 import pytest
 import torch
-from helpers_losses import random_batch, run
+from helpers_losses import random_batch, random_gap, run
 
 from sapo_vl.losses import LOSSES, LossInput, LossOutput
 from sapo_vl.losses.reduce import count, reduce
@@ -20,6 +21,10 @@ VARIANTS: list[tuple[str, dict]] = [
     ("sapo", {"low": "closed", "gate": "arctan", "sides": "outward"}),
     ("sapo", {"target_gate": 0.9}),
     ("sapo", {"target_gate": 0.7, "low": "closed", "sides": "outward", "gate": "erf"}),
+    ("cispo", {"eps_low": 0.9}),
+    ("dppo", {"divergence": "kl"}),
+    ("drpo", {"eps": 0.2}),
+    ("vespo", {"c1_pos": 0.5, "c2_neg": 4.0}),
 ]
 CASES = [(name, {}) for name in LOSSES] + VARIANTS
 every_loss = pytest.mark.parametrize(("name", "params"), CASES, ids=lambda v: v if isinstance(v, str) else str(v))
@@ -41,26 +46,29 @@ def test_on_policy_every_loss_is_the_plain_policy_gradient(name, params):
 @every_loss
 def test_finite_value_and_gradient_for_any_log_ratio(name, params, dtype):
     log_ratio = torch.linspace(-200, 200, 81, dtype=dtype)[:, None]  # [81, 1]: one token a row, so GSPO sees it too
+    zeros = torch.zeros_like(log_ratio)
     for advantage in (-1.5, 0.0, 1.5):
-        output, grad = run(
-            name, log_ratio, torch.zeros_like(log_ratio), torch.full_like(log_ratio, advantage), **params
-        )
-        assert output.per_token.dtype == torch.float32 and grad.dtype == dtype
-        assert output.per_token.isfinite().all() and grad.isfinite().all()
-        assert all(metric.isfinite().all() for metric in output.metrics.values())
-        if advantage == 0:
-            assert (grad == 0).all() and (output.per_token == 0).all()
-        assert grad[0].item() == pytest.approx(0.0, abs=1e-30)  # r = 0 leaves nothing to push
+        # The engine agrees with pi_old, is far off, or recorded log-probs as low as they get.
+        for old, rollout in ((zeros, None), (zeros, log_ratio.flip(0)), (-log_ratio, -log_ratio - 200)):
+            output, grad = run(
+                name, zeros + log_ratio, old, torch.full_like(log_ratio, advantage), rollout=rollout, **params
+            )
+            assert output.per_token.dtype == torch.float32 and grad.dtype == dtype
+            assert output.per_token.isfinite().all() and grad.isfinite().all()
+            assert all(metric.isfinite().all() for metric in output.metrics.values())
+            if advantage == 0:
+                assert (grad == 0).all() and (output.per_token == 0).all()
+            if rollout is None and "eps_low" not in params:
+                assert grad[0].item() == pytest.approx(0.0, abs=1e-30)  # r = 0 leaves nothing to push
 
 
 @every_loss
 def test_the_gate_metric_is_what_the_gradient_has(name, params):
     """d loss / d log pi_theta = -A * gate * ratio, so the mean gate means one thing whatever the loss."""
-    log_ratio = torch.linspace(-12, 12, 97)[:, None]
-    for advantage in (-1.5, 1.5):
-        output, grad = run(
-            name, log_ratio, torch.zeros_like(log_ratio), torch.full_like(log_ratio, advantage), **params
-        )
+    log_ratio = torch.linspace(-12, 12, 97)[:, None]  # one token a row
+    old = torch.full_like(log_ratio, -13.0)
+    for advantage, rollout in itertools.product((-1.5, 1.5), (None, random_gap(2, old))):
+        output, grad = run(name, old + log_ratio, old, torch.full_like(old, advantage), rollout=rollout, **params)
         expected = -advantage * output.metrics["gate"].double() * output.metrics["ratio"].double()
         torch.testing.assert_close(grad.double(), expected, rtol=2e-5, atol=1e-20)
 
@@ -69,11 +77,12 @@ def test_the_gate_metric_is_what_the_gradient_has(name, params):
 @every_loss
 def test_masked_positions_change_nothing_whatever_they_hold(name, params, poison):
     logprobs, old, advantages, mask = random_batch(11, 0.2)
-    clean, clean_grad = run(name, logprobs, old, advantages, mask, **params)
-    for which in range(3):
-        data = [logprobs.clone(), old.clone(), advantages.clone()]
+    rollout = random_gap(12, old)
+    clean, clean_grad = run(name, logprobs, old, advantages, mask, rollout, **params)
+    for which in range(4):
+        data = [logprobs.clone(), old.clone(), advantages.clone(), rollout.clone()]
         data[which][~mask] = poison
-        output, grad = run(name, *data, mask, **params)
+        output, grad = run(name, *data[:3], mask, data[3], **params)
         assert torch.equal(output.per_token, clean.per_token) and torch.equal(grad, clean_grad)
         assert (output.per_token[~mask] == 0).all() and (grad[~mask] == 0).all()
         assert all((metric[~mask] == 0).all() for metric in output.metrics.values())
@@ -84,10 +93,11 @@ def test_masked_positions_change_nothing_whatever_they_hold(name, params, poison
 def test_each_response_is_taken_by_itself(name, params):
     """Neither the responses beside it nor the padding change a response: so no split of a batch matters."""
     logprobs, old, advantages, mask = random_batch(19, 0.4)
-    whole, whole_grad = run(name, logprobs, old, advantages, mask, **params)
+    rollout = random_gap(20, old)
+    whole, whole_grad = run(name, logprobs, old, advantages, mask, rollout, **params)
     for i, length in enumerate(mask.sum(1).tolist()):
         row = (slice(i, i + 1), slice(0, length))
-        alone, grad = run(name, logprobs[row], old[row], advantages[row], mask[row], **params)
+        alone, grad = run(name, logprobs[row], old[row], advantages[row], mask[row], rollout[row], **params)
         torch.testing.assert_close(alone.per_token, whole.per_token[row], rtol=1e-5, atol=1e-7)
         torch.testing.assert_close(grad, whole_grad[row], rtol=1e-5, atol=1e-7)
         for key, metric in alone.metrics.items():
@@ -98,12 +108,13 @@ def test_each_response_is_taken_by_itself(name, params):
 def test_half_precision_input_is_computed_in_float32(name, params):
     logprobs, old, advantages, mask = random_batch(5, 0.3)
     half = [t.bfloat16() for t in (logprobs, old, advantages)]
-    output, _ = run(name, *half, mask, **params)
-    exact, _ = run(name, *(t.float() for t in half), mask, **params)
+    gap = random_gap(6, old).bfloat16()
+    output, _ = run(name, *half, mask, gap, **params)
+    exact, _ = run(name, *(t.float() for t in half), mask, gap.float(), **params)
     assert torch.equal(output.per_token, exact.per_token)
     torch.set_default_dtype(torch.bfloat16)  # as model loaders do
     try:
-        output, _ = run(name, *(t.float() for t in half), mask, **params)
+        output, _ = run(name, *(t.float() for t in half), mask, gap.float(), **params)
     finally:
         torch.set_default_dtype(torch.float32)
     assert torch.equal(output.per_token, exact.per_token)
@@ -127,6 +138,40 @@ def test_a_log_prob_of_the_trainer_that_is_no_number_is_seen(name, params):
         spoiled[2, 0] = bad
         output, _ = run(name, spoiled, old, advantages, mask, **params)
         assert output.per_token.isfinite().all(dim=1).tolist() == [True, True, False, True, True]
+        # Nor is it hidden where the engine's is none either.
+        gap = random_gap(14, old)
+        gap[2, 0] = math.nan
+        output, _ = run(name, spoiled, old, advantages, mask, gap, **params)
+        assert output.per_token.isfinite().all(dim=1).tolist() == [True, True, False, True, True]
+        # pi_old is the trainer's too where the engine's law is given besides.
+        spoiled = old.clone()
+        spoiled[2, 0] = bad
+        output, _ = run(name, logprobs, spoiled, advantages, mask, random_gap(14, old), **params)
+        unused = name in ("dppo", "drpo", "vespo")  # no pi_old in them
+        assert output.per_token.isfinite().all(dim=1).tolist() == [True, True, unused, True, True]
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@every_loss
+def test_nonsense_from_the_engine_costs_what_it_is_about_and_nothing_else(name, params, bad):
+    """Only losses that say so read the engine's log-probs; in them a token of unknown weight counts as 0."""
+    logprobs, old, advantages, mask = random_batch(17, 0.2)
+    gap = random_gap(18, old)
+    good, good_grad = run(name, logprobs, old, advantages, mask, gap, **params)
+    recorded = gap.clone()
+    recorded[1, 0] = bad
+    output, grad = run(name, logprobs, old, advantages, mask, recorded, **params)
+    without, _ = run(name, logprobs, old, advantages, mask, **params)
+    lost = torch.zeros_like(mask)
+    if LOSSES[name][1].weighs_by_rollout:
+        assert not torch.equal(good.per_token, without.per_token)
+        lost[1, 0] = True
+        lost[1] |= name == "vespo"  # a product with an unknown factor is unknown
+    else:
+        assert torch.equal(good.per_token, without.per_token)
+    assert mask[1, 0] and (output.per_token[lost] == 0).all() and (grad[lost] == 0).all()
+    assert (output.metrics["gate"][lost] == 0).all()
+    assert torch.equal(output.per_token[~lost], good.per_token[~lost]) and torch.equal(grad[~lost], good_grad[~lost])
 
 
 def test_loss_input_names_what_is_wrong():

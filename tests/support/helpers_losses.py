@@ -10,13 +10,17 @@ from torch import Tensor
 from sapo_vl.losses import LOSSES, LossInput, LossOutput
 
 
-def run(name: str, logprobs, old, advantages, mask=None, **params) -> tuple[LossOutput, Tensor]:
-    """The loss on [B, T] data and the gradient [B, T] of the plain sum of its entries."""
+def run(name: str, logprobs, old, advantages, mask=None, rollout=None, **params) -> tuple[LossOutput, Tensor]:
+    """The loss on [B, T] data and the gradient [B, T] of the plain sum of its entries.
+
+    `rollout`: what the engine recorded; None = pi_old is the law that was sampled from.
+    """
     logprobs = torch.as_tensor(logprobs).clone().requires_grad_()
     old, advantages = torch.as_tensor(old), torch.as_tensor(advantages)
     mask = torch.ones_like(logprobs, dtype=torch.bool) if mask is None else torch.as_tensor(mask)
+    rollout = None if rollout is None else torch.as_tensor(rollout)
     function, config_class = LOSSES[name]
-    output = function(LossInput(logprobs, old, advantages, mask), config_class(**params))
+    output = function(LossInput(logprobs, old, advantages, mask, rollout), config_class(**params))
     (grad,) = torch.autograd.grad(output.per_token.sum(), logprobs)
     return output, grad
 
@@ -35,3 +39,8 @@ def random_batch(seed: int, spread: float) -> tuple[Tensor, Tensor, Tensor, Tens
     advantages = torch.randn(5, 1, generator=generator).expand(5, 7).clone()
     lengths = torch.randint(1, 8, (5, 1), generator=generator)
     return logprobs, old, advantages, torch.arange(7) < lengths
+
+
+def random_gap(seed: int, old: Tensor, spread: float = 0.1) -> Tensor:
+    """What an engine that is off by `spread` would have recorded for tokens with these log-probs."""
+    return old + spread * torch.randn(old.shape, generator=torch.Generator().manual_seed(seed))
