@@ -136,6 +136,12 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
             "so rho is 1 and there is nothing to correct; set rollout.old_logprobs=trainer or correction=none",
         ),
         (
+            c.mismatch.correction != "none" and c.loss.loss_params().weighs_by_rollout,
+            f"mismatch.correction={c.mismatch.correction} with loss.name={c.loss.name}: that loss weighs by pi_theta / "
+            "pi_rollout itself, and the engine's gap would count twice; set mismatch.correction=none or take another "
+            "loss",
+        ),
+        (
             c.optim.name == "muon" and c.zero.stage > 0,
             f"optim.name=muon with zero.stage={c.zero.stage}: DeepSpeed would clip Muon's orthogonalised update, "
             "not the gradient; use zero.stage=0 or optim.name=adamw",

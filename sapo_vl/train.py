@@ -101,7 +101,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         for told in constant.add(extremes(groups, world)):
             if world.is_main:
                 log.warning("step %d: %s", step + 1, told)
-        groups, advantages = assign_advantages(groups, config.advantage)
+        groups, advantages = assign_advantages(groups, config.advantage, world)
         gap = MismatchStats()
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
