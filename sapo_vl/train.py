@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_values
 from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
-from sapo_vl.learning.diagnostics import UpdateStats, rollout_stats
+from sapo_vl.learning.diagnostics import UpdateStats, gate_temperatures, rollout_stats
 from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
@@ -30,7 +30,7 @@ from sapo_vl.learning.reference import load_reference
 from sapo_vl.learning.replay import FlipStats
 from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
 from sapo_vl.record.progress import PhaseTimer, Progress
-from sapo_vl.record.rollout_log import RolloutLog
+from sapo_vl.record.rollout_log import RolloutLog, write_step
 from sapo_vl.record.run_log import RunLog
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.parity import ParityGate, probe_prompts
@@ -122,6 +122,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         progress.step(step, values)
         if config.log.save_rollouts_every and step % config.log.save_rollouts_every == 0:
             rollout_log.write(step, groups, world.rank)
+        if config.log.save_sequences_every and step % config.log.save_sequences_every == 0:
+            write_step(out / "sequences", step, world.rank, _sequence_lines(step, batches, updates))
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
@@ -163,6 +165,10 @@ def _parity_gate(config: RunConfig, session: Session, problems: ProblemSet) -> P
     return ParityGate(
         parity, session.engine, session.chat, session.rollouts, prompts, session.world, config.model.dtype
     )
+
+
+# What an update did, its metrics, and what they are of. (None, {}, ...) if no rank has a group to learn from.
+Update = tuple[UpdateResult | None, dict[str, Any], UpdateStats]
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -220,17 +226,25 @@ def _update(
     mismatch: Mismatch,
     out: Path,
     step: int,
-) -> tuple[UpdateResult | None, dict[str, Any]]:
-    """One update on all ranks and its diagnostics; (None, {}) if no rank has a group to learn from."""
+) -> Update:
+    """One update on all ranks and its diagnostics."""
     world, engine = session.world, session.engine
     denominators = global_denominators(batch.micro_batches, world, config.loss.token_sum_constant)
+    stats = UpdateStats(gate_temperatures(config.loss))
     if denominators.num_sequences == 0:
-        return None, {}
-    stats, flips = UpdateStats(), FlipStats(engine.module.routes)
+        return None, {}, stats
+    flips = FlipStats(engine.module.routes)
     objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
     result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature, flips.add)
     watch_update(engine, result, batch.micro_batches, out, step)
-    return result, stats.reduce(world) | flips.reduce(world)
+    return result, stats.reduce(world) | flips.reduce(world), stats
+
+
+def _sequence_lines(step: int, batches: Sequence[MiniBatch], updates: Sequence[Update]) -> Iterator[dict[str, Any]]:
+    """This rank's responses in every update of a step, numbered from 1."""
+    for number, (batch, (_, _, stats)) in enumerate(zip(batches, updates, strict=True), start=1):
+        groups = [g for mb in batch.micro_batches for g in mb.groups]
+        yield from stats.lines(groups, step=step, update=number)
 
 
 def _sampling(config: RunConfig, step: int) -> SamplingParams:
@@ -303,14 +317,16 @@ def _save(
     save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
 
 
-def _update_values(updates: Sequence[tuple[UpdateResult | None, dict[str, Any]]]) -> dict[str, Any]:
+def _update_values(updates: Sequence[Update]) -> dict[str, Any]:
     """Numbers of a step from those of its updates: ratios and gates of the last one (the furthest from pi_old)."""
-    done = [(r, s) for r, s in updates if r is not None]
+    done = [(r, s) for r, s, _ in updates if r is not None]
     values: dict[str, Any] = {"updates/skipped": len(updates) - len(done)}
     if not done:
         return values
     last, stats = done[-1]
     values |= stats
+    # Of all updates: it is to be 0, and must not hide in one of them.
+    values["sequence/bound_violations"] = sum(s["sequence/bound_violations"] for _, s in done)
     values["updates/dropped"] = sum(not r.applied for r, _ in done)
     values["loss"] = sum(r.loss for r, _ in done) / len(done)
     values["grad_norm"] = sum(r.grad_norm for r, _ in done) / len(done)

@@ -88,6 +88,7 @@ def policy_objective(
             entropy=mb.padded(entropy),
             advantages=x.advantages,
             mask=mask,
+            image=mb.with_image(),
         )
         return Objective(
             loss=reduce(per_token, mask, config.reduction, denominators), finite=_finite_rows(per_token, mask)

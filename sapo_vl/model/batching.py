@@ -70,6 +70,10 @@ class MicroBatch:
         span = torch.arange(int(self.lengths.max()), device=self.lengths.device)
         return span[None] < self.lengths[:, None]
 
+    def with_image(self) -> Tensor:
+        """[B] bool, True = a response to a prompt with an image."""
+        return torch.tensor([g.prompt.pixel_values is not None for g in self.groups for _ in g.rollouts])
+
 
 def trainable(group: RolloutGroup) -> RolloutGroup | None:
     """The group without the responses that take no part in the update; None if none is left."""
