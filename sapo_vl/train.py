@@ -73,7 +73,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
     rollout_log = RolloutLog(out / "rollouts", config.log.save_images)
 
-    first, accuracy_before = _resume(config, out, session, feed, run_log)
+    first, accuracy_before, ahead = _resume(config, out, session, feed, run_log)
     step = first
     progress = Progress(config.steps, enabled=world.is_main, start_step=step)
     timer = PhaseTimer(on_phase=progress.phase)
@@ -85,6 +85,9 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         lambda step: _sampling(config, step),
         staleness=config.rollout.staleness,
         steps=range(step, config.steps),
+        beside=config.rollout.engine == "vllm_server",
+        world=world,
+        ahead=ahead,
     )
     session.rollouts.sync(step)
     gate.after_sync(step)
@@ -284,14 +287,14 @@ def _evaluate(
 
 def _resume(
     config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
-) -> tuple[int, dict[str, Any] | None]:
-    """(first step to run, accuracy measured before the first step if that is known)."""
+) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
+    """(first step to run, accuracy measured before it if known, the rollouts sampled ahead for it if there are any)."""
     root = out / "checkpoints"
     folder = checkpoint_for(config.resume, root, session.world)
     if folder is None:
         set_aside_from(root, 0, session.world)
         run_log.truncate_from(0)
-        return 0, None
+        return 0, None, None
     state = load_checkpoint(folder, session.engine)
     feed.load_state_dict(state["per_rank"])
     set_aside_from(root, state["step"], session.world, but=folder)
@@ -301,7 +304,7 @@ def _resume(
         # The last checkpoint is older than the last evaluation, which is done again.
         run_log.truncate_from(state["step"], phases=("eval",))
         log.warning("it is of step %d and steps=%d: only the last evaluation is left", state["step"], config.steps)
-    return state["step"], state["accuracy_before"]
+    return state["step"], state["accuracy_before"], state["per_rank"].get("ahead")
 
 
 def _save(
