@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from data_recipes.arguments import UsageError
 from sapo_vl import __version__
-from sapo_vl.commands import data, evaluation, model, recipe, reward, training
+from sapo_vl.commands import data, evaluation, experiments, model, recipe, reward, training
 from sapo_vl.commands.adding import adder
 
-FAMILIES = (recipe, model, training, evaluation, reward)
+FAMILIES = (recipe, model, training, evaluation, experiments, reward)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
