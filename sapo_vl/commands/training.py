@@ -28,9 +28,7 @@ def add_parsers(add: Add) -> None:
         p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR") or None, help="run folder (or OUT_DIR)")
         p.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
         if name == "run":
-            p.add_argument(
-                "--prepare", action="store_true", help="stop before training, print its config"
-            )
+            p.add_argument("--prepare", action="store_true", help="stop before training, print its config")
         if name == "eval":
             p.add_argument("--benchmark", metavar="NAME[,NAME...]", help="short for eval.benchmarks=[NAME, ...]")
 

@@ -82,7 +82,7 @@ def arms_of(experiment: ExperimentConfig) -> dict[Figure, list[Arm]]:
         "1": [],
         "2": [Arm(model=name, sequences=True) for name in names],
         "4": [*family(Arm(model=main), moe=experiment.models[main].moe)],
-        "5": [Arm(model=main, params=_tau_neg(tau)) for tau in (*TAU_NEG, *WIDER_TAU_NEG)],
+        "5": [sapo_tau_neg(main, tau) for tau in (*TAU_NEG, *WIDER_TAU_NEG)],
         "6": [
             arm
             for name in names
@@ -135,7 +135,7 @@ def _stress(experiment: ExperimentConfig, model: str) -> Iterator[Arm]:
     yield from (replace(hard, loss=loss) for loss in LOSSES if loss not in SAME_AS_ANOTHER)
 
 
-def _tau_neg(value: float) -> tuple[tuple[str, float], ...]:
-    """As parameters; none for the default, so that it is the same arm as plain SAPO."""
+def sapo_tau_neg(model: str, value: float) -> Arm:
+    """SAPO with another temperature of negative tokens; with the default one it is the same arm as plain SAPO."""
     default: Mapping[str, float] = LOSSES["sapo"][1]().model_dump()
-    return () if value == default["tau_neg"] else (("tau_neg", value),)
+    return Arm(model=model, params=() if value == default["tau_neg"] else (("tau_neg", value),))

@@ -14,7 +14,6 @@ from sapo_vl.experiments.arms import Arm
 from sapo_vl.experiments.config import DATA, ExperimentConfig, run_pairs, start_config, start_pairs
 
 PREPARED = "prepared.yaml"  # of sapo_vl.pipeline.prepare
-START_EVAL = "eval"  # folder of the start's own accuracy inside its folder
 # Sections that say how closely a run is watched, not what it does.
 _NOT_RESULTS = ("log", "checkpoint", "resume")
 
@@ -76,15 +75,17 @@ def _start(experiment: ExperimentConfig, arm: Arm, seed: int, out: Path, pairs: 
     given = start_pairs(model, arm.mixed, pairs, seed)
     prepared = str(folder / PREPARED)
     measured = [*_placed(run_pairs(model, pairs), folder, config), f"seed={seed}"]
+    # Measured in another way, it is measured again; what the runs start from stays.
+    accuracy = folder / f"eval_{hashlib.sha256(' '.join(measured).encode()).hexdigest()[:8]}"
     return Job(
         name=f"start {name}",
         folder=folder,
         commands=(
             ("run", "--prepare", "--config", model.config, "--out", str(folder), *given),
-            ("eval", "--config", prepared, "--out", str(folder / START_EVAL), *measured),
+            ("eval", "--config", prepared, "--out", str(accuracy), *measured),
         ),
-        result=folder / START_EVAL / "eval.json",
-        hash=_hash(config, run_pairs(model, pairs)),
+        result=accuracy / "eval.json",
+        hash=_hash(config, [], but=("eval",)),
         ranks=config.processes,
         about={"kind": "start", "model": arm.model, "mixed": arm.mixed, "seed": seed},
     )
@@ -129,8 +130,9 @@ def _placed(pairs: list[str], start: Path, config: RunConfig) -> list[str]:
     return [pair.replace(DATA, data) for pair in pairs]
 
 
-def _hash(config: RunConfig, more: Sequence[str]) -> str:
-    """Of what differs from the defaults, so that a version with a new setting does not make old results another's."""
+def _hash(config: RunConfig, more: Sequence[str], but: Sequence[str] = ()) -> str:
+    """Of what differs from the defaults, so that a version with a new setting does not make old results another's;
+    `but`: sections that do not count."""
     values = config.model_dump(mode="json", exclude_defaults=True)
-    kept = {key: value for key, value in values.items() if key not in _NOT_RESULTS}
+    kept = {key: value for key, value in values.items() if key not in (*_NOT_RESULTS, *but)}
     return hashlib.sha256(json.dumps([kept, *more], sort_keys=True).encode()).hexdigest()[:16]

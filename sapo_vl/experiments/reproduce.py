@@ -14,8 +14,10 @@ import torch
 
 from sapo_vl.config import ConfigError
 from sapo_vl.experiments.arms import Arm, arms_of
-from sapo_vl.experiments.config import ExperimentConfig
+from sapo_vl.experiments.collect import collect
+from sapo_vl.experiments.config import ExperimentConfig, start_config
 from sapo_vl.experiments.plan import Job, Plan, make_plan
+from sapo_vl.experiments.report import write_report
 from sapo_vl.experiments.schedule import Status, only_one, outcome_before, run_jobs
 from sapo_vl.session import versions
 
@@ -35,8 +37,9 @@ def reproduce(
 
     Raises ConfigError for a config that cannot be used, or names of arms that there are not.
     """
-    plan = make_plan(experiment, chosen_arms(experiment, globs), out, pairs)
-    jobs = jobs_of(plan)
+    chosen = chosen_arms(experiment, globs)
+    plan = make_plan(experiment, chosen, out, pairs)
+    jobs, seed = jobs_of(plan), min(experiment.seeds)
     failed = 0
     with only_one(out) as lock:
         if run:
@@ -48,10 +51,20 @@ def reproduce(
                 lock=lock,
                 versions=versions() | {"commit": commit()},
                 say=lambda text: print(text, flush=True),
-                done=lambda job: None if experiment.keep_models else _delete_models(job),
+                done=lambda job: None if experiment.keep_models else _delete_large(job),
             )
             failed = sum(o.status is Status.FAILED for o in outcomes.values())
-    return 1 if failed else 0
+        report, errors = write_report(
+            experiment,
+            {figure: [arm for arm in arms if arm in chosen] for figure, arms in arms_of(experiment).items()},
+            collect(plan),
+            {name: start_config(model, False, pairs, seed) for name, model in experiment.models.items()},
+            out,
+        )
+    print(report)
+    for error in errors:
+        print(f"ERROR: {error}")
+    return 1 if failed or errors else 0
 
 
 def chosen_arms(experiment: ExperimentConfig, globs: Sequence[str]) -> list[Arm]:
@@ -87,10 +100,12 @@ def listing(experiment: ExperimentConfig, out: Path, globs: Sequence[str], pairs
     return "\n".join(lines)
 
 
-def _delete_models(job: Job) -> None:
+def _delete_large(job: Job) -> None:
+    """The models of a run, and the records of all evaluations but the last."""
     if job.about["kind"] == "run":
-        for name in LARGE:
-            shutil.rmtree(job.folder / name, ignore_errors=True)
+        earlier = sorted((job.folder / "benchmarks").glob("step_*"))[:-1]
+        for folder in [*(job.folder / name for name in LARGE), *earlier]:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def commit() -> str:
