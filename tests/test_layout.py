@@ -66,7 +66,6 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sapo_vl.experiments",
         "sapo_vl.config",
         "sapo_vl.losses",
-        "sapo_vl.learning.checkpoint",
         "sapo_vl.record",
         "sapo_vl.evaluation.statistics",
         "sapo_vl.session",

@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sapo_vl.experiments.arms import Arm
-from sapo_vl.experiments.plan import Job, Plan
+from sapo_vl.experiments.jobs import Job
+from sapo_vl.experiments.plan import Plan
 from sapo_vl.experiments.schedule import JOB_FILE, Status, outcome_before
 from sapo_vl.record.run_log import read_metrics
 

@@ -7,29 +7,16 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from sapo_vl.config import ConfigError, RunConfig, load_config
 from sapo_vl.experiments.arms import Arm
 from sapo_vl.experiments.config import DATA, ExperimentConfig, run_pairs, start_config, start_pairs
+from sapo_vl.experiments.jobs import Job
 
+SAPO_VL = ("-m", "sapo_vl")
 PREPARED = "prepared.yaml"  # of sapo_vl.pipeline.prepare
 # Sections that say how closely a run is watched, not what it does.
 _NOT_RESULTS = ("log", "checkpoint", "resume")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Job:
-    """Commands of `sapo-vl`, one after the other, that fill a folder."""
-
-    name: str
-    folder: Path
-    commands: tuple[tuple[str, ...], ...]  # arguments of `python -m sapo_vl`
-    result: Path  # is there when the job is done
-    hash: str  # of everything that the result depends on: another hash, another job
-    ranks: int  # RunConfig.processes: 0 = one per GPU
-    about: dict[str, Any]  # goes into job.json
-    after: str = ""  # the name of a job that must be done before
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +68,8 @@ def _start(experiment: ExperimentConfig, arm: Arm, seed: int, out: Path, pairs: 
         name=f"start {name}",
         folder=folder,
         commands=(
-            ("run", "--prepare", "--config", model.config, "--out", str(folder), *given),
-            ("eval", "--config", prepared, "--out", str(accuracy), *measured),
+            (*SAPO_VL, "run", "--prepare", "--config", model.config, "--out", str(folder), *given),
+            (*SAPO_VL, "eval", "--config", prepared, "--out", str(accuracy), *measured),
         ),
         result=accuracy / "eval.json",
         hash=_hash(config, [], but=("eval",)),
@@ -109,7 +96,7 @@ def _run(
     job = Job(
         name=f"{arm.label} seed {seed}",
         folder=folder,
-        commands=(("train", "--config", str(start.folder / PREPARED), "--out", str(folder), *shared, *own),),
+        commands=((*SAPO_VL, "train", "--config", str(start.folder / PREPARED), "--out", str(folder), *shared, *own),),
         result=folder / "summary.json",
         hash=_hash(config, [start.hash]),
         ranks=config.processes,

@@ -16,7 +16,8 @@ from sapo_vl.config import ConfigError
 from sapo_vl.experiments.arms import Arm, arms_of
 from sapo_vl.experiments.collect import collect
 from sapo_vl.experiments.config import ExperimentConfig, start_config
-from sapo_vl.experiments.plan import Job, Plan, make_plan
+from sapo_vl.experiments.jobs import Job
+from sapo_vl.experiments.plan import Plan, make_plan
 from sapo_vl.experiments.report import write_report
 from sapo_vl.experiments.schedule import Status, only_one, outcome_before, run_jobs
 from sapo_vl.session import versions

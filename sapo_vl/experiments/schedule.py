@@ -19,10 +19,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
-from sapo_vl.config import ConfigError
-from sapo_vl.experiments.plan import Job
-from sapo_vl.learning.checkpoint import set_aside
-from sapo_vl.record.run_log import write_json
+from sapo_vl.experiments.jobs import FolderTaken, Job
+from sapo_vl.record.files import set_aside
 
 JOB_FILE, LOG_FILE = "job.json", "log.txt"
 POLL_S = 0.2
@@ -60,13 +58,13 @@ class _Running:
 @contextlib.contextmanager
 def only_one(out: Path) -> Iterator[int]:
     """Holds `out` for this call and the processes it starts, which inherit the lock: one that outlived a killed call
-    keeps it too. Raises ConfigError if somebody else has it."""
+    keeps it too. Raises FolderTaken if somebody else has it."""
     out.mkdir(parents=True, exist_ok=True)
     with (out / ".lock").open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise ConfigError(f"another `sapo-vl reproduce`, or a run it has left, is at work in {out}") from None
+            raise FolderTaken(f"another `sapo-vl reproduce`, or a run it has left, is at work in {out}") from None
         yield file.fileno()
 
 
@@ -169,11 +167,11 @@ class _Scheduler:
 
     def _spawn(self, job: Job, command: tuple[str, ...], output: IO[bytes]) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
-            [sys.executable, "-m", "sapo_vl", *command],
+            [sys.executable, *command],
             stdout=output,
             stderr=subprocess.STDOUT,
             stdin=subprocess.DEVNULL,
-            env=_environment(job.ranks, self._threads, in_place=command[0] != "run"),
+            env=_environment(job.ranks, self._threads, in_place="--prepare" not in command),
             start_new_session=True,
             pass_fds=[self._lock],
         )
@@ -220,12 +218,15 @@ class _Scheduler:
 
     def _write(self, job: Job, status: str, seconds: float, reason: str) -> None:
         about = {**job.about, "hash": job.hash, "status": status, "seconds": seconds, "reason": reason}
-        write_json(job.folder / JOB_FILE, about | {"commands": job.commands, "versions": dict(self._versions)})
+        about |= {"commands": job.commands, "versions": dict(self._versions)}
+        beside = job.folder / f".{JOB_FILE}"
+        beside.write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        beside.replace(job.folder / JOB_FILE)
 
 
 def _environment(ranks: int, threads: int, *, in_place: bool) -> dict[str, str]:
     """Of a job's process. One of a single rank is that rank itself and needs no launcher, which would import everything
-    a second time; `run` launches a stage of its own and cannot be one."""
+    a second time; `run --prepare` launches a stage of its own and cannot be one."""
     env = {k: v for k, v in os.environ.items() if k not in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR")}
     if threads:
         env["OMP_NUM_THREADS"] = str(threads)
