@@ -101,7 +101,7 @@ def test_a_dense_model_has_nothing_to_replay(replay: Any, tmp_path: Path, seed: 
 def test_an_engine_that_returns_no_routes_is_refused_before_the_model_is_read(tmp_path: Path, seed: int) -> None:
     save_hf_folder(make_model("moe", seed), processor(), tmp_path / "m")
     (tmp_path / "m" / "tokenizer.json").unlink()  # reading on would fail
-    with pytest.raises(RoutesMissing, match="replay=r3 with rollout.engine=vllm"):
+    with pytest.raises(RoutesMissing, match=r"replay=r3 with rollout\.engine=vllm"):
         open_with(tmp_path, "r3", engine="vllm")
 
 
