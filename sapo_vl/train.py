@@ -24,6 +24,7 @@ from sapo_vl.learning.diagnostics import UpdateStats, gate_temperatures, rollout
 from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
+from sapo_vl.learning.negative_tokens import NegativeTokens
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
 from sapo_vl.learning.reference import load_reference
@@ -106,10 +107,11 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
                 log.warning("step %d: %s", step + 1, told)
         groups, advantages = assign_advantages(groups, config.advantage, world)
         gap = MismatchStats()
+        moved = NegativeTokens(config.rollout.temperature) if _due(config.log.negative_tokens_every, step + 1) else None
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
             updates = [
-                _update(config, session, batch, reference, _mismatch(config, gap, i), out, step + 1)
+                _update(config, session, batch, reference, _mismatch(config, gap, i), moved, out, step + 1)
                 for i, batch in enumerate(batches)
             ]
         step += 1
@@ -119,18 +121,19 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
 
         values = rollout_stats(groups, advantages, world) | scorer.failure_shares | scorer.judge_metrics
         values |= _update_values(updates) | gap.reduce(world) | parity
+        values |= moved.reduce(world) if moved else {}
         seconds = timer.take()
         values |= _throughput(groups, world, seconds) | seconds
         run_log.metrics(step, "train", values)
         progress.step(step, values)
-        if config.log.save_rollouts_every and step % config.log.save_rollouts_every == 0:
+        if _due(config.log.save_rollouts_every, step):
             rollout_log.write(step, groups, world.rank)
-        if config.log.save_sequences_every and step % config.log.save_sequences_every == 0:
+        if _due(config.log.save_sequences_every, step):
             write_step(out / "sequences", step, world.rank, _sequence_lines(step, batches, updates))
-        if config.eval.every and step % config.eval.every == 0 and step < config.steps:
+        if _due(config.eval.every, step) and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
-        if config.checkpoint.every and step % config.checkpoint.every == 0 and step < config.steps:
+        if _due(config.checkpoint.every, step) and step < config.steps:
             with timer("checkpoint"):
                 _save(config, out, session, source, step, accuracy_before)
 
@@ -158,6 +161,11 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         "scoring": dict(zip(map(str, scorer.counts), map(int, world.sum([*scorer.counts.values()])), strict=True)),
         "wall_s": {**timer.totals, "train_stage": time.monotonic() - started},
     }
+
+
+def _due(every: int, step: int) -> bool:
+    """Whether something that is done every so many steps, 0 = never, is done after `step` steps."""
+    return every > 0 and step % every == 0
 
 
 def _parity_gate(config: RunConfig, session: Session, problems: ProblemSet) -> ParityGate:
@@ -227,6 +235,7 @@ def _update(
     batch: MiniBatch,
     reference: ReferenceFn | None,
     mismatch: Mismatch,
+    moved: NegativeTokens | None,
     out: Path,
     step: int,
 ) -> Update:
@@ -238,7 +247,10 @@ def _update(
         return None, {}, stats
     flips = FlipStats(engine.module.routes)
     objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
+    before = moved.look(engine, batch.micro_batches, batch.filler) if moved else None
     result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature, flips.add)
+    if moved and before and result.applied:
+        moved.add(engine, before)
     watch_update(engine, result, batch.micro_batches, out, step)
     return result, stats.reduce(world) | flips.reduce(world), stats
 

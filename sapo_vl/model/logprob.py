@@ -87,7 +87,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         log_norm = torch.empty_like(logprobs)  # [N] log of the sum over the vocabulary
         for start in range(0, size, chunk_size):
             part = slice(start, start + chunk_size)
-            logits = _logits(hidden[part], weight, temperature, banned_ids)
+            logits = law_logits(hidden[part], weight, temperature, banned_ids)
             log_norm[part] = logits.logsumexp(dim=-1)
             log_law = logits.sub_(log_norm[part, None])
             logprobs[part] = log_law.gather(1, targets[part, None])[:, 0]
@@ -110,7 +110,7 @@ class _ChunkedLogprobs(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
         for start in range(0, targets.numel(), ctx.chunk_size):
             part = slice(start, start + ctx.chunk_size)
-            slope = _logits(hidden[part], weight, ctx.temperature, banned_ids)
+            slope = law_logits(hidden[part], weight, ctx.temperature, banned_ids)
             slope.sub_(log_norm[part, None]).exp_().neg_()  # -law
             slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))  # onehot - law
             slope.mul_((grad[part] / ctx.temperature)[:, None])  # [C, V] d loss / d (hidden @ weight.T)
@@ -123,8 +123,11 @@ class _ChunkedLogprobs(torch.autograd.Function):
         return grad_hidden, grad_weight, None, None, None, None
 
 
-def _logits(hidden: Tensor, weight: Tensor, temperature: float, banned_ids: Tensor | None) -> Tensor:
-    """[C, V] float32 logits of the law, banned ids at -inf. A tensor of its own, free to be written to."""
+def law_logits(hidden: Tensor, weight: Tensor, temperature: float, banned_ids: Tensor | None) -> Tensor:
+    """[C, V] float32 logits of the law, temperature included, banned ids at -inf.
+
+    A tensor of its own, free to be written to.
+    """
     logits = _matmul(hidden, weight.t(), like=(hidden, weight)).div_(temperature)
     if banned_ids is not None:
         logits.index_fill_(1, banned_ids, float("-inf"))

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.loading import base_model
-from sapo_vl.model.logprob import token_logprobs
+from sapo_vl.model.logprob import law_logits, token_logprobs
 from sapo_vl.model.prefix_attention import KVCache, PrefixLayout
 from sapo_vl.model.routing import TAPE, RouteSpec, RouteTape
 
@@ -42,6 +42,14 @@ class Decode:
     cache: KVCache
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Vocabulary:
+    """Run a micro-batch and look at the whole vocabulary at some of its response tokens."""
+
+    batch: MicroBatch
+    tokens: Tensor  # [n] int64 into its N response tokens
+
+
 class LogprobHead(nn.Module):
     """The output projection as a module of its own: hidden states to log-probs of given tokens, or to logits."""
 
@@ -53,11 +61,16 @@ class LogprobHead(nn.Module):
         self.weight = cast(nn.Parameter, lm_head.weight)  # the same Parameter, tied or not
         self.register_buffer("banned_ids", torch.tensor(list(banned_ids), dtype=torch.long), persistent=False)
 
-    def forward(self, hidden: Tensor, targets: Tensor | None, temperature: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, hidden: Tensor, targets: Tensor | None, temperature: float, law: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """hidden [N, H], targets [N] -> (log-probs [N], entropy [N]), fp32, of the law that sampling uses.
 
-        Without targets: (logits [N, V] in fp32 with the banned ids at -inf, an empty tensor).
+        Without targets: (logits [N, V] in fp32 with the banned ids at -inf, an empty tensor). They are of temperature 1
+        and multiplied in the dtype of the weights; with `law`, those that the log-probs are made of.
         """
+        if law:
+            return law_logits(hidden, self.weight, temperature, self.banned_ids), hidden.new_empty(0)
         if targets is None:
             logits = torch.nn.functional.linear(hidden, self.weight).float()
             return logits.index_fill(1, self.banned_ids, float("-inf")), hidden.new_empty(0)
@@ -73,9 +86,13 @@ class PolicyModule(nn.Module):
         self.head = LogprobHead(base_model(hf).lm_head, banned_ids)
 
     def forward(
-        self, job: MicroBatch | Prefill | Decode, temperature: float = 1.0, tape: RouteTape | None = None
+        self,
+        job: MicroBatch | Prefill | Decode | Vocabulary,
+        temperature: float = 1.0,
+        tape: RouteTape | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """MicroBatch -> (log-probs [N], entropy [N]); Prefill -> (logits [n, V], -); Decode -> (logits [B, V], -).
+        """MicroBatch -> (log-probs [N], entropy [N]); Prefill -> (logits [n, V], -); Decode -> (logits [B, V], -);
+        Vocabulary -> (logits [n, V] of the law, -).
 
         A tape records the routing of the pass, or replays one. Raises RouteError if it was not read as it should be.
         """
@@ -83,15 +100,22 @@ class PolicyModule(nn.Module):
         if isinstance(job, Decode):
             hidden = self._text(self._embed(job.ids), job.positions, kv_cache=job.cache, **extra)[:, -1]
         elif isinstance(job, Prefill):
-            hidden = self._flat_row(job, prefix_layout=job.cache.layout, kv_cache=job.cache, **extra)
-            hidden = hidden[0, job.last_index]
+            row = self._flat_row(job, prefix_layout=job.cache.layout, kv_cache=job.cache, **extra)
+            hidden = row[0, job.last_index]
+        elif isinstance(job, Vocabulary):
+            hidden = self._predictors(job.batch, **extra)[job.tokens]
         else:
-            flat = job.layout is not None
-            rows = self._flat_row(job, prefix_layout=job.layout, **extra) if flat else self._padded_rows(job, **extra)
-            hidden = rows.flatten(0, 1)[job.predictor_index]
+            hidden = self._predictors(job, **extra)
         if tape is not None:
             tape.close()
-        return self.head(hidden, job.targets if isinstance(job, MicroBatch) else None, temperature)
+        targets = job.targets if isinstance(job, MicroBatch) else None
+        return self.head(hidden, targets, temperature, law=isinstance(job, Vocabulary))
+
+    def _predictors(self, job: MicroBatch, **extra: Any) -> Tensor:
+        """[N, H] the hidden states that predict the response tokens."""
+        flat = job.layout is not None
+        rows = self._flat_row(job, prefix_layout=job.layout, **extra) if flat else self._padded_rows(job, **extra)
+        return rows.flatten(0, 1)[job.predictor_index]
 
     def _embed(self, ids: Tensor) -> Tensor:
         return base_model(self.hf).model.language_model.embed_tokens(ids)

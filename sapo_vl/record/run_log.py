@@ -41,6 +41,9 @@ class LogConfig(Strict):
     """Save the images of written rollouts too, each once."""
     save_sequences_every: int = Field(default=0, ge=0)
     """Write what was measured of each response in the updates of every n-th step (docs/metrics.md); 0 = never."""
+    negative_tokens_every: int = Field(default=0, ge=0)
+    """Measure over the vocabulary, before and after the updates of every n-th step, what they do to tokens that were
+    not sampled (docs/metrics.md); 0 = never. Two forward passes of a micro-batch an update."""
 
 
 class RunLog:

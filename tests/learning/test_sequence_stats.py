@@ -1,6 +1,5 @@
 """Var_i, D_i and the bound between them: by hand, in 80-bit floats, at the edge of rounding, and in a run."""
 
-import json
 import math
 from pathlib import Path
 
@@ -202,17 +201,22 @@ def bin_of(log_ratio: float) -> str:
 
 @pytest.mark.slow
 def test_a_run_writes_its_responses(tmp_path: Path, seed: int) -> None:
-    """Every second step, both updates; the last update of a step adds up to the metrics of that step."""
+    """Every second step, both updates; the last update of a step adds up to the metrics of that step.
+
+    Weights are sharded, and the vocabulary is looked at in the same steps.
+    """
     reward = "from rewards.base import RewardOutput\n\n\ndef f(x):\n    return RewardOutput(sum(x.token_ids) % 7 / 6)\n"
     (tmp_path / "reward.py").write_text(reward)
     settings = {
         "rewards.path": f"{tmp_path / 'reward.py'}:f",
         "rewards.by_task": '{"*": custom}',
         "log.save_sequences_every": 2,
+        "log.negative_tokens_every": 2,
+        "zero.stage": 3,
         "optim.lr": 1e-3,
         "loss.params": '{"tau_neg": 3.0}',
     }
-    _, row = short_run(tmp_path, seed, settings)
+    first, row = short_run(tmp_path, seed, settings)
     folder = tmp_path / "out" / "sequences"
     assert [p.name for p in folder.iterdir()] == ["step_000002.rank0.jsonl"]
     lines = list(read_rollouts(folder))
@@ -235,4 +239,14 @@ def test_a_run_writes_its_responses(tmp_path: Path, seed: int) -> None:
     assert sum(n for line in lines if line["update"] == 2 for n in line["log_ratio_bins"].values()) == row["tokens"]
     rollouts = {r["id"]: r for r in read_rollouts(tmp_path / "out" / "rollouts" / "step_000002.rank0.jsonl")}
     assert all(line["image"] == bool(rollouts[line["id"]]["images"]) for line in lines)
-    assert json.loads(json.dumps(row)) == row
+
+    assert not any(name.startswith("negative_tokens/") for name in first)
+    looked_at = {s: row[f"negative_tokens/{s}/tokens"] for s in ("pos", "neg")}
+    for sign, keep in (("pos", lambda line: line["advantage"] > 0), ("neg", lambda line: line["advantage"] < 0)):
+        # One micro-batch holds an update here, and 64 tokens of each sign in it are looked at.
+        by_update = [sum(line["tokens"] for line in lines if line["update"] == u and keep(line)) for u in (1, 2)]
+        assert looked_at[sign] == sum(min(64, n) for n in by_update) > 0
+        assert 0 < row[f"negative_tokens/{sign}/formula_share"] <= 1
+        assert 0 <= row[f"negative_tokens/{sign}/logits_rose"] <= 1
+    assert row["negative_tokens/pos/logprob"] > row["negative_tokens/neg/logprob"]
+    assert row["negative_tokens/pos/mass"] < row["negative_tokens/neg/mass"]

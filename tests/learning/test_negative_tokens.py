@@ -1,0 +1,212 @@
+"""Eq. 9 measured: by hand on a small softmax, on free logits, and on a model against its own gradient."""
+
+from __future__ import annotations
+
+import math
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers_models import KINDS, Kind, flat, make_case, naive
+from torch import Tensor
+
+from sapo_vl.distributed import World
+from sapo_vl.learning.negative_tokens import (
+    COLUMNS,
+    FIRST_ORDER,
+    NegativeTokens,
+    chosen_tokens,
+    formula,
+    token_changes,
+)
+from sapo_vl.model.policy import PolicyModule, Vocabulary
+
+ONE = World(rank=0, size=1, device=torch.device("cpu"))
+LN2 = math.log(2)
+
+
+def named(columns: Tensor) -> dict[str, np.ndarray]:
+    return dict(zip(COLUMNS, columns.numpy(), strict=True))
+
+
+def test_formula_by_hand() -> None:
+    """pi = (1/2, 1/4, 1/4), y the first: f = A (1/2, -1/4, -1/4), q = 3/8, H = 3/2 ln 2."""
+    logits = torch.tensor([[LN2, 0.0, 0.0], [LN2, 0.0, 0.0]], dtype=torch.float64)
+    found = formula(logits, torch.tensor([0, 0]), torch.tensor([1.0, -2.0])).numpy()
+    # entropy: -sum f_v pi_v (ln pi_v + H) = -(1/2 1/2 (1/2 ln 2) - 2 (1/4) (1/4) (-1/2 ln 2)) = -3/16 ln 2
+    unit = np.array([3 / 8, -3 / 16, -3 / 16 * LN2])
+    assert found == pytest.approx(np.stack([unit, -2 * unit], axis=1), rel=1e-12)
+
+
+def test_changes_by_hand() -> None:
+    """From (1/2, 1/4, 1/4, banned) to (1/4, 3/8, 3/8, banned), then with everything shifted by 5."""
+    banned = -math.inf
+    before = torch.tensor([[LN2, 0.0, 0.0, banned]] * 2)
+    after = torch.tensor(
+        [[0.0, math.log(1.5), math.log(1.5), banned], [-5.0, math.log(1.5) - 5, math.log(1.5) - 5, banned]]
+    )
+    found = named(token_changes(before, after, torch.tensor([0, 0]), torch.tensor([-1.0, -1.0])))
+    assert found["logprob"] == pytest.approx([-LN2] * 2, rel=1e-6)
+    assert found["mass"] == pytest.approx([1 / 4] * 2, rel=1e-6)
+    entropy = -(math.log(1 / 4) / 4 + 3 / 4 * math.log(3 / 8)) - 1.5 * LN2
+    assert found["entropy"] == pytest.approx([entropy] * 2, rel=1e-6)
+    assert found["logits_rose"].tolist() == [1.0, 0.0], "of the two that may be sampled"
+    assert found["probs_rose"].tolist() == [1.0, 1.0], "a common shift changes no probability"
+    # Changes (-ln 2, ln 1.5, ln 1.5) less their mean, against f = (-1/2, 1/4, 1/4) without a banned part.
+    c = np.array([-LN2, math.log(1.5), math.log(1.5)])
+    c -= c.mean()
+    assert found["along"] == pytest.approx([c @ [-1 / 2, 1 / 4, 1 / 4]] * 2, rel=1e-6)
+    assert found["formula_sq"] == pytest.approx([3 / 8] * 2, rel=1e-6)
+    assert found["change_sq"] == pytest.approx([c @ c] * 2, rel=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_free_logits_do_what_the_formula_says(sign: float, seed: int) -> None:
+    """One step of plain gradient ascent on A log pi(y), each token with logits of its own."""
+    rng = np.random.default_rng(seed)
+    n, vocabulary, temperature, lr = 40, 30, 1.3, 1e-5
+    z = torch.from_numpy(rng.normal(size=(n, vocabulary)) * 2).requires_grad_()
+    banned = torch.from_numpy(rng.choice(vocabulary, 4, replace=False))
+    allowed = np.setdiff1d(np.arange(vocabulary), banned.numpy())
+    targets = torch.from_numpy(rng.choice(allowed, n))
+    advantages = sign * torch.from_numpy(rng.uniform(0.1, 2, n))
+
+    def law(logits: Tensor) -> Tensor:
+        return (logits.detach() / temperature).index_fill(1, banned, -math.inf)
+
+    logprobs = (z / temperature).index_fill(1, banned, -math.inf).log_softmax(-1)
+    (advantages * logprobs.gather(1, targets[:, None])[:, 0]).sum().backward()
+    assert z.grad is not None
+    found = named(token_changes(law(z), law(z + lr * z.grad), targets, advantages))
+    step = lr / temperature**2  # of the logits over the temperature
+    predicted = formula(law(z), targets, advantages).numpy() * step
+    for name, right in zip(FIRST_ORDER, predicted, strict=True):
+        np.testing.assert_allclose(found[name], right, rtol=1e-4, atol=1e-4 * np.abs(right).max())
+    np.testing.assert_allclose(found["along"], step * found["formula_sq"], rtol=1e-6)
+    np.testing.assert_allclose(found["change_sq"], step**2 * found["formula_sq"], rtol=1e-6)
+    assert (sign * found["logprob"] > 0).all() and (sign * found["mass"] < 0).all()
+    assert set(found["logits_rose"]) == {0.0 if sign > 0 else 1.0}, "all others rise where A < 0, and fall where A > 0"
+
+
+def logits_at(policy: PolicyModule, job: Vocabulary, temperature: float) -> Tensor:
+    with torch.no_grad():
+        return policy(job, temperature=temperature)[0]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_vocabulary_is_the_law_of_the_log_probs(kind: Kind, seed: int) -> None:
+    """At any tokens, in both layouts: log-prob and entropy are those that the update works with."""
+    case = make_case(kind, seed)
+    for batch in (flat(case.chat, case.groups), naive(case.chat, case.groups)):
+        with torch.no_grad():
+            logprobs, entropy = case.policy(batch, temperature=0.7)
+        tokens = torch.from_numpy(case.rng.permutation(len(batch.targets))[:9])
+        law = logits_at(case.policy, Vocabulary(batch=batch, tokens=tokens), 0.7).log_softmax(-1)
+        assert torch.isneginf(law[:, list(case.chat.banned_ids)]).all()
+        torch.testing.assert_close(law.gather(1, batch.targets[tokens, None])[:, 0], logprobs[tokens])
+        mine = -torch.where(torch.isfinite(law), law.exp() * law, 0.0).sum(1)
+        torch.testing.assert_close(mine, entropy[tokens], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_model_changes_as_its_gradient_says(sign: int, seed: int) -> None:
+    """Plain SGD on the tokens of one sign, by central differences, against the gradient of each token by itself."""
+    case = make_case("dense", seed)
+    batch, temperature = flat(case.chat, case.groups), 0.9
+    advantages = torch.repeat_interleave(batch.advantages, batch.lengths)
+    weights = [p for p in case.policy.parameters() if p.requires_grad]
+    logprobs, _ = case.policy(batch, temperature=temperature)
+    step = torch.autograd.grad((advantages * logprobs)[advantages * sign > 0].sum(), weights, allow_unused=True)
+    tokens = chosen_tokens(batch, per_sign=3)
+    job = Vocabulary(batch=batch, tokens=tokens)
+    law = case.policy(job, temperature=temperature)[0].log_softmax(-1)
+    picked = law.gather(1, batch.targets[tokens, None])[:, 0]
+    entropy = -(law.exp() * law.masked_fill(torch.isneginf(law), 0.0)).sum(1)
+
+    def slope(value: Tensor) -> float:
+        """Its derivative along the step."""
+        grads = torch.autograd.grad(value, weights, retain_graph=True, allow_unused=True)
+        pairs = zip(grads, step, strict=True)
+        return sum(float((g.double() * s.double()).sum()) for g, s in pairs if g is not None and s is not None)
+
+    expected = {
+        "logprob": [slope(v) for v in picked],
+        "mass": [slope(-v.exp()) for v in picked],
+        "entropy": [slope(v) for v in entropy],
+    }
+
+    lr = 5e-3 / np.abs(expected["logprob"]).max()  # the log-probs move by 0.005 and less
+
+    def moved(by: float) -> Tensor:
+        with torch.no_grad():
+            for p, s in zip(weights, step, strict=True):
+                if s is not None:
+                    p += by * s
+        return logits_at(case.policy, job, temperature)
+
+    before, after = moved(-lr), moved(2 * lr)
+    found = named(token_changes(before, after, batch.targets[tokens], advantages[tokens]))
+    for name, right in expected.items():
+        largest = np.abs(right).max()
+        np.testing.assert_allclose(found[name] / (2 * lr), right, rtol=0.01, atol=0.005 * largest, err_msg=name)
+
+
+def test_tokens_are_chosen_evenly_from_both_signs(seed: int) -> None:
+    case = make_case("dense", seed)
+    batch = flat(case.chat, case.groups)
+    advantages = torch.repeat_interleave(batch.advantages, batch.lengths).numpy()
+    pos, neg = np.flatnonzero(advantages > 0), np.flatnonzero(advantages < 0)
+    assert sorted(chosen_tokens(batch).tolist()) == sorted([*pos, *neg]), "all, where there are few"
+    few = chosen_tokens(batch, per_sign=3).numpy()
+    assert set(few) == {p for part in (pos, neg) for p in (part[0], part[round((len(part) - 1) / 2)], part[-1])}
+
+
+class Engine(SimpleNamespace):
+    """What NegativeTokens needs of a PolicyEngine, around a policy without DeepSpeed."""
+
+    def __init__(self, policy: PolicyModule) -> None:
+        super().__init__(ds=policy, module=policy, world=ONE, updates=0)
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_statistics_of_a_step(sign: int, seed: int) -> None:
+    """Two updates of a model on the tokens of one sign: means over the tokens looked at, from single forward passes."""
+    case = make_case("dense", seed)
+    batches = [flat(case.chat, case.groups[:3]), flat(case.chat, case.groups[3:])]
+    stats, engine = NegativeTokens(temperature=1.1), Engine(case.policy)
+    changes: dict[str, list[float]] = {"pos": [], "neg": []}
+    for batch in batches:
+        advantages = torch.repeat_interleave(batch.advantages, batch.lengths)
+        before = stats.look(engine, batches, filler=batches[0])  # type: ignore[arg-type]
+        old, _ = case.policy(batch, temperature=1.1)
+        (advantages * old)[advantages * sign > 0].sum().backward()
+        with torch.no_grad():
+            for p in case.policy.parameters():
+                p += 1e-4 * (0 if p.grad is None else p.grad)
+            case.policy.zero_grad()
+            new, _ = case.policy(batch, temperature=1.1)
+        stats.add(engine, before)  # type: ignore[arg-type]
+        engine.updates += 1
+        for name, picked in (("pos", advantages > 0), ("neg", advantages < 0)):
+            changes[name] += (new - old.detach())[picked].tolist()
+    out = stats.reduce(ONE)
+    for name, values in changes.items():
+        assert out[f"negative_tokens/{name}/tokens"] == len(values) > 0
+        assert out[f"negative_tokens/{name}/logprob"] == pytest.approx(np.mean(values), rel=1e-2, abs=1e-5)
+        assert 0 <= out[f"negative_tokens/{name}/formula_share"] <= 1
+    own = f"negative_tokens/{'pos' if sign > 0 else 'neg'}"
+    assert sign * out[f"{own}/logprob"] > 0 and sign * out[f"{own}/mass"] < 0
+    assert out[f"{own}/formula_step"] > 0 and sign * out[f"{own}/mass_formula"] < 0
+
+
+def test_a_rank_without_groups_takes_part_and_counts_nothing(seed: int) -> None:
+    case = make_case("dense", seed)
+    batch = flat(case.chat, case.groups[:1])
+    seen: list[Any] = []
+    case.policy.register_forward_hook(lambda *_: seen.append(1))
+    stats, engine = NegativeTokens(temperature=1.0), Engine(case.policy)
+    stats.add(engine, stats.look(engine, [], filler=batch))  # type: ignore[arg-type]
+    assert len(seen) == 2, "the forward passes in which sharded engines communicate"
+    assert stats.reduce(ONE) == {}
