@@ -35,11 +35,12 @@ from sapo_vl.record.rollout_log import RolloutLog, write_step
 from sapo_vl.record.run_log import RunLog
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.parity import ParityGate, probe_prompts
+from sapo_vl.rollout.resample import Resampled, resample
 from sapo_vl.rollout.source import RolloutSource
 from sapo_vl.scoring.constant_watch import ConstantWatch, extremes
-from sapo_vl.scoring.scorer import Scorer
+from sapo_vl.scoring.scorer import Scorer, metrics_of_step
 from sapo_vl.session import Session, open_session
-from sapo_vl.types import RolloutGroup
+from sapo_vl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
 
@@ -99,13 +100,13 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     constant = ConstantWatch()
     while step < config.steps:
         with timer("rollout"):
-            groups = source.next()
-        with timer("reward"):
-            groups = scorer.score(groups, config.rollout.max_new_tokens)
-        for told in constant.add(extremes(groups, world)):
+            drawn = source.next()
+        drawn, found = _scored_and_resampled(config, drawn, feed, source, scorer, timer, world)
+        for told in constant.add(extremes(drawn, world)):
             if world.is_main:
                 log.warning("step %d: %s", step + 1, told)
-        groups, advantages = assign_advantages(groups, config.advantage, world)
+        _, advantages = assign_advantages(drawn, config.advantage, world)
+        groups, _ = assign_advantages(found.groups, config.advantage, world)
         gap = MismatchStats()
         moved = NegativeTokens(config.rollout.temperature) if _due(config.log.negative_tokens_every, step + 1) else None
         with timer("train"):
@@ -119,11 +120,12 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
             session.rollouts.sync(step)
             parity = gate.after_sync(step)
 
-        values = rollout_stats(groups, advantages, world) | scorer.failure_shares | scorer.judge_metrics
+        # Of the batch as it was drawn: of resampled groups, rewards would say which groups were chosen.
+        values = rollout_stats(drawn, advantages, world) | found.values
         values |= _update_values(updates) | gap.reduce(world) | parity
         values |= moved.reduce(world) if moved else {}
         seconds = timer.take()
-        values |= _throughput(groups, world, seconds) | seconds
+        values |= _throughput([*drawn, *found.further], world, seconds) | seconds
         run_log.metrics(step, "train", values)
         progress.step(step, values)
         if _due(config.log.save_rollouts_every, step):
@@ -166,6 +168,33 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
 def _due(every: int, step: int) -> bool:
     """Whether something that is done every so many steps, 0 = never, is done after `step` steps."""
     return every > 0 and step % every == 0
+
+
+def _scored_and_resampled(
+    config: RunConfig,
+    drawn: Sequence[RolloutGroup],
+    feed: ProblemFeed,
+    source: RolloutSource,
+    scorer: Scorer,
+    timer: PhaseTimer,
+    world: World,
+) -> tuple[list[RolloutGroup], Resampled]:
+    """(the groups that were drawn, with their rewards; what is trained on, with what scoring and resampling log)."""
+    told: list[dict[str, float]] = []
+
+    def score(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        with timer("reward"):
+            scored = scorer.score(groups, config.rollout.max_new_tokens)
+        told.append(scorer.metrics)
+        return scored
+
+    def sample(prompts: Sequence[Prompt], turn: int) -> list[RolloutGroup]:
+        with timer("rollout"):
+            return source.more(prompts, turn)
+
+    drawn, rounds = score(drawn), config.rollout.resample
+    found = resample(drawn, rounds, config.advantage, world, draw=feed.further, sample=sample, score=score)
+    return drawn, dataclasses.replace(found, values=metrics_of_step(told) | found.values)
 
 
 def _parity_gate(config: RunConfig, session: Session, problems: ProblemSet) -> ParityGate:

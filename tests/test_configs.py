@@ -301,6 +301,10 @@ CONTRADICTIONS = {
         ["zero.stage=2", "zero.offload_params=true"],
         ["zero.offload_params=true", "zero.stage=3"],
     ),
+    "resampled and stale": (
+        ["rollout.resample=2", "rollout.staleness=1"],
+        ["rollout.resample=2", "rollout.staleness=1", "set one of the two to 0"],
+    ),
     "cut law": (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "rollout.old_logprobs=rollout"]),
     "cut law by rank": (["rollout.top_k=5"], ["rollout.top_k=5", "rollout.old_logprobs=rollout"]),
     "nothing to correct": (

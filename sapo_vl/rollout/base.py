@@ -39,6 +39,9 @@ class RolloutConfig(Strict):
     # 0 = on-policy. 1 = a batch is sampled with the weights before those that it trains: by servers while the step
     # before it trains, by engines in process in turn (for experiments: it gains no time).
     staleness: int = Field(default=0, ge=0, le=1)
+    # DAPO's dynamic sampling: at most so many times a step, groups with equal rewards are replaced by groups of further
+    # prompts of their tasks. 0 = off.
+    resample: int = Field(default=0, ge=0)
     max_failed_share: float = Field(default=0.1, ge=0, le=1)  # of the latest responses; past it the run stops
     prompts_per_step: int = Field(default=32, ge=1)  # over all ranks
     group_size: int = Field(default=8, ge=1)  # responses per prompt (G)
@@ -49,6 +52,16 @@ class RolloutConfig(Strict):
     prompts_per_batch: int = Field(default=64, ge=1)  # of the transformers engine, on a rank: bounds its KV cache
     # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
+
+    @model_validator(mode="after")
+    def _dead_groups_are_known_too_late(self) -> RolloutConfig:
+        if self.resample and self.staleness:
+            raise ValueError(
+                f"rollout.resample={self.resample} with rollout.staleness={self.staleness}: which groups have equal "
+                "rewards is known once they are scored, and the weights that sampled them are gone by then; set one of "
+                "the two to 0"
+            )
+        return self
 
     @model_validator(mode="after")
     def _recorded_law_must_be_the_trained_one(self) -> RolloutConfig:

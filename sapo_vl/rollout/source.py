@@ -16,6 +16,7 @@ from sapo_vl.rollout.saved import pack_groups, unpack_groups
 from sapo_vl.types import Finish, Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
+TURN = 2**32  # between the seeds of two turns of a step; those of two steps are closer together
 
 
 class StaleRollouts(RuntimeError):
@@ -72,6 +73,18 @@ class RolloutSource:
         if self._staleness and step + 1 < self._steps.stop:
             before, prompts, params = self._draw_state(), self._draw(), self._params(step + 1)
             self._ahead = _Ahead(self._started(prompts, params), params, before)
+        return groups
+
+    def more(self, prompts: Sequence[Prompt], turn: int) -> list[RolloutGroup]:
+        """Groups for further prompts of the step handed out last, by the current weights; `turn` counts from 1.
+
+        All ranks together, with equally many prompts on each. The same prompt has other responses in another turn.
+        """
+        assert turn > 0 and self._ahead is None, "what is sampled ahead is of other weights"
+        step = self._next - 1
+        params = self._params(step)
+        groups = self._engine.generate(prompts, dataclasses.replace(params, seed=params.seed + turn * TURN))
+        check_versions(groups, step, self._staleness)
         return groups
 
     def _now(self, step: int) -> list[RolloutGroup]:

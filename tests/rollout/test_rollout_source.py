@@ -281,6 +281,23 @@ def test_what_the_engine_raises_reaches_the_step_that_needs_it() -> None:
     rollouts.close()
 
 
+def test_further_prompts_of_a_step_get_its_weights_and_seeds_of_their_own() -> None:
+    engine, draws = Engine(), Draws()
+    rollouts = source(engine, draws, 0)
+    for step in range(2):
+        rollouts.next()
+        rollouts.more(draws.next(), 1)
+        (further,) = rollouts.more(draws.next(), 2)
+        assert further.rollouts[0].weight_version == step
+        assert rollouts.state_dict() == {"count": 3 * (step + 1)}, "a resume would draw them again"
+        engine.sync(step + 1)
+    seeds = [int(line.split()[1]) for line in engine.log if line.startswith("generate")]
+    assert len(set(seeds)) == 6 and seeds[::3] == [100, 101]
+    engine.sync(7)
+    with pytest.raises(StaleRollouts, match=r"step 1 got .* version 7"):
+        rollouts.more(draws.next(), 1)
+
+
 @pytest.mark.parametrize(("staleness", "version"), [(0, 4), (0, 6), (1, 3), (1, 6)])
 def test_rollouts_of_another_version_are_never_trained_on(staleness: int, version: int) -> None:
     engine = Engine()

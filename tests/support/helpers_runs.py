@@ -28,7 +28,7 @@ def prepare(folder: Path, seed: int, reward: str = REWARD) -> dict[str, Any]:
     """Writes data, model and reward; the settings of a run on them."""
     seed %= 10_000
     RECIPES["visual_puzzles"](
-        folder / "data", seed=seed, n_cold_start=6, n_train=60, n_test=6, image_size=32, tasks="count,text_compare"
+        folder / "data", seed=seed, n_cold_start=6, n_train=120, n_test=6, image_size=32, tasks="count,text_compare"
     )
     build_tiny_model("dense", folder / "data", folder / "model", seed)
     (folder / "reward.py").write_text(reward)
