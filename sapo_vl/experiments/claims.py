@@ -204,7 +204,7 @@ def summarise(arm: Arm, results: Results, drop: float) -> ArmSummary | None:
         arm=arm,
         n=len(ends),
         reward=estimate(ends),
-        pass_at_1=estimate(passes) if passes else None,
+        pass_at_1=_of_shares(passes),
         collapsed=sum(collapsed(end, start, drop) for end in ends),
         fell=math.fsum(_fell(row) for row in rows) / len(rows),
         gate=_over_seeds(rows, "gate"),
@@ -212,6 +212,14 @@ def summarise(arm: Arm, results: Results, drop: float) -> ArmSummary | None:
         ratio_max=max(largest, default=None),
         flip=_over_seeds(rows, "flip"),
     )
+
+
+def _of_shares(values: Sequence[float]) -> Estimate | None:
+    """The interval cut to [0, 1]."""
+    if not values:
+        return None
+    e = estimate(values)
+    return replace(e, ci95=e.ci95 and (max(0.0, e.ci95[0]), min(1.0, e.ci95[1])))
 
 
 def _fell(row: RunRow) -> float:

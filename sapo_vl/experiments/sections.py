@@ -128,7 +128,7 @@ def sequences_section(c: Context, arms: Sequence[Arm]) -> Section:
         f"![Figures 2 and 3]({PICTURES}/{picture})",
         texts.FIGURE_2.format(every=c.experiment.sequences_every),
         table(
-            ["model", "seeds", "responses", "tokens", f"tokens with \\|log r\\| < {NEAR_ONE:g}", "Var_i < 0.02",
+            ["model", "seeds", "responses", "tokens", f"tokens with |log r| < {NEAR_ONE:g}", "Var_i < 0.02",
              "Var_i mean", "median", "D_i mean", "D_i above its bound"],
             [_scatter_row(s) for s in scatters],
         ),
@@ -235,7 +235,7 @@ def summary_table(c: Context, summaries: Sequence[ArmSummary]) -> str:
     flips = any(s.flip is not None for s in summaries)
     header = [
         "arm", "run as", "seeds", "reward, last fifth", "Pass@1", "collapsed", "fell from its best", "mean gate",
-        "mean \\|r - 1\\|", "largest r", *(["flip rate"] if flips else []),
+        "mean |r - 1|", "largest r", *(["flip rate"] if flips else []),
     ]  # fmt: skip
     rows = []
     for s in summaries:
@@ -249,14 +249,17 @@ def summary_table(c: Context, summaries: Sequence[ArmSummary]) -> str:
 def judged_table(judged: Sequence[Judged]) -> str:
     """A row a claim and measure."""
     rows = []
-    for j in judged:
+    measured = [j for j in judged if j.verdict is not Verdict.MISSING]
+    for j in measured:
         d, items = j.difference, j.items
         over_items = f"{interval(items[0], '+')}, n = {items[0].n}, p = {p_value(items[1])}" if items else NOTHING
         row = [j.claim.text, j.measure, str(d.n) if d else "0", interval(d, "+"), p_value(d.p if d else None)]
         rows.append([*row, p_value(j.adjusted_p), p_value(d.p_sign if d else None), str(j.verdict), over_items])
     header = ["claim", "measure", "seeds", "difference", "p (paired t)", "p (Holm)", "p (sign flips)", "verdict",
               "over items, these models only"]  # fmt: skip
-    return table(header, rows)
+    left_out = len(judged) - len(measured)
+    missing = f"{left_out} comparisons were not measured." if left_out else ""
+    return "\n\n".join(filter(None, [table(header, rows) if rows else "", missing]))
 
 
 def verdict_line(j: Judged) -> Line:
