@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,17 @@ from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_values
 from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
-from sapo_vl.learning.diagnostics import UpdateStats, rollout_stats
-from sapo_vl.learning.engine import UpdateResult
+from sapo_vl.learning.diagnostics import UpdateStats, gate_temperatures, rollout_stats
+from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
 from sapo_vl.learning.reference import load_reference
+from sapo_vl.learning.replay import FlipStats
 from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
 from sapo_vl.record.progress import PhaseTimer, Progress
-from sapo_vl.record.rollout_log import RolloutLog
+from sapo_vl.record.rollout_log import RolloutLog, write_step
 from sapo_vl.record.run_log import RunLog
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.parity import ParityGate, probe_prompts
@@ -62,6 +63,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         total_updates=config.steps * config.batch.mini_batches,
         seed=config.seed,
         out=out,
+        replay=config.replay,
     )
     probe = make_probe(session.chat)
     reference = None
@@ -71,7 +73,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
     rollout_log = RolloutLog(out / "rollouts", config.log.save_images)
 
-    first, accuracy_before = _resume(config, out, session, feed, run_log)
+    first, accuracy_before, ahead = _resume(config, out, session, feed, run_log)
     step = first
     progress = Progress(config.steps, enabled=world.is_main, start_step=step)
     timer = PhaseTimer(on_phase=progress.phase)
@@ -83,6 +85,9 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         lambda step: _sampling(config, step),
         staleness=config.rollout.staleness,
         steps=range(step, config.steps),
+        beside=config.rollout.engine == "vllm_server",
+        world=world,
+        ahead=ahead,
     )
     session.rollouts.sync(step)
     gate.after_sync(step)
@@ -99,7 +104,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         for told in constant.add(extremes(groups, world)):
             if world.is_main:
                 log.warning("step %d: %s", step + 1, told)
-        groups, advantages = assign_advantages(groups, config.advantage)
+        groups, advantages = assign_advantages(groups, config.advantage, world)
         gap = MismatchStats()
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
@@ -120,6 +125,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         progress.step(step, values)
         if config.log.save_rollouts_every and step % config.log.save_rollouts_every == 0:
             rollout_log.write(step, groups, world.rank)
+        if config.log.save_sequences_every and step % config.log.save_sequences_every == 0:
+            write_step(out / "sequences", step, world.rank, _sequence_lines(step, batches, updates))
         if config.eval.every and step % config.eval.every == 0 and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
@@ -163,6 +170,10 @@ def _parity_gate(config: RunConfig, session: Session, problems: ProblemSet) -> P
     )
 
 
+# What an update did, its metrics, and what they are of. (None, {}, ...) if no rank has a group to learn from.
+Update = tuple[UpdateResult | None, dict[str, Any], UpdateStats]
+
+
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
 class MiniBatch:
     """One update's worth of this rank's groups."""
@@ -174,7 +185,8 @@ class MiniBatch:
 def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
     """Deals the groups into mini-batches, drops what has no advantage, packs the rest.
 
-    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update.
+    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update; and with replay=r2
+    the experts that it goes through. With replay=r3 that pass and the updates go through those of the rollouts.
     """
     chat, batch = session.chat, config.batch
     # Not a response of the batch: an engine that failed may have given none.
@@ -184,14 +196,22 @@ def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[Roll
     for dealt in split_mini_batches(groups, batch.mini_batches):
         kept = [g for g in map(trainable, dealt) if g is not None]
         micro = make_micro_batches(kept, chat, batch.tokens_per_micro_batch, batch.shared_prefix) if kept else []
-        if config.rollout.old_logprobs == "trainer":
-            taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature)
-            micro = [
-                dataclasses.replace(mb, old_logprobs=old.float().cpu())
-                for mb, (old, _) in zip(micro, taken, strict=True)
-            ]
+        if config.replay == "r3":
+            micro = [dataclasses.replace(mb, replay=True) for mb in micro]
+        if config.rollout.old_logprobs == "trainer" or config.replay == "r2":
+            taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature, record_routes=True)
+            micro = [_with_old_policy(config, mb, old) for mb, old in zip(micro, taken, strict=True)]
         out.append(MiniBatch(micro_batches=micro, filler=spare_batch))
     return out
+
+
+def _with_old_policy(config: RunConfig, mb: MicroBatch, old: TokenLogprobs) -> MicroBatch:
+    """The micro-batch with what the pass of the old policy gave for it."""
+    if config.rollout.old_logprobs == "trainer":
+        mb = dataclasses.replace(mb, old_logprobs=old.logprobs.float().cpu())
+    if old.routes is not None:
+        mb = dataclasses.replace(mb, old_routes=old.routes.cpu(), replay=config.replay != "none")
+    return mb
 
 
 def _mismatch(config: RunConfig, stats: MismatchStats, update: int) -> Mismatch:
@@ -209,17 +229,25 @@ def _update(
     mismatch: Mismatch,
     out: Path,
     step: int,
-) -> tuple[UpdateResult | None, dict[str, Any]]:
-    """One update on all ranks and its diagnostics; (None, {}) if no rank has a group to learn from."""
+) -> Update:
+    """One update on all ranks and its diagnostics."""
     world, engine = session.world, session.engine
     denominators = global_denominators(batch.micro_batches, world, config.loss.token_sum_constant)
+    stats = UpdateStats(gate_temperatures(config.loss))
     if denominators.num_sequences == 0:
-        return None, {}
-    stats = UpdateStats()
+        return None, {}, stats
+    flips = FlipStats(engine.module.routes)
     objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
-    result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature)
+    result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature, flips.add)
     watch_update(engine, result, batch.micro_batches, out, step)
-    return result, stats.reduce(world)
+    return result, stats.reduce(world) | flips.reduce(world), stats
+
+
+def _sequence_lines(step: int, batches: Sequence[MiniBatch], updates: Sequence[Update]) -> Iterator[dict[str, Any]]:
+    """This rank's responses in every update of a step, numbered from 1."""
+    for number, (batch, (_, _, stats)) in enumerate(zip(batches, updates, strict=True), start=1):
+        groups = [g for mb in batch.micro_batches for g in mb.groups]
+        yield from stats.lines(groups, step=step, update=number)
 
 
 def _sampling(config: RunConfig, step: int) -> SamplingParams:
@@ -231,6 +259,8 @@ def _sampling(config: RunConfig, step: int) -> SamplingParams:
         top_p=r.top_p,
         top_k=r.top_k,
         seed=config.seed * 1_000_003 + step,
+        # To replay, or to count flips where no pass of the trainer records them. Only a MoE model has any.
+        routes=config.replay == "r3" or (config.replay == "none" and config.rollout.old_logprobs == "rollout"),
     )
 
 
@@ -257,14 +287,14 @@ def _evaluate(
 
 def _resume(
     config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
-) -> tuple[int, dict[str, Any] | None]:
-    """(first step to run, accuracy measured before the first step if that is known)."""
+) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
+    """(first step to run, accuracy measured before it if known, the rollouts sampled ahead for it if there are any)."""
     root = out / "checkpoints"
     folder = checkpoint_for(config.resume, root, session.world)
     if folder is None:
         set_aside_from(root, 0, session.world)
         run_log.truncate_from(0)
-        return 0, None
+        return 0, None, None
     state = load_checkpoint(folder, session.engine)
     feed.load_state_dict(state["per_rank"])
     set_aside_from(root, state["step"], session.world, but=folder)
@@ -274,7 +304,7 @@ def _resume(
         # The last checkpoint is older than the last evaluation, which is done again.
         run_log.truncate_from(state["step"], phases=("eval",))
         log.warning("it is of step %d and steps=%d: only the last evaluation is left", state["step"], config.steps)
-    return state["step"], state["accuracy_before"]
+    return state["step"], state["accuracy_before"], state["per_rank"].get("ahead")
 
 
 def _save(
@@ -290,14 +320,16 @@ def _save(
     save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
 
 
-def _update_values(updates: Sequence[tuple[UpdateResult | None, dict[str, Any]]]) -> dict[str, Any]:
+def _update_values(updates: Sequence[Update]) -> dict[str, Any]:
     """Numbers of a step from those of its updates: ratios and gates of the last one (the furthest from pi_old)."""
-    done = [(r, s) for r, s in updates if r is not None]
+    done = [(r, s) for r, s, _ in updates if r is not None]
     values: dict[str, Any] = {"updates/skipped": len(updates) - len(done)}
     if not done:
         return values
     last, stats = done[-1]
     values |= stats
+    # Of all updates: it is to be 0, and must not hide in one of them.
+    values["sequence/bound_violations"] = sum(s["sequence/bound_violations"] for _, s in done)
     values["updates/dropped"] = sum(not r.applied for r, _ in done)
     values["loss"] = sum(r.loss for r, _ in done) / len(done)
     values["grad_norm"] = sum(r.grad_norm for r, _ in done) / len(done)

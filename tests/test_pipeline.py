@@ -57,6 +57,7 @@ def test_the_run_folder_is_complete(run_dir):
         "reward/mean", "reward/task/count", "accuracy/mean", "reward/part/format", "groups/dead_share",
         "unscorable/share", "length/mean", "length/truncated_share", "entropy/mean", "log_ratio/pos/mean",
         "log_ratio/neg/q95", "log_ratio/pos/hist", "gate/pos/mean", "gate/neg/mean", "kl/old_new_k3", "grad_norm",
+        "gate/image/mean", "ratio/neg/mean_abs_dev", "sequence/neg/var/mean", "sequence/image/d/mean",
         "seconds/rollout", "seconds/train", "tokens_per_s/sampled", "loss", "lr",
     ):  # fmt: skip
         assert name in last, name

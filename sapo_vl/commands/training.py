@@ -93,8 +93,10 @@ def _serve(args: argparse.Namespace) -> None:
     config = fitted(config)
     check_lengths(config)
     load_contract()
+    on_cpu = not torch.cuda.is_available()
+    routes = config.replay == "r3"
     command, environment = serve_command(
-        config.model, config.rollout, args.host, args.port, on_cpu=not torch.cuda.is_available()
+        config.model, config.rollout, args.host, args.port, on_cpu=on_cpu, routes=routes
     )
     print(*(f"{name}={value}" for name, value in environment.items()), shlex.join(command), flush=True)
     os.execve(command[0], command, environment | os.environ)  # what the user set stays

@@ -8,14 +8,18 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from sapo_vl.distributed import World
+from sapo_vl.learning import sequence_stats
 from sapo_vl.learning.advantage import AdvantageStats
+from sapo_vl.losses import LossConfig
 from sapo_vl.losses.base import MAX_LOG_RATIO
+from sapo_vl.losses.sapo import SapoConfig
 from sapo_vl.record.stats import global_quantiles
 from sapo_vl.types import Finish, RolloutGroup, ScoreStatus
 
@@ -26,6 +30,7 @@ LOG_RATIO_EDGES = (*(-edge for edge in reversed(_POSITIVE_EDGES)), *_POSITIVE_ED
 
 QUANTILES = {"q01": 0.01, "q05": 0.05, "q50": 0.5, "q95": 0.95, "q99": 0.99}
 SIGNS = ("pos", "neg")
+MODALITIES = ("image", "text")  # of the prompt
 
 Stats = dict[str, float | list[float]]
 
@@ -33,84 +38,146 @@ Stats = dict[str, float | list[float]]
 class UpdateStats:
     """Statistics of the response tokens of ONE optimizer update. Make one per update and rank."""
 
-    def __init__(self) -> None:
-        self._columns: list[np.ndarray] = []  # [4, n] float32: log-ratio, gate, entropy, advantage
+    def __init__(self, temperatures: SapoConfig | None = None) -> None:
+        """temperatures: those of D_i and its bound (see sequence_stats); None = SAPO's defaults."""
+        self._temperatures = temperatures or SapoConfig()
+        self._columns: list[np.ndarray] = []  # [5, n] float32: log-ratio, gate, entropy, advantage, image
+        self._lengths: list[np.ndarray] = []  # [B] int64
 
-    def add(self, log_ratio: Tensor, gate: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor) -> None:
-        """One micro-batch, all [B, T]: log pi_theta - log pi_old, f'(r), entropy in nats, A, and a bool mask.
+    def add(
+        self, log_ratio: Tensor, gate: Tensor, entropy: Tensor, advantages: Tensor, mask: Tensor, image: Tensor
+    ) -> None:
+        """One micro-batch, [B, T]: log pi_theta - log pi_old, f'(r), entropy in nats, A, a bool mask; image [B] bool.
 
-        Values under a False mask may be anything. Raises ValueError if the shapes differ, and TypeError for a
-        mask that is not bool.
+        Values under a False mask may be anything; a response without a token counts nowhere. The sign of a response
+        is that of its first token's A. Raises ValueError if the shapes differ, and TypeError for a mask or image
+        that is not bool.
         """
-        if mask.dtype != torch.bool:
-            raise TypeError(f"mask must be bool, got {mask.dtype}; use mask.bool()")
+        for name, flags in {"mask": mask, "image": image}.items():
+            if flags.dtype != torch.bool:
+                raise TypeError(f"{name} must be bool, got {flags.dtype}; use {name}.bool()")
         tensors = {"gate": gate, "entropy": entropy, "advantages": advantages, "mask": mask}
         for name, tensor in tensors.items():
             if tensor.shape != log_ratio.shape:
                 raise ValueError(f"{name} is {tuple(tensor.shape)}, log_ratio is {tuple(log_ratio.shape)}")
-        rows = torch.stack([t.detach().float() for t in (log_ratio, gate, entropy, advantages)])
+        if image.shape != log_ratio.shape[:1]:
+            raise ValueError(f"image is {tuple(image.shape)}, log_ratio is {tuple(log_ratio.shape)}")
+        of_tokens = image.to(log_ratio.device)[:, None].expand_as(log_ratio)
+        rows = torch.stack([t.detach().float() for t in (log_ratio, gate, entropy, advantages, of_tokens)])
         self._columns.append(rows[:, mask].cpu().numpy())
+        lengths = mask.sum(dim=1).cpu().numpy()
+        self._lengths.append(lengths[lengths > 0])
 
     def reduce(self, world: World) -> Stats:
         """The statistics over all ranks. Every rank must call it, also one that added nothing.
 
-        tokens, tokens/{pos,neg}: tokens counted below; pos and neg by A > 0 and A < 0, A = 0 is in neither.
+        tokens, tokens/{pos,neg,image,text}: tokens counted below; pos and neg by A > 0 and A < 0, A = 0 is in
+        neither; image and text by whether the prompt has an image.
         log_ratio/nonfinite: tokens whose log-ratio is NaN or infinite; they are left out of everything else.
         log_ratio/{sign}/mean, q01 ... q99, max_abs: exact; hist: counts over LOG_RATIO_EDGES.
-        gate/mean, gate/{sign}/mean: mean f'(r), the effective update ratio whatever the loss.
-        entropy/mean: nats. ratio/mean_abs_dev: mean |r - 1|. ratio/max. The exponent of r is held at
-        MAX_LOG_RATIO as in the losses.
+        gate/mean, gate/{sign,modality}/mean: mean f'(r), the effective update ratio whatever the loss.
+        entropy/mean: nats. ratio/mean_abs_dev, ratio/{sign,modality}/mean_abs_dev: mean |r - 1|. ratio/max. The
+        exponent of r is held at MAX_LOG_RATIO as in the losses.
         kl/old_new_k1, kl/old_new_k3: estimators of KL(pi_old || pi_theta), mean(-log r) and
         mean(r - 1 - log r) (Schulman, "Approximating KL Divergence", 2020).
+        sequence/..., sequence/{sign,modality}/...: by response, see `sequence_stats.values`.
 
         A mean, quantile or maximum of no tokens is left out of the result.
         """
-        local = np.concatenate([np.empty((4, 0), np.float32), *self._columns], axis=1)
+        local, responses = self._tokens(), self._responses()
         finite = np.isfinite(local[0])
         kept = local[:, finite]
         parts = {"pos": kept[:, kept[3] > 0], "neg": kept[:, kept[3] < 0]}
+        parts |= {"image": kept[:, kept[4] > 0], "text": kept[:, kept[4] == 0]}
 
         vectors = [np.array([np.count_nonzero(~finite)]), _whole_sums(kept)]
-        vectors += [_sign_sums(parts[sign]) for sign in SIGNS]
+        vectors += [_part_sums(part) for part in parts.values()]
+        vectors += [_hist(parts[sign]) for sign in SIGNS]
+        vectors += [sequence_stats.local_sums(responses)]
         total = world.sum(np.concatenate(vectors))
-        nonfinite, whole, *by_sign = np.split(total, np.cumsum([len(v) for v in vectors])[:-1])
-
-        largest = world.max(float(kept[0].max(initial=-np.inf)))
+        nonfinite, whole, *by_part, hist_pos, hist_neg, sequences = np.split(
+            total, np.cumsum([len(v) for v in vectors])[:-1]
+        )
+        local_largest = np.array([kept[0].max(initial=-np.inf), *sequence_stats.local_maxima(responses)])
+        largest, *sequence_maxima = world.maxima(local_largest)
         samples = [parts[sign][0] for sign in SIGNS]
         quantiles = global_quantiles(samples, [0.0, *QUANTILES.values(), 1.0], world)
+
         out: Stats = {"tokens": whole[0], "log_ratio/nonfinite": nonfinite[0]}
         if whole[0]:
             means = whole[1:] / whole[0]
             out |= zip(("gate/mean", "entropy/mean", "ratio/mean_abs_dev"), means[:3], strict=True)
             out |= {"kl/old_new_k1": means[3], "kl/old_new_k3": means[4]}
             out["ratio/max"] = np.exp(min(largest, MAX_LOG_RATIO))
-        for sign, sums, values in zip(SIGNS, by_sign, quantiles, strict=True):
-            out |= _sign_stats(sign, sums, values)
+        for part, sums in zip(parts, by_part, strict=True):
+            out |= _part_stats(part, sums)
+        for sign, hist, values in zip(SIGNS, (hist_pos, hist_neg), quantiles, strict=True):
+            out |= _sign_stats(sign, hist, values)
+        out |= sequence_stats.values(sequences, np.array(sequence_maxima))
         return {name: v if isinstance(v, list) else float(v) for name, v in out.items()}
+
+    def lines(self, groups: Sequence[RolloutGroup], **shared: Any) -> list[dict[str, Any]]:
+        """A JSON-like object for each response of this rank, see `sequence_stats.sequence_lines`.
+
+        groups: those of the micro-batches added, in that order.
+        """
+        log_ratio, gate = self._tokens()[:2]
+        return sequence_stats.sequence_lines(self._responses(), log_ratio, gate, groups, **shared)
+
+    def _tokens(self) -> np.ndarray:
+        return np.concatenate([np.empty((5, 0), np.float32), *self._columns], axis=1)
+
+    def _responses(self) -> sequence_stats.Responses:
+        log_ratio, _, _, advantages, image = self._tokens()
+        lengths = np.concatenate([np.empty(0, np.int64), *self._lengths])
+        first = np.cumsum(lengths) - lengths
+        return sequence_stats.measure(
+            log_ratio, lengths, advantages[first].astype(np.float64), image[first] > 0, self._temperatures
+        )
+
+
+def gate_temperatures(loss: LossConfig) -> SapoConfig:
+    """The temperatures that D_i is worked out with: SAPO's own, or its defaults where another loss is trained."""
+    params = loss.loss_params()
+    return params if isinstance(params, SapoConfig) else SapoConfig()
 
 
 def _whole_sums(kept: np.ndarray) -> np.ndarray:
-    """[6] tokens, and sums of gate, entropy, |r - 1|, -log r, r - 1 - log r over tokens [4, n]."""
-    log_ratio, gate, entropy, _ = kept.astype(np.float64)
+    """[6] tokens, and sums of gate, entropy, |r - 1|, -log r, r - 1 - log r over tokens [5, n]."""
+    log_ratio, gate, entropy = kept[:3].astype(np.float64)
     bounded = np.minimum(log_ratio, MAX_LOG_RATIO)
     excess = np.expm1(bounded)
     terms = (gate, entropy, np.abs(excess), -log_ratio, excess - bounded)
     return np.array([len(gate), *(t.sum() for t in terms)])
 
 
-def _sign_sums(part: np.ndarray) -> np.ndarray:
-    """[3 + bins] tokens, sums of log-ratio and gate, and the histogram of the log-ratios of tokens [4, n]."""
+def _part_sums(part: np.ndarray) -> np.ndarray:
+    """[4] tokens, and sums of log-ratio, gate and |r - 1| over tokens [5, n]."""
+    excess = np.expm1(np.minimum(part[0].astype(np.float64), MAX_LOG_RATIO))
+    return np.array([part.shape[1], *part[:2].sum(axis=1, dtype=np.float64), np.abs(excess).sum()])
+
+
+def _part_stats(part: str, sums: np.ndarray) -> Stats:
+    n, log_ratio, gate, deviation = sums
+    out: Stats = {f"tokens/{part}": n}
+    if n:
+        out |= {f"gate/{part}/mean": gate / n, f"ratio/{part}/mean_abs_dev": deviation / n}
+        if part in SIGNS:
+            out[f"log_ratio/{part}/mean"] = log_ratio / n
+    return out
+
+
+def _hist(part: np.ndarray) -> np.ndarray:
+    """[bins] counts of the log-ratios of tokens [5, n]."""
     bins = np.searchsorted(LOG_RATIO_EDGES, part[0].astype(np.float64), side="right")
-    counts = np.bincount(bins, minlength=len(LOG_RATIO_EDGES) + 1)
-    return np.array([part.shape[1], *part[:2].sum(axis=1, dtype=np.float64), *counts])
+    return np.bincount(bins, minlength=len(LOG_RATIO_EDGES) + 1)
 
 
-def _sign_stats(sign: str, sums: np.ndarray, quantiles: np.ndarray | None) -> Stats:
-    out: Stats = {f"tokens/{sign}": sums[0], f"log_ratio/{sign}/hist": [int(c) for c in sums[3:]]}
+def _sign_stats(sign: str, hist: np.ndarray, quantiles: np.ndarray | None) -> Stats:
+    out: Stats = {f"log_ratio/{sign}/hist": [int(c) for c in hist]}
     if quantiles is None:
         return out
     smallest, *inner, largest = quantiles
-    out[f"log_ratio/{sign}/mean"], out[f"gate/{sign}/mean"] = sums[1:3] / sums[0]
     out |= {f"log_ratio/{sign}/{name}": q for name, q in zip(QUANTILES, inner, strict=True)}
     out[f"log_ratio/{sign}/max_abs"] = max(abs(smallest), abs(largest))
     return out
@@ -127,13 +194,17 @@ def rollout_stats(groups: Sequence[RolloutGroup], advantages: AdvantageStats, wo
     reward/mean, reward/std (population); reward/task/{task}; reward/part/{name}.
     scored/task/{task}: scored rollouts of a task, the n of its means.
     accuracy/mean, accuracy/{task}: means of the part "accuracy".
-    groups/dead_share: groups that give no gradient, for too few scored rewards or for equal ones.
+    groups/dead_share: groups that give no gradient, for too few scored rewards, for equal ones, or for a mean that
+    advantage.scale=mean cannot divide by; groups/mean_not_positive_share: for the last reason, with that scale only.
     unscorable/share: rollouts without a reward, whichever the reason.
     length/mean, min, max, q50, q95: response tokens; length/truncated_share: cut at the token limit.
     """
     sums, counts = _local_sums(groups)
     if advantages.num_groups:
         sums["groups/dead_share"], counts["groups/dead_share"] = advantages.num_dead, advantages.num_groups
+        if advantages.num_mean_not_positive is not None:
+            name = "groups/mean_not_positive_share"
+            sums[name], counts[name] = advantages.num_mean_not_positive, advantages.num_groups
     names = sorted(set().union(*world.gather(set(counts))))
     dense = [[sums[name], counts[name]] for name in names]
     total, count = world.sum(np.array(dense).reshape(-1)).reshape(-1, 2).T

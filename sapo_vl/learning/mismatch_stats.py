@@ -120,7 +120,7 @@ def _weight_values(sums: np.ndarray) -> dict[str, float]:
 def _classes(mb: MicroBatch) -> np.ndarray:
     """[classes, B] float64: 1 where a response belongs to a class."""
     lengths = mb.lengths.cpu().numpy()
-    image = np.array([g.prompt.pixel_values is not None for g in mb.groups for _ in g.rollouts])
+    image = mb.with_image().numpy()
     bucket = np.searchsorted([*LENGTHS.values()], lengths)  # the first whose end is not below the length
     by_length = [bucket == i for i in range(len(LENGTHS))]
     return np.stack([np.ones_like(image), ~image, image, *by_length]).astype(np.float64)

@@ -17,6 +17,7 @@ from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.loading import base_model
 from sapo_vl.model.logprob import token_logprobs
 from sapo_vl.model.prefix_attention import KVCache, PrefixLayout
+from sapo_vl.model.routing import TAPE, RouteSpec, RouteTape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -64,24 +65,33 @@ class LogprobHead(nn.Module):
 
 
 class PolicyModule(nn.Module):
-    """A Qwen3-VL(-MoE) model (perhaps inside peft) and its head."""
+    """A Qwen3-VL(-MoE) model (perhaps inside peft) and its head. `routes` is what `attach_routing` gave for it."""
 
-    def __init__(self, hf: nn.Module, banned_ids: Sequence[int]) -> None:
+    def __init__(self, hf: nn.Module, banned_ids: Sequence[int], routes: RouteSpec | None = None) -> None:
         super().__init__()
-        self.hf = hf
+        self.hf, self.routes = hf, routes
         self.head = LogprobHead(base_model(hf).lm_head, banned_ids)
 
-    def forward(self, job: MicroBatch | Prefill | Decode, temperature: float = 1.0) -> tuple[Tensor, Tensor]:
-        """MicroBatch -> (log-probs [N], entropy [N]); Prefill -> (logits [n, V], -); Decode -> (logits [B, V], -)."""
+    def forward(
+        self, job: MicroBatch | Prefill | Decode, temperature: float = 1.0, tape: RouteTape | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """MicroBatch -> (log-probs [N], entropy [N]); Prefill -> (logits [n, V], -); Decode -> (logits [B, V], -).
+
+        A tape records the routing of the pass, or replays one. Raises RouteError if it was not read as it should be.
+        """
+        extra = {} if tape is None else {TAPE: tape}
         if isinstance(job, Decode):
-            hidden = self._text(self._embed(job.ids), job.positions, kv_cache=job.cache)
-            return self.head(hidden[:, -1], None, temperature)
-        if isinstance(job, Prefill):
-            hidden = self._flat_row(job, prefix_layout=job.cache.layout, kv_cache=job.cache)
-            return self.head(hidden[0, job.last_index], None, temperature)
-        hidden = self._padded_rows(job) if job.layout is None else self._flat_row(job, prefix_layout=job.layout)
-        hidden = hidden.flatten(0, 1)[job.predictor_index]
-        return self.head(hidden, job.targets, temperature)
+            hidden = self._text(self._embed(job.ids), job.positions, kv_cache=job.cache, **extra)[:, -1]
+        elif isinstance(job, Prefill):
+            hidden = self._flat_row(job, prefix_layout=job.cache.layout, kv_cache=job.cache, **extra)
+            hidden = hidden[0, job.last_index]
+        else:
+            flat = job.layout is not None
+            rows = self._flat_row(job, prefix_layout=job.layout, **extra) if flat else self._padded_rows(job, **extra)
+            hidden = rows.flatten(0, 1)[job.predictor_index]
+        if tape is not None:
+            tape.close()
+        return self.head(hidden, job.targets if isinstance(job, MicroBatch) else None, temperature)
 
     def _embed(self, ids: Tensor) -> Tensor:
         return base_model(self.hf).model.language_model.embed_tokens(ids)
@@ -91,7 +101,7 @@ class PolicyModule(nn.Module):
         # Three rows of positions, not four: the text row would trip the detection of packed sequences.
         return text(inputs_embeds=embeds, position_ids=positions, use_cache=False, **kwargs).last_hidden_state
 
-    def _flat_row(self, job: MicroBatch | Prefill, prefix_layout: PrefixLayout, **kwargs: Any) -> Tensor:
+    def _flat_row(self, job: MicroBatch | Prefill, prefix_layout: PrefixLayout | None, **kwargs: Any) -> Tensor:
         """Hidden states [1, T, H] of a flat row; every image is encoded once."""
         inner = base_model(self.hf)
         embeds = self._embed(job.ids)
@@ -123,7 +133,7 @@ class PolicyModule(nn.Module):
             )
         return at
 
-    def _padded_rows(self, job: MicroBatch) -> Tensor:
+    def _padded_rows(self, job: MicroBatch, **kwargs: Any) -> Tensor:
         """Hidden states [B, L, H] through the model's own multimodal forward, every image once per response."""
         inner = base_model(self.hf)
         images = {"pixel_values": job.pixel_values, "image_grid_thw": job.image_grid_thw} if job.has_images else {}
@@ -134,6 +144,7 @@ class PolicyModule(nn.Module):
             mm_token_type_ids=(job.ids == inner.config.image_token_id).int(),
             use_cache=False,
             **images,
+            **kwargs,
         )
         hidden = out.last_hidden_state
         if not job.has_images:

@@ -44,7 +44,7 @@ BOUND: dict[str, tuple[str, ...]] = {
 # Stage -> what it leaves in the folder, beside checkpoints and lines of metrics.jsonl, and what of it says that it got
 # somewhere. A folder without any of that is free: what started there left nothing to be mixed up with.
 RESULTS: dict[str, tuple[str, ...]] = {
-    "train": ("final", "summary.json", "rollouts", "benchmarks"),
+    "train": ("final", "summary.json", "rollouts", "sequences", "benchmarks"),
     "sft": ("cold_start", "cold_start.json"),
     "eval": ("eval.json", "benchmarks"),
 }

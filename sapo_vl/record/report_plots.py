@@ -32,6 +32,12 @@ PLOTS = (
     Plot("accuracy", "train", "mean accuracy of rollouts", ("accuracy/*",)),
     Plot("gate", "train", "mean gate f'(r)", ("gate/mean", "gate/pos/mean", "gate/neg/mean")),
     Plot("ratio", "train", "mean |r - 1|", ("ratio/mean_abs_dev",)),
+    Plot(
+        "variance",
+        "train",
+        "mean Var_i of log r",
+        ("sequence/var/mean", "sequence/pos/var/mean", "sequence/neg/var/mean"),
+    ),
     Plot("entropy", "train", "mean entropy (nats per token)", ("entropy/mean",)),
     Plot("grad_norm", "train", "gradient norm before clipping", ("grad_norm", "grad_norm/max")),
     Plot("length", "train", "response length (tokens)", ("length/mean", "length/q50", "length/q95")),

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,24 +36,21 @@ class RolloutLog:
         response, response_ids, finish, reward, parts, score_status, score_detail, advantage,
         weight_version, mean_logprob (null without tokens). Numbers that are not finite are written as null.
         """
-        self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step_{step:06d}.rank{rank}.jsonl"
-        beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-        with beside.open("w", encoding="ascii") as file:
-            for group in groups:
-                problem = group.prompt.problem
-                shared = {
-                    "step": step,
-                    "id": problem.id,
-                    "task": problem.task,
-                    "answer": problem.answer,
-                    "prompt": prompt_text(problem.messages),
-                    "images": [self._image(image) for image in problem.images],
-                }
-                for rollout in group.rollouts:
-                    file.write(json.dumps(shared | _rollout_fields(rollout), allow_nan=False) + "\n")
-        beside.replace(path)
-        return path
+        return write_step(self.folder, step, rank, self._lines(step, groups))
+
+    def _lines(self, step: int, groups: Sequence[RolloutGroup]) -> Iterator[dict[str, Any]]:
+        for group in groups:
+            problem = group.prompt.problem
+            shared = {
+                "step": step,
+                "id": problem.id,
+                "task": problem.task,
+                "answer": problem.answer,
+                "prompt": prompt_text(problem.messages),
+                "images": [self._image(image) for image in problem.images],
+            }
+            for rollout in group.rollouts:
+                yield shared | _rollout_fields(rollout)
 
     def _image(self, image: Image.Image) -> str:
         name = image_hash(image)
@@ -65,6 +62,20 @@ class RolloutLog:
             beside.write_bytes(encode_png(image.convert("RGB")))
             beside.replace(path)
         return name
+
+
+def write_step(folder: Path, step: int, rank: int, lines: Iterable[Mapping[str, Any]]) -> Path:
+    """Writes step_000012.rank0.jsonl. It appears when complete, and replaces one of the same step and rank.
+
+    Raises ValueError for a number that is not finite.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"step_{step:06d}.rank{rank}.jsonl"
+    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with beside.open("w", encoding="ascii") as file:
+        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+    beside.replace(path)
+    return path
 
 
 def image_hash(image: Image.Image) -> str:
@@ -86,13 +97,13 @@ def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
 
 
 def read_rollouts(path: Path) -> Iterator[dict[str, Any]]:
-    """The lines of one file, or of all files of a rollouts folder by step and rank.
+    """The lines of one file, or of all files of a folder of `write_step` by step and rank.
 
     Raises FileNotFoundError if there is nothing at `path`, ValueError naming file and line for a broken line.
     """
     path = Path(path)
     if not path.exists():
-        raise FileNotFoundError(f"no rollouts at {path}; give a step_*.jsonl file or a run's rollouts folder")
+        raise FileNotFoundError(f"nothing at {path}; give a step_*.jsonl file or a run's folder of them (rollouts)")
     for file in sorted(path.glob("step_*.jsonl"), key=_step_and_rank) if path.is_dir() else [path]:
         with file.open(encoding="ascii") as lines:
             for number, line in enumerate(lines, start=1):

@@ -39,6 +39,8 @@ class LogConfig(Strict):
     """Write the rollouts of every n-th step; 0 = never."""
     save_images: bool = True
     """Save the images of written rollouts too, each once."""
+    save_sequences_every: int = Field(default=0, ge=0)
+    """Write what was measured of each response in the updates of every n-th step (docs/metrics.md); 0 = never."""
 
 
 class RunLog:

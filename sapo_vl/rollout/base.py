@@ -36,7 +36,9 @@ class RolloutConfig(Strict):
     vllm: VllmConfig = VllmConfig()
     server: ServerConfig = ServerConfig()
     parity: ParityConfig = ParityConfig()  # engine against trainer; the transformers engine needs no check
-    staleness: int = Field(default=0, ge=0, le=1)  # 1 = sample a batch while the one before it trains; 0 = on-policy
+    # 0 = on-policy. 1 = a batch is sampled with the weights before those that it trains: by servers while the step
+    # before it trains, by engines in process in turn (for experiments: it gains no time).
+    staleness: int = Field(default=0, ge=0, le=1)
     max_failed_share: float = Field(default=0.1, ge=0, le=1)  # of the latest responses; past it the run stops
     prompts_per_step: int = Field(default=32, ge=1)  # over all ranks
     group_size: int = Field(default=8, ge=1)  # responses per prompt (G)
@@ -47,15 +49,6 @@ class RolloutConfig(Strict):
     prompts_per_batch: int = Field(default=64, ge=1)  # of the transformers engine, on a rank: bounds its KV cache
     # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
-
-    @model_validator(mode="after")
-    def _only_a_server_works_beside_the_trainer(self) -> RolloutConfig:
-        if self.staleness and self.engine in ("transformers", "vllm"):
-            raise ValueError(
-                f"rollout.staleness={self.staleness} with rollout.engine={self.engine}: it samples in the trainer's "
-                "processes and cannot work beside it; use rollout.engine=vllm_server, or staleness=0"
-            )
-        return self
 
     @model_validator(mode="after")
     def _recorded_law_must_be_the_trained_one(self) -> RolloutConfig:
@@ -88,6 +81,7 @@ class SamplingParams:
     top_k: int = 0
     presence_penalty: float = 0.0  # taken off the logit of every token that the response has already; evaluation only
     seed: int = 0
+    routes: bool = False  # return the experts that the tokens went through, where model and engine can
 
 
 class RolloutEngine(Protocol):

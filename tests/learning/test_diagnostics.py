@@ -24,6 +24,10 @@ def row(*values: float) -> torch.Tensor:
     return torch.tensor([values])
 
 
+def flags(*values: bool) -> torch.Tensor:
+    return torch.tensor(values)
+
+
 def tokens(n: int, seed: int) -> list[torch.Tensor]:
     """(log-ratio, gate, entropy, advantage) of n tokens, [n] each, with ties and a few non-finite ones."""
     g = torch.Generator().manual_seed(seed)
@@ -36,9 +40,13 @@ def tokens(n: int, seed: int) -> list[torch.Tensor]:
 
 
 def add_padded(stats: UpdateStats, columns: list[torch.Tensor], lengths: list[int]) -> None:
-    """The tokens cut into responses of these lengths, right-padded with NaN, as one micro-batch."""
+    """The tokens cut into responses of these lengths, right-padded with NaN, as one micro-batch.
+
+    Every second length is that of a response to an image.
+    """
     mask = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
-    stats.add(*(torch.full(mask.shape, math.nan).masked_scatter(mask, c) for c in columns), mask)
+    padded = (torch.full(mask.shape, math.nan).masked_scatter(mask, c) for c in columns)
+    stats.add(*padded, mask, torch.tensor(lengths) % 2 == 0)
 
 
 def test_update_stats_by_hand():
@@ -50,6 +58,7 @@ def test_update_stats_by_hand():
         entropy=row(1.0, 2.0, 3.0, 6.0, 100.0),
         advantages=row(1.5, 0.1, -2.0, 0.0, 1.0),
         mask=torch.tensor([[True, True, True, True, False]]),
+        image=flags(True),
     )
     out = stats.reduce(ALONE)
     assert (out["tokens"], out["tokens/pos"], out["tokens/neg"]) == (4, 2, 1)
@@ -57,6 +66,10 @@ def test_update_stats_by_hand():
     assert out["gate/mean"] == pytest.approx(2.5 / 4)
     assert out["gate/pos/mean"] == pytest.approx(0.75)
     assert out["gate/neg/mean"] == pytest.approx(0.25)
+    assert out["ratio/pos/mean_abs_dev"] == pytest.approx(1 / 2)
+    assert out["ratio/neg/mean_abs_dev"] == pytest.approx(1 / 2)
+    assert (out["tokens/image"], out["gate/image/mean"]) == (4, out["gate/mean"])
+    assert out["tokens/text"] == 0 and "gate/text/mean" not in out
     assert out["entropy/mean"] == pytest.approx(3.0)
     # |2 - 1| + 0 + |1/2 - 1| + (e^0.0005 - 1)
     assert out["ratio/mean_abs_dev"] == pytest.approx((1.5 + 0.000500125) / 4, rel=1e-6)
@@ -77,7 +90,7 @@ def test_histogram_bins():
     stats = UpdateStats()
     values = (-50.0, -0.7, -0.0005, 0.0, 0.2, 1.0, 2.0, 3.0, 1e6)
     n = len(values)
-    stats.add(row(*values), torch.ones(1, n), torch.ones(1, n), torch.ones(1, n), torch.ones(1, n).bool())
+    stats.add(row(*values), *[torch.ones(1, n)] * 3, torch.ones(1, n).bool(), flags(True))
     hist = stats.reduce(ALONE)["log_ratio/pos/hist"]
     assert isinstance(hist, list) and len(hist) == len(LOG_RATIO_EDGES) + 1 == 17
     # bins: below -3; [-1, -0.3); the middle one around 0; [0.1, 0.3); [1, 3); from 3. A bin owns its left edge.
@@ -87,29 +100,35 @@ def test_histogram_bins():
 def test_nonfinite_log_ratios_are_counted_and_left_out():
     stats = UpdateStats()
     bad = (math.nan, math.inf, -math.inf)
-    stats.add(row(*bad, 0.5), row(9, 9, 9, 0.5), row(9, 9, 9, 2), row(1, -1, 1, 1), torch.ones(1, 4).bool())
+    mask = torch.ones(1, 4).bool()
+    stats.add(row(*bad, 0.5), row(9, 9, 9, 0.5), row(9, 9, 9, 2), row(1, -1, 1, 1), mask, flags(True))
     out = stats.reduce(ALONE)
     assert out["log_ratio/nonfinite"] == 3
     assert (out["tokens"], out["tokens/pos"], out["tokens/neg"]) == (1, 1, 0)
     assert (out["gate/mean"], out["entropy/mean"]) == (0.5, 2.0)
     assert out["log_ratio/pos/q01"] == out["log_ratio/pos/max_abs"] == 0.5
     assert "gate/neg/mean" not in out and sum(out["log_ratio/neg/hist"]) == 0
+    assert (out["sequence/nonfinite"], out["sequence/responses"]) == (1, 0)
     assert all(np.isfinite(v).all() for v in out.values())
 
 
 def test_huge_ratios_stay_finite_and_no_tokens_give_no_means():
     stats = UpdateStats()
-    stats.add(row(300.0), row(0.0), row(0.0), row(1.0), torch.ones(1, 1).bool())
+    stats.add(row(300.0), row(0.0), row(0.0), row(1.0), torch.ones(1, 1).bool(), flags(True))
     out = stats.reduce(ALONE)
     assert out["ratio/max"] == pytest.approx(math.exp(20))
     assert np.isfinite(out["kl/old_new_k3"])
+    counts = {f"tokens{part}": 0.0 for part in ("", "/pos", "/neg", "/image", "/text")}
+    classes = ("sequence", "sequence/pos", "sequence/neg", "sequence/image", "sequence/text")
     assert UpdateStats().reduce(ALONE) == {
-        "tokens": 0.0,
+        **counts,
         "log_ratio/nonfinite": 0.0,
-        "tokens/pos": 0.0,
         "log_ratio/pos/hist": [0] * 17,
-        "tokens/neg": 0.0,
         "log_ratio/neg/hist": [0] * 17,
+        "sequence/nonfinite": 0.0,
+        "sequence/bound_violations": 0.0,
+        **{f"{name}/responses": 0.0 for name in classes},
+        **{f"{name}/var/hist": [0] * 14 for name in classes},
     }
 
 
@@ -117,16 +136,18 @@ def test_tensors_may_carry_gradients_and_low_precision():
     stats = UpdateStats()
     log_ratio = torch.tensor([[0.25]], requires_grad=True)
     half = torch.ones(1, 1, dtype=torch.bfloat16)
-    stats.add(log_ratio, half, half, half, torch.ones(1, 1).bool())
+    stats.add(log_ratio, half, half, half, torch.ones(1, 1).bool(), flags(True))
     assert stats.reduce(ALONE)["log_ratio/pos/mean"] == 0.25
 
 
 def test_wrong_shape_and_mask_are_named():
     one = torch.ones(1, 2)
     with pytest.raises(ValueError, match=r"entropy is \(2,\), log_ratio is \(1, 2\)"):
-        UpdateStats().add(one, one, torch.ones(2), one, one.bool())
+        UpdateStats().add(one, one, torch.ones(2), one, one.bool(), flags(True))
     with pytest.raises(TypeError, match="mask must be bool"):
-        UpdateStats().add(one, one, one, one, one)
+        UpdateStats().add(one, one, one, one, one, flags(True))
+    with pytest.raises(ValueError, match=r"image is \(2,\), log_ratio is \(1, 2\)"):
+        UpdateStats().add(one, one, one, one, one.bool(), flags(True, True))
 
 
 @settings(max_examples=40)
@@ -153,6 +174,13 @@ def test_split_over_micro_batches_does_not_matter(lengths: list[int], seed: int,
         np.testing.assert_allclose([got[n] for n in names], quantiles, rtol=1e-6, atol=1e-12)
         assert got["log_ratio/pos/max_abs"] == np.abs(log_ratio[pos]).max()
         assert got["gate/pos/mean"] == pytest.approx(gate[pos].mean(), rel=1e-6)
+    image = np.isfinite(log_ratio) & np.repeat([n % 2 == 0 for n in lengths], lengths)
+    for name, here in (("image", image), ("text", np.isfinite(log_ratio) & ~image), ("pos", pos)):
+        assert got[f"tokens/{name}"] == here.sum()
+        if here.any():
+            assert got[f"gate/{name}/mean"] == pytest.approx(gate[here].mean(), rel=1e-6)
+            away = np.abs(np.exp(log_ratio[here]) - 1).mean()
+            assert got[f"ratio/{name}/mean_abs_dev"] == pytest.approx(away, rel=1e-6)
 
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=1, max_size=30))
@@ -288,14 +316,19 @@ def test_rollout_stats_of_nothing():
     assert not any(name.startswith(("reward/", "length/", "accuracy/")) for name in out)
 
 
+LENGTHS = [*(1 + i % 8 for i in range(100)), 58]  # of responses with 500 tokens in all
+
+
 def run_rank(rank: int, folder: str) -> None:
     """One of two gloo ranks, with unequal parts: other tokens, other groups, other tasks."""
     dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     world = World(rank=rank, size=2, device=torch.device("cpu"))
     columns = tokens(500, seed=5)
-    mine = (columns[3] > 0) == (rank == 0)  # rank 1 gets none of the tokens with a positive advantage
+    rows = list(zip(*(c.split(LENGTHS) for c in columns), strict=True))
+    # Rank 1 gets none of the responses that begin with a positive advantage.
+    mine = [r for r in rows if bool(r[3][0] > 0) == (rank == 0)]
     stats = UpdateStats()
-    stats.add(*(c[mine][None] for c in columns), torch.ones(1, int(mine.sum())).bool())
+    add_padded(stats, [torch.cat(c) for c in zip(*mine, strict=True)], [len(r[0]) for r in mine])
     groups = example_groups()
     result = [stats.reduce(world), assigned_stats(groups[:1] if rank == 0 else groups[1:], world)]
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
@@ -308,7 +341,7 @@ def test_split_over_ranks_does_not_matter(tmp_path: Path):
     first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
     assert first == second
     alone = UpdateStats()
-    alone.add(*(c[None] for c in tokens(500, seed=5)), torch.ones(1, 500).bool())
+    add_padded(alone, tokens(500, seed=5), LENGTHS)
     expected = alone.reduce(ALONE)
     assert first[0].keys() == expected.keys()
     for name, value in expected.items():

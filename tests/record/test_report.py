@@ -47,6 +47,7 @@ def run_dir(tmp_path: Path) -> Path:
                 "gate/mean": 0.99,
                 "gate/pos/mean": 0.98,
                 "ratio/mean_abs_dev": 0.01,
+                "sequence/var/mean": 1e-3 * step,
                 "entropy/mean": 1.0 / step,
                 "grad_norm": math.nan if step == 3 else 0.5,
                 "length/mean": 20.0,
