@@ -139,8 +139,9 @@ def _stress(experiment: ExperimentConfig) -> Iterator[Claim]:
     """SAPO against each other loss where all else is equal; replay against none; fresh against stale."""
     arms = arms_of(experiment).get("stress", [])
     for arm in arms:
-        if arm.loss != "sapo" and arm.replay == "none":
-            yield Claim(figure="stress", first=replace(arm, loss="sapo"), second=arm, of_paper=False)
+        plain = replace(arm, loss="sapo", params=(), replay="none")
+        if arm.replay == "none" and arm != plain:
+            yield Claim(figure="stress", first=plain, second=arm, of_paper=False)
     for arm in arms:
         if arm.replay != "none":
             yield Claim(figure="stress", first=arm, second=replace(arm, replay="none"), of_paper=False)

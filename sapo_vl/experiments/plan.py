@@ -83,7 +83,7 @@ def _run(
 ) -> PlannedRun:
     model = experiment.models[arm.model]
     base = start_config(model, arm.mixed, pairs, start_seed)
-    own = [*arm.overrides(base.optim.lr, experiment.sequences_every), f"seed={seed}", f"steps={experiment.steps}"]
+    own = [*arm.overrides(base, experiment.sequences_every), f"seed={seed}", f"steps={experiment.steps}"]
     # As the run will see it, but for the paths of what is not made yet.
     common = [*start_pairs(model, arm.mixed, pairs, start_seed), *run_pairs(model, pairs)]
     load_config(model.config, common)  # what is wrong with it is nothing of the arm's

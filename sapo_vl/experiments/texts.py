@@ -26,10 +26,10 @@ training begins**. Intervals are about that alone."""
 OWN_START = "Data, model and cold start are made anew for every seed."
 
 FIGURE_1 = """\
-Computed by calling the loss functions with their default settings on responses of one token; nothing was trained. f is
-the surrogate (its value at r = 1 taken off: an offset without meaning), f' the weight that multiplies A r grad log pi.
-GSPO's ratio is that of a whole response, so its clip range is narrow. For A < 0 SAPO's weight does not close on the low
-side: it ends at sech^2(tau/2) where r goes to 0."""
+Computed by calling the loss functions with their default settings on responses of one token; nothing was trained. f' is
+the weight that multiplies A r grad log pi, f its integral, the surrogate (up to an offset without meaning). GSPO's and
+VESPO's ratios are those of a whole response. DAPO and Dr.GRPO are GRPO's function with other settings and reductions.
+For A < 0 SAPO's weight does not close on the low side: it ends at sech^2(tau/2) where r goes to 0."""
 
 FIGURE_2 = """\
 SAPO at 4 updates a rollout batch; all responses of every {every}th step, in the updates after the first (in the first

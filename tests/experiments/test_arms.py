@@ -35,14 +35,30 @@ def test_the_seven_differ_in_loss_and_replay_alone(tiny):
     assert [arm.method for arm in arms] == SEVEN
     model = tiny.models["moe"]
     common = [*start_pairs(model, False, [], 0), *run_pairs(model, [])]
+    base = load_config(model.config, common)
     resolved = [
-        dict(leaves(load_config(model.config, [*common, *arm.overrides(1.5e-4, 10)]).model_dump(mode="json")))
+        dict(leaves(load_config(model.config, [*common, *arm.overrides(base, 10)]).model_dump(mode="json")))
         for arm in arms
     ]
     # A section differs where a setting in it does.
     differing = {key for key in resolved[0] if len({str(config.get(key)) for config in resolved}) > 1} - {"", "loss"}
     assert differing <= {"loss.name", "loss.params", "replay"} and "loss.name" in differing
     assert len({str((config["loss.name"], config.get("replay"))) for config in resolved}) == len(arms)
+
+
+def test_every_loss_has_its_own_reduction(tiny):
+    """Also on top of a saved config, which names that of its own loss: dr_grpo's divides by a constant, here 2 prompts
+    x 8 responses x 14 tokens."""
+    model = tiny.models["moe"]
+    base = load_config(model.config, start_pairs(model, False, [], 0))
+    for loss, reduction, constant in (
+        ("grpo", "sequence_mean", None),
+        ("dapo", "token_mean", None),
+        ("dr_grpo", "token_sum", 2 * 8 * 14),
+    ):
+        own = Arm(model="moe", loss=loss, mini_batches=16).overrides(base, 10)
+        config = load_config(model.config, ["loss.reduction=sequence_mean", *own])
+        assert (config.loss.reduction, config.loss.token_sum_constant) == (reduction, constant)
 
 
 def test_the_paper_s_figures(tiny):

@@ -26,12 +26,15 @@ SMALL = (
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1000)
 def test_a_small_reproduction(tmp_path):
     arms = "moe.sapo.n4,moe.gspo.n4"
     (tmp_path / "reward.py").write_text(REWARD)
     small = (*SMALL, f"rewards.path={tmp_path / 'reward.py'}:length")
     choice = ("--figures", "4", "--arms", arms, "--seeds", "5", "--steps", "2", "--jobs", "2")
-    ended = run_python("-m", "sapo_vl", "reproduce", "--config", CONFIG, "--out", tmp_path, *choice, *small)
+    ended = run_python(
+        "-m", "sapo_vl", "reproduce", "--config", CONFIG, "--out", tmp_path, *choice, *small, timeout=900
+    )
     assert "[3/3]" in ended.stdout and str(tmp_path / "report.md") in ended.stdout
     text = (tmp_path / "report.md").read_text()
     assert "2 runs are finished, seeds 5, 2 steps each" in text
