@@ -101,7 +101,7 @@ def test_a_dense_model_has_nothing_to_replay(replay: Any, tmp_path: Path, seed: 
 def test_an_engine_that_returns_no_routes_is_refused_before_the_model_is_read(tmp_path: Path, seed: int) -> None:
     save_hf_folder(make_model("moe", seed), processor(), tmp_path / "m")
     (tmp_path / "m" / "tokenizer.json").unlink()  # reading on would fail
-    with pytest.raises(RoutesMissing, match="replay=r3 with rollout.engine=vllm"):
+    with pytest.raises(RoutesMissing, match=r"replay=r3 with rollout\.engine=vllm"):
         open_with(tmp_path, "r3", engine="vllm")
 
 
@@ -116,16 +116,22 @@ def test_the_tiny_moe_has_three_layers_that_route(seed: int) -> None:
     assert make_policy("moe", seed)[0].hf.config.get_text_config().num_hidden_layers == 3
 
 
-RUN = {"model_kind": "moe", "batch.mini_batches": 2, "optim.lr": 3e-3, "steps": 2}
+RUN = {"model_kind": "moe", "batch.mini_batches": 2, "optim.lr": 3e-3, "rollout.old_logprobs": "trainer"}
+
+
+def run(folder: Path, seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rewards that tell the responses of every group apart, whatever a model says that knows nothing."""
+    folder.mkdir(exist_ok=True)
+    reward = "from rewards.base import RewardOutput\n\n\ndef f(x):\n    return RewardOutput(sum(x.token_ids) % 7 / 6)\n"
+    (folder / "reward.py").write_text(reward)
+    given = {"rewards.path": f"{folder / 'reward.py'}:f", "rewards.by_task": '{"*": custom}'}
+    return short_run(folder, seed, {**RUN, **given, **settings})
 
 
 @pytest.mark.slow
 def test_runs_with_and_without_replay(tmp_path: Path, seed: int) -> None:
     """A rate of learning at which routers move: free routing flips, replay does not, though routers drift as much."""
-    runs = {
-        replay: short_run(tmp_path / replay, seed, {**RUN, "replay": replay, "rollout.old_logprobs": "trainer"})
-        for replay in ("none", "r2", "r3")
-    }
+    runs = {replay: run(tmp_path / replay, seed, {"replay": replay}) for replay in ("none", "r2", "r3")}
     for replay, steps in runs.items():
         for step in steps:
             flips, drift = step["routing/flip/layers"], step["routing/drift"]
@@ -141,8 +147,7 @@ def test_runs_with_and_without_replay(tmp_path: Path, seed: int) -> None:
 @pytest.mark.parametrize("replay", ["r2", "r3"])
 def test_ratios_start_at_exactly_one(replay: str, tmp_path: Path, seed: int) -> None:
     """One update a batch: pass of the old policy and update go through the same experts, to the bit."""
-    settings = {**RUN, "batch.mini_batches": 1, "replay": replay, "rollout.old_logprobs": "trainer"}
-    for step in short_run(tmp_path, seed, settings):
+    for step in run(tmp_path, seed, {"batch.mini_batches": 1, "replay": replay}):
         assert step["routing/flip"] == 0
         for sign in ("pos", "neg"):
             assert step[f"log_ratio/{sign}/max_abs"] == 0.0
