@@ -85,7 +85,7 @@ def draw_scatters(scatters: Sequence[Scatter]) -> Figure:
     return figure
 
 
-def draw_training(arms: Sequence[Arm], results: Results, start: float | None) -> Figure:
+def draw_training(arms: Sequence[Arm], results: Results) -> Figure:
     """Figures 4 to 6: training reward and held-out Pass@1, mean over seeds with 95% intervals."""
     figure = _figure(11, 4)
     left, right = figure.subplots(1, 2)
@@ -99,8 +99,6 @@ def draw_training(arms: Sequence[Arm], results: Results, start: float | None) ->
         if steps:
             estimates = [estimate([row.held_out[step] for row in rows]) for step in steps]
             _points(right, steps, estimates, place, len(arms), style)
-    if start is not None:
-        right.axhline(start, color="grey", linestyle=":", linewidth=1, label="cold start")
     left.set(xlabel="step", ylabel=f"training reward (mean of {SMOOTH} steps)")
     right.set(xlabel="step", ylabel="held-out Pass@1")
     for ax in (left, right):

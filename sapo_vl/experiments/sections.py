@@ -180,19 +180,14 @@ def training_section(c: Context, figure: Figure, title: str, intro: str, groups:
         if not there:
             text.append(f"No run of {where} is finished.")
             continue
-        start = next((s.pass_at_1 for s in c.results.starts if _is_start_of(s.name, group[0])), None)
         name = f"figure_{figure}" + (f"_{group[0].model}" if len(groups) > 1 else "")
-        picture = figures.save(figures.draw_training(group, c.results, start), c.out / PICTURES, name)
+        picture = figures.save(figures.draw_training(group, c.results), c.out / PICTURES, name)
         text += [f"![Figure {figure}, {where}]({PICTURES}/{picture})", summary_table(c, there)]
         if figure == "4":
             lines += _collapse_lines(summaries, group)
     judged = [j for j in c.judged if j.claim.figure == figure]
     text += ["What differs, in pairs by seed:", judged_table(judged)]
     return Section(text="\n\n".join(text), lines=(*map(verdict_line, judged), *lines))
-
-
-def _is_start_of(name: str, arm: Arm) -> bool:
-    return name.startswith(f"start {arm.model}{'-mixed' if arm.mixed else ''}.")
 
 
 def _collapse_lines(summaries: dict[Arm, ArmSummary | None], group: Sequence[Arm]) -> Iterable[Line]:

@@ -58,7 +58,7 @@ def loss_curves() -> tuple[list[LossCurve], list[str]]:
 
 def _alike(a: np.ndarray, b: np.ndarray) -> bool:
     """But for the two neighbours of a clip, where rounding decides."""
-    return np.count_nonzero(np.abs(a - b) > 1e-3) <= 2
+    return bool(np.count_nonzero(np.abs(a - b) > 1e-3) <= 2)
 
 
 def loss_curve(name: str, function: Any, config: LossParams, sign: int, old_logprob: float) -> LossCurve:

@@ -40,7 +40,7 @@ ENDS = {SAPO: (0.60, 0.61, 0.62), GSPO: (0.50, 0.50, 0.50), GRPO: (0.60, 0.41, 0
 def plan(tiny: ExperimentConfig, tmp_path: Path) -> Plan:
     """SAPO and GSPO finished with three seeds, GRPO with two and one failure."""
     plan = make_plan(tiny, [SAPO, GSPO, GRPO], tmp_path, [])
-    finish_start(plan.starts[0], 0.35)
+    finish_start(plan.starts[0])
     for planned in plan.runs:
         assert planned.job is not None
         if planned.arm == GRPO and planned.seed == 2:
@@ -49,7 +49,7 @@ def plan(tiny: ExperimentConfig, tmp_path: Path) -> Plan:
         # SAPO solves both items half the time, the others one item always and one never.
         scores = [[1, 0], [0, 1]] if planned.arm == SAPO else [[1, 1], [0, 0]]
         end = ENDS[planned.arm][planned.seed]
-        finish_run(planned.job, rewards(0.4, end), scores, held_out={5: 0.4}, **{"scored/task/count": 88})
+        finish_run(planned.job, rewards(0.4, end), scores, held_out={0: 0.35, 5: 0.4}, **{"scored/task/count": 88})
     return plan
 
 
@@ -58,11 +58,11 @@ def test_a_run_s_numbers(plan):
     assert len(results.rows) == 8
     (row, *_) = results.of(SAPO)
     assert row.end_mean("reward") == pytest.approx(0.60), "the mean of the last two of ten steps"
-    assert row.pass_at_1 == 0.5 and row.held_out == {5: 0.4, 10: 0.5} and row.k == 2
+    assert row.pass_at_1 == 0.5 and row.held_out == {0: 0.35, 5: 0.4, 10: 0.5} and row.k == 2
     assert row.items == {"b/i0": 0.5, "b/i1": 0.5} and row.greedy == 0.75
     assert row.tasks == {"count": (88, 88)} and row.versions["commit"] == "c0ffee"
     assert results.start_reward(SAPO) == pytest.approx(0.4)
-    assert results.starts[0].pass_at_1 == 0.35
+    assert results.starts[0].pass_at_1 == pytest.approx(0.35) and results.starts[0].cold_start_steps == 90
     (absent,) = results.absent
     assert (absent.label, absent.seed, absent.status) == ("moe.grpo.n4", 2, "failed")
     assert absent.reason == "exit status 1: out of memory"
