@@ -66,6 +66,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sapo_vl.experiments",
         "sapo_vl.config",
         "sapo_vl.losses",
+        "sapo_vl.learning.sequence_stats",
         "sapo_vl.record",
         "sapo_vl.evaluation.statistics",
         "sapo_vl.session",

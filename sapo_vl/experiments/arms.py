@@ -7,9 +7,10 @@ of two figures are one run.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
+from sapo_vl.config import RunConfig
 from sapo_vl.experiments.config import ExperimentConfig, Figure
 from sapo_vl.losses import LOSSES
 
@@ -27,7 +28,7 @@ class Arm:
 
     model: str  # a key of ExperimentConfig.models
     loss: str = "sapo"
-    params: tuple[tuple[str, float], ...] = ()  # of the loss, beside its defaults
+    params: tuple[tuple[str, float | str], ...] = ()  # of the loss, beside its defaults
     replay: str = "none"  # or "r2", "r3"
     mini_batches: int = MINI_BATCHES
     lr_factor: float = 1.0
@@ -39,7 +40,7 @@ class Arm:
     def method(self) -> str:
         """The name in tables: SAPO, GRPO-R2, SAPO(tau_neg=4)."""
         name = self.loss.upper() + ("" if self.replay == "none" else f"-{self.replay.upper()}")
-        return name + (f"({', '.join(f'{k}={v:g}' for k, v in self.params)})" if self.params else "")
+        return name + (f"({', '.join(_settings(self.params))})" if self.params else "")
 
     @property
     def label(self) -> str:
@@ -47,7 +48,7 @@ class Arm:
         parts = [
             self.model + ("-mixed" if self.mixed else ""),
             self.loss + ("" if self.replay == "none" else f"-{self.replay}"),
-            *(f"{key}={value:g}" for key, value in self.params),
+            *_settings(self.params),
             f"n{self.mini_batches}",
         ]
         if self.lr_factor != 1:
@@ -56,15 +57,17 @@ class Arm:
             parts.append(f"stale{self.staleness}")
         return ".".join([*parts, *(["seq"] if self.sequences else [])])
 
-    def overrides(self, lr: float, sequences_every: int) -> list[str]:
-        """`key=value` on top of the config that all arms of the model share, whose learning rate is `lr`."""
-        pairs = [f"loss.name={self.loss}", f"batch.mini_batches={self.mini_batches}"]
-        if self.params:
-            pairs.append(f"loss.params={json.dumps(dict(self.params))}")
-        else:
-            pairs.append("loss.params={}")
+    def overrides(self, base: RunConfig, sequences_every: int) -> list[str]:
+        """`key=value` on top of the config `base` that all arms of the model share."""
+        # A saved config has the reduction of its own loss, which is not that of every loss.
+        reduction = LOSSES[self.loss][1].own_reduction
+        pairs = [f"loss.name={self.loss}", f"loss.params={json.dumps(dict(self.params))}"]
+        pairs += [f"loss.reduction={reduction}", f"batch.mini_batches={self.mini_batches}"]
+        if reduction == "token_sum":
+            responses = base.rollout.prompts_per_step * base.rollout.group_size / self.mini_batches
+            pairs.append(f"loss.token_sum_constant={responses * base.rollout.max_new_tokens:g}")
         if self.lr_factor != 1:
-            pairs.append(f"optim.lr={lr * self.lr_factor!r}")
+            pairs.append(f"optim.lr={base.optim.lr * self.lr_factor!r}")
         if self.replay != "none":
             pairs.append(f"replay={self.replay}")
         if self.staleness:
@@ -72,6 +75,10 @@ class Arm:
         if self.sequences:
             pairs.append(f"log.save_sequences_every={sequences_every}")
         return pairs
+
+
+def _settings(params: Sequence[tuple[str, float | str]]) -> list[str]:
+    return [f"{key}={value}" if isinstance(value, str) else f"{key}={value:g}" for key, value in params]
 
 
 def arms_of(experiment: ExperimentConfig) -> dict[Figure, list[Arm]]:
@@ -133,6 +140,8 @@ def _stress(experiment: ExperimentConfig, model: str) -> Iterator[Arm]:
         for n in (MINI_BATCHES, most):
             yield from family(Arm(model=model, mini_batches=n, staleness=1), moe=moe)
     yield from (replace(hard, loss=loss) for loss in LOSSES if loss not in SAME_AS_ANOTHER)
+    for other in grid.also:
+        yield replace(hard, loss=other.loss, params=tuple(other.params.items()), replay=other.replay)
 
 
 def sapo_tau_neg(model: str, value: float) -> Arm:

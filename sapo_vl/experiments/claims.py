@@ -139,8 +139,9 @@ def _stress(experiment: ExperimentConfig) -> Iterator[Claim]:
     """SAPO against each other loss where all else is equal; replay against none; fresh against stale."""
     arms = arms_of(experiment).get("stress", [])
     for arm in arms:
-        if arm.loss != "sapo" and arm.replay == "none":
-            yield Claim(figure="stress", first=replace(arm, loss="sapo"), second=arm, of_paper=False)
+        plain = replace(arm, loss="sapo", params=(), replay="none")
+        if arm.replay == "none" and arm != plain:
+            yield Claim(figure="stress", first=plain, second=arm, of_paper=False)
     for arm in arms:
         if arm.replay != "none":
             yield Claim(figure="stress", first=arm, second=replace(arm, replay="none"), of_paper=False)
@@ -204,7 +205,7 @@ def summarise(arm: Arm, results: Results, drop: float) -> ArmSummary | None:
         arm=arm,
         n=len(ends),
         reward=estimate(ends),
-        pass_at_1=estimate(passes) if passes else None,
+        pass_at_1=_of_shares(passes),
         collapsed=sum(collapsed(end, start, drop) for end in ends),
         fell=math.fsum(_fell(row) for row in rows) / len(rows),
         gate=_over_seeds(rows, "gate"),
@@ -212,6 +213,14 @@ def summarise(arm: Arm, results: Results, drop: float) -> ArmSummary | None:
         ratio_max=max(largest, default=None),
         flip=_over_seeds(rows, "flip"),
     )
+
+
+def _of_shares(values: Sequence[float]) -> Estimate | None:
+    """The interval cut to [0, 1]."""
+    if not values:
+        return None
+    e = estimate(values)
+    return replace(e, ci95=e.ci95 and (max(0.0, e.ci95[0]), min(1.0, e.ci95[1])))
 
 
 def _fell(row: RunRow) -> float:

@@ -75,7 +75,6 @@ class StartRow:
 
     name: str
     pass_at_1: float | None
-    greedy: float | None
     cold_start_steps: int | None  # None: there was no cold start
 
 
@@ -133,7 +132,7 @@ def collect(plan: Plan) -> Results:
         else:
             status = "not run yet" if before is None else str(before.status)
             absent.append(Absent(**where, status=status, reason="" if before is None else before.reason))
-    starts = [collect_start(job) for job in plan.starts if outcome_before(job) is not None and job.result.exists()]
+    starts = [collect_start(job, rows) for job in plan.starts if job.result.exists()]
     return Results(rows=tuple(rows), absent=tuple(absent), starts=tuple(starts))
 
 
@@ -164,15 +163,13 @@ def collect_run(folder: Path, arm: Arm, seed: int) -> RunRow:
     )
 
 
-def collect_start(job: Job) -> StartRow:
-    """Reads the folder of a start."""
-    result = _read(job.result)
-    means = [b["pass@1"]["mean"] for b in result.get("benchmarks", {}).values()]
+def collect_start(job: Job, rows: Sequence[RunRow]) -> StartRow:
+    """Reads the folder of a start; its accuracy is what its runs measured before their first step."""
+    measured = [row.held_out[0] for row in rows if row.start == job.name and 0 in row.held_out]
     cold = job.folder / "cold_start.json"
     return StartRow(
         name=job.name,
-        pass_at_1=mean_of(means),
-        greedy=(result.get("greedy") or {}).get("mean"),
+        pass_at_1=mean_of(measured),
         cold_start_steps=_read(cold)["steps"] if cold.exists() else None,
     )
 

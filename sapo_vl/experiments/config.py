@@ -28,6 +28,14 @@ class ModelBase(Strict):
     arms: tuple[str, ...] = ()  # further ones for the runs alone; {data} stands for the folder of the data set
 
 
+class LossChoice(Strict):
+    """A loss with settings of its own."""
+
+    loss: str = "sapo"
+    params: dict[str, float | str] = Field(default_factory=dict)
+    replay: Literal["none", "r2", "r3"] = "none"
+
+
 class StressConfig(Strict):
     """The grid that the paper lacks."""
 
@@ -35,6 +43,7 @@ class StressConfig(Strict):
     lr_factors: tuple[float, ...] = (1.0, 2.0, 4.0)  # times the learning rate of the model's config
     hard_lr_factor: float = Field(default=2.0, gt=0)  # where all losses and all replays meet, at most mini-batches
     stale: bool = True  # also with rollouts of the step before
+    also: tuple[LossChoice, ...] = ()  # further ones to meet there
 
 
 class ExperimentConfig(Strict):

@@ -14,9 +14,10 @@ from matplotlib.figure import Figure
 from sapo_vl.experiments.arms import Arm
 from sapo_vl.experiments.claims import conditions
 from sapo_vl.experiments.collect import Results, RunRow
-from sapo_vl.experiments.sequences import LOG_RATIO_EDGES, SMALL_VAR, Scatter
+from sapo_vl.experiments.sequences import LOG_RATIO_EDGES, Scatter
 from sapo_vl.experiments.stats import Estimate, estimate
-from sapo_vl.experiments.surrogates import RATIOS, LossCurve
+from sapo_vl.experiments.surrogates import EVERY, RATIOS, LossCurve
+from sapo_vl.learning.sequence_stats import SMALL_VAR
 
 SMOOTH = 10  # steps of the running mean of a training curve
 SCATTER_POINTS = 2000  # responses drawn in Var-D; all are counted
@@ -45,8 +46,8 @@ def draw_losses(curves: Sequence[LossCurve]) -> Figure:
         for c in (c for c in curves if c.sign == sign):
             place = names.index(c.loss)
             style = {"color": f"C{place % 10}", "linestyle": DASHES[place // 10 % len(DASHES)], "linewidth": 1.3}
-            axes[row, 0].plot(RATIOS, c.surrogate, label=c.loss if row == 0 else None, **style)
-            axes[row, 1].plot(RATIOS, c.weight, **style)
+            axes[row, 0].plot(RATIOS[::EVERY], c.surrogate[::EVERY], label=c.loss if row == 0 else None, **style)
+            axes[row, 1].plot(RATIOS[::EVERY], c.weight[::EVERY], **style)
         word = "A > 0" if sign > 0 else "A < 0"
         axes[row, 0].set(ylabel=f"{word}: f(r) - f(1)", ylim=(-1.5, 2.5))
         axes[row, 1].set(ylabel=f"{word}: gradient weight f'(r)", ylim=(-0.05, 1.3))
@@ -84,7 +85,7 @@ def draw_scatters(scatters: Sequence[Scatter]) -> Figure:
     return figure
 
 
-def draw_training(arms: Sequence[Arm], results: Results, start: float | None) -> Figure:
+def draw_training(arms: Sequence[Arm], results: Results) -> Figure:
     """Figures 4 to 6: training reward and held-out Pass@1, mean over seeds with 95% intervals."""
     figure = _figure(11, 4)
     left, right = figure.subplots(1, 2)
@@ -98,8 +99,6 @@ def draw_training(arms: Sequence[Arm], results: Results, start: float | None) ->
         if steps:
             estimates = [estimate([row.held_out[step] for row in rows]) for step in steps]
             _points(right, steps, estimates, place, len(arms), style)
-    if start is not None:
-        right.axhline(start, color="grey", linestyle=":", linewidth=1, label="cold start")
     left.set(xlabel="step", ylabel=f"training reward (mean of {SMOOTH} steps)")
     right.set(xlabel="step", ylabel="held-out Pass@1")
     for ax in (left, right):

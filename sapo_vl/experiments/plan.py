@@ -60,18 +60,11 @@ def _start(experiment: ExperimentConfig, arm: Arm, seed: int, out: Path, pairs: 
     folder = out / "starts" / name
     config = start_config(model, arm.mixed, pairs, seed)
     given = start_pairs(model, arm.mixed, pairs, seed)
-    prepared = str(folder / PREPARED)
-    measured = [*_placed(run_pairs(model, pairs), folder, config), f"seed={seed}"]
-    # Measured in another way, it is measured again; what the runs start from stays.
-    accuracy = folder / f"eval_{hashlib.sha256(' '.join(measured).encode()).hexdigest()[:8]}"
     return Job(
         name=f"start {name}",
         folder=folder,
-        commands=(
-            (*SAPO_VL, "run", "--prepare", "--config", model.config, "--out", str(folder), *given),
-            (*SAPO_VL, "eval", "--config", prepared, "--out", str(accuracy), *measured),
-        ),
-        result=accuracy / "eval.json",
+        commands=((*SAPO_VL, "run", "--prepare", "--config", model.config, "--out", str(folder), *given),),
+        result=folder / PREPARED,
         hash=_hash(config, [], but=("eval",)),
         ranks=config.processes,
         about={"kind": "start", "model": arm.model, "mixed": arm.mixed, "seed": seed},
@@ -83,7 +76,7 @@ def _run(
 ) -> PlannedRun:
     model = experiment.models[arm.model]
     base = start_config(model, arm.mixed, pairs, start_seed)
-    own = [*arm.overrides(base.optim.lr, experiment.sequences_every), f"seed={seed}", f"steps={experiment.steps}"]
+    own = [*arm.overrides(base, experiment.sequences_every), f"seed={seed}", f"steps={experiment.steps}"]
     # As the run will see it, but for the paths of what is not made yet.
     common = [*start_pairs(model, arm.mixed, pairs, start_seed), *run_pairs(model, pairs)]
     load_config(model.config, common)  # what is wrong with it is nothing of the arm's

@@ -22,7 +22,7 @@ from sapo_vl.experiments.collect import Results
 from sapo_vl.experiments.config import ExperimentConfig, Figure
 from sapo_vl.experiments.sequences import NEAR_ONE, Scatter, histogram_line, read_scatter
 from sapo_vl.experiments.stats import Difference, Estimate, Verdict
-from sapo_vl.experiments.surrogates import RATIOS, LossCurve, facts, loss_curves
+from sapo_vl.experiments.surrogates import EVERY, JUMP, RATIOS, STEP, LossCurve, facts, loss_curves
 
 NOTHING = "-"
 PICTURES, DATA = "figures", "data"  # folders beside the report
@@ -83,20 +83,20 @@ def p_value(p: float | None) -> str:
 
 def losses_section(c: Context) -> Section:
     """Figure 1."""
-    curves, left_out = loss_curves()
+    curves, others = loss_curves()
     write_lines(c.out / DATA / "losses.jsonl", map(_curve_line, curves))
     picture = figures.save(figures.draw_losses(curves), c.out / PICTURES, "figure_1")
     numbers = facts(curves)
     rows = [[name, *(f"{f[key]:.3f}" for key in next(iter(numbers.values())))] for name, f in numbers.items()]
     sapo, grpo = numbers["sapo, A > 0"], numbers["grpo, A > 0"]
-    smooth = sapo["largest jump"] < 0.02 < grpo["largest jump"] and abs(sapo["weight at r=1"] - 1) < 1e-5
+    smooth = sapo["largest jump"] < JUMP < grpo["largest jump"] and abs(sapo["r=1"] - 1) < 1e-5
     lines = (
         Line(
             figure="1",
             claim="SAPO's gradient weight is 1 at r = 1 and falls off smoothly; a clip's jumps to 0",
             verdict=Verdict.SEEN if smooth else Verdict.CONTRADICTED,
-            why="by calculation, no chance: largest jump between neighbours of the grid (0.01) "
-            f"{sapo['largest jump']:.3f} for SAPO, {grpo['largest jump']:.3f} for GRPO",
+            why=f"by calculation, no chance: where r changes by {STEP}, the weight of SAPO changes by at most "
+            f"{sapo['largest jump']:.4f}, that of GRPO by {grpo['largest jump']:.4f}",
         ),
     )
     text = [
@@ -104,7 +104,7 @@ def losses_section(c: Context) -> Section:
         f"![Figure 1]({PICTURES}/{picture})",
         texts.FIGURE_1,
         table(["loss", *next(iter(numbers.values()))], rows),
-        *(f"Left out: {name}, {reason}." for name, reason in left_out.items()),
+        f"Left out, as no function of the ratio alone: {', '.join(others)}." if others else "",
     ]
     return Section(text="\n\n".join(text), lines=lines)
 
@@ -128,7 +128,7 @@ def sequences_section(c: Context, arms: Sequence[Arm]) -> Section:
         f"![Figures 2 and 3]({PICTURES}/{picture})",
         texts.FIGURE_2.format(every=c.experiment.sequences_every),
         table(
-            ["model", "seeds", "responses", "tokens", f"tokens with \\|log r\\| < {NEAR_ONE:g}", "Var_i < 0.02",
+            ["model", "seeds", "responses", "tokens", f"tokens with |log r| < {NEAR_ONE:g}", "Var_i < 0.02",
              "Var_i mean", "median", "D_i mean", "D_i above its bound"],
             [_scatter_row(s) for s in scatters],
         ),
@@ -180,19 +180,14 @@ def training_section(c: Context, figure: Figure, title: str, intro: str, groups:
         if not there:
             text.append(f"No run of {where} is finished.")
             continue
-        start = next((s.pass_at_1 for s in c.results.starts if _is_start_of(s.name, group[0])), None)
         name = f"figure_{figure}" + (f"_{group[0].model}" if len(groups) > 1 else "")
-        picture = figures.save(figures.draw_training(group, c.results, start), c.out / PICTURES, name)
+        picture = figures.save(figures.draw_training(group, c.results), c.out / PICTURES, name)
         text += [f"![Figure {figure}, {where}]({PICTURES}/{picture})", summary_table(c, there)]
         if figure == "4":
             lines += _collapse_lines(summaries, group)
     judged = [j for j in c.judged if j.claim.figure == figure]
     text += ["What differs, in pairs by seed:", judged_table(judged)]
     return Section(text="\n\n".join(text), lines=(*map(verdict_line, judged), *lines))
-
-
-def _is_start_of(name: str, arm: Arm) -> bool:
-    return name.startswith(f"start {arm.model}{'-mixed' if arm.mixed else ''}.")
 
 
 def _collapse_lines(summaries: dict[Arm, ArmSummary | None], group: Sequence[Arm]) -> Iterable[Line]:
@@ -235,7 +230,7 @@ def summary_table(c: Context, summaries: Sequence[ArmSummary]) -> str:
     flips = any(s.flip is not None for s in summaries)
     header = [
         "arm", "run as", "seeds", "reward, last fifth", "Pass@1", "collapsed", "fell from its best", "mean gate",
-        "mean \\|r - 1\\|", "largest r", *(["flip rate"] if flips else []),
+        "mean |r - 1|", "largest r", *(["flip rate"] if flips else []),
     ]  # fmt: skip
     rows = []
     for s in summaries:
@@ -249,14 +244,17 @@ def summary_table(c: Context, summaries: Sequence[ArmSummary]) -> str:
 def judged_table(judged: Sequence[Judged]) -> str:
     """A row a claim and measure."""
     rows = []
-    for j in judged:
+    measured = [j for j in judged if j.verdict is not Verdict.MISSING]
+    for j in measured:
         d, items = j.difference, j.items
         over_items = f"{interval(items[0], '+')}, n = {items[0].n}, p = {p_value(items[1])}" if items else NOTHING
         row = [j.claim.text, j.measure, str(d.n) if d else "0", interval(d, "+"), p_value(d.p if d else None)]
         rows.append([*row, p_value(j.adjusted_p), p_value(d.p_sign if d else None), str(j.verdict), over_items])
     header = ["claim", "measure", "seeds", "difference", "p (paired t)", "p (Holm)", "p (sign flips)", "verdict",
               "over items, these models only"]  # fmt: skip
-    return table(header, rows)
+    left_out = len(judged) - len(measured)
+    missing = f"{left_out} comparisons were not measured." if left_out else ""
+    return "\n\n".join(filter(None, [table(header, rows) if rows else "", missing]))
 
 
 def verdict_line(j: Judged) -> Line:
@@ -279,7 +277,7 @@ def write_lines(path: Path, lines: Iterable[dict[str, Any]]) -> None:
 
 def _curve_line(curve: LossCurve) -> dict[str, Any]:
     numbers = {"r": RATIOS, "surrogate": curve.surrogate, "weight": curve.weight}
-    return {"loss": curve.loss, "sign": curve.sign} | {name: _short(v) for name, v in numbers.items()}
+    return {"loss": curve.loss, "sign": curve.sign} | {name: _short(v[::EVERY]) for name, v in numbers.items()}
 
 
 def _short(values: Iterable[float]) -> list[float]:

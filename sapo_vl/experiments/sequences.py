@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from sapo_vl.learning.sequence_stats import BOUND_FROM, SMALL_VAR
+from sapo_vl.learning.sequence_stats import FINE_LOG_RATIO_EDGES as LOG_RATIO_EDGES
+
 FOLDER = "sequences"  # of a run's folder
-# Edges of log r in "log_ratio_bins", as the trainer writes them: quarters of a decade from 0.001 to 3.2, both ways.
-_POSITIVE_EDGES = tuple(10 ** (k / 4) for k in range(-12, 3))
-LOG_RATIO_EDGES = (*(-edge for edge in reversed(_POSITIVE_EDGES)), *_POSITIVE_EDGES)
-SMALL_VAR = 0.02  # "most" responses of the paper lie below
 NEAR_ONE = 10**-1.0  # |log r| below this edge counts as near 1
 SLACK = 1e-9  # rounding of numbers that were written as JSON
 
@@ -93,7 +92,7 @@ def _later_updates(path: Path) -> Iterable[Mapping[str, Any]]:
 def histogram_line(scatter: Scatter) -> dict[str, Any]:
     """What figures 2 and 3 are drawn from, as JSON: histograms, and quantiles of Var, D and D over its bound."""
     quantiles = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99, 1.0)
-    judged = scatter.bound > 1e-12
+    judged = scatter.bound > BOUND_FROM
     share = scatter.d[judged] / scatter.bound[judged]
     return {
         "model": scatter.model,

@@ -16,7 +16,8 @@ HOW_TO_READ = """\
 * *Over items* is another question: whether these very models differ on items like these (paired sign-flip test over
   items, each averaged over the seeds). Other seeds give other models, so no verdict rests on it.
 * *Collapsed*: the reward at the end is more than {drop:g} below that of the first rollout batch. *Fell from its best*:
-  the best mean of any tenth of the steps in a row, minus the end.
+  the best mean of any tenth of the steps in a row, minus the end. *Mean gate*, |r - 1| and r are of the last update of
+  each step, which is the furthest from the policy that sampled; the gate is f'(r) of the arm's own loss.
 """
 
 SHARED_START = """\
@@ -25,10 +26,10 @@ training begins**. Intervals are about that alone."""
 OWN_START = "Data, model and cold start are made anew for every seed."
 
 FIGURE_1 = """\
-Computed by calling the loss functions with their default settings on responses of one token; nothing was trained. f is
-the surrogate (its value at r = 1 taken off: an offset without meaning), f' the weight that multiplies A r grad log pi.
-GSPO's ratio is that of a whole response, so its clip range is narrow. For A < 0 SAPO's weight does not close on the low
-side: it ends at sech^2(tau/2) where r goes to 0."""
+Computed by calling the loss functions with their default settings on responses of one token; nothing was trained. f' is
+the weight that multiplies A r grad log pi, f its integral, the surrogate (up to an offset without meaning). GSPO's and
+VESPO's ratios are those of a whole response. DAPO and Dr.GRPO are GRPO's function with other settings and reductions.
+For A < 0 SAPO's weight does not close on the low side: it ends at sech^2(tau/2) where r goes to 0."""
 
 FIGURE_2 = """\
 SAPO at 4 updates a rollout batch; all responses of every {every}th step, in the updates after the first (in the first
@@ -45,8 +46,8 @@ arms differ in loss and replay alone.""",
     "5": (
         "the temperature of negative tokens",
         """\
-The paper's claim: tau_neg = 1.05 is the most stable, 0.95 clearly the least. tau_pos is 1. The wider spread (0.5 and 4)
-is not in the paper.""",
+The paper's claim: tau_neg = 1.05 is the most stable, 0.95 clearly the least. tau_pos is 1, and plain SAPO is that of
+tau_neg = 1.05. The wider spread (0.5 and 4) is not in the paper.""",
     ),
     "6": (
         "mixed text and images",
