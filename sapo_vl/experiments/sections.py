@@ -248,13 +248,27 @@ def judged_table(judged: Sequence[Judged]) -> str:
     for j in measured:
         d, items = j.difference, j.items
         over_items = f"{interval(items[0], '+')}, n = {items[0].n}, p = {p_value(items[1])}" if items else NOTHING
-        row = [j.claim.text, j.measure, str(d.n) if d else "0", interval(d, "+"), p_value(d.p if d else None)]
-        rows.append([*row, p_value(j.adjusted_p), p_value(d.p_sign if d else None), str(j.verdict), over_items])
-    header = ["claim", "measure", "seeds", "difference", "p (paired t)", "p (Holm)", "p (sign flips)", "verdict",
-              "over items, these models only"]  # fmt: skip
+        row = [j.claim.question, j.claim.text, j.measure, str(d.n) if d else "0", interval(d, "+")]
+        ps = [p_value(p) for p in (d.p if d else None, j.adjusted_p, d.p_sign if d else None)]
+        rows.append([*row, *ps, str(j.verdict), over_items])
+    header = ["question", "claim", "measure", "seeds", "difference", "p (paired t)", "p (Holm)", "p (sign flips)",
+              "verdict", "over items, these models only"]  # fmt: skip
     left_out = len(judged) - len(measured)
     missing = f"{left_out} comparisons were not measured." if left_out else ""
-    return "\n\n".join(filter(None, [table(header, rows) if rows else "", missing]))
+    return "\n\n".join(filter(None, [table(header, rows) if rows else "", _power(measured), missing]))
+
+
+def _power(judged: Sequence[Judged]) -> str:
+    """How large a difference had to be."""
+    told = []
+    for measure in MEASURES:
+        intervals = [j.difference.ci95 for j in judged if j.measure == measure and j.difference is not None]
+        halves = sorted((high - low) / 2 for low, high in filter(None, intervals))
+        if halves:
+            told.append(f"{halves[len(halves) // 2]:.3f} of {measure}")
+    if not told:
+        return ""
+    return f"Half the width of these intervals is {' and '.join(told)} in the median: smaller differences do not show."
 
 
 def verdict_line(j: Judged) -> Line:
