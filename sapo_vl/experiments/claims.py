@@ -219,8 +219,7 @@ def summarise(arm: Arm, results: Results, drop: float) -> ArmSummary | None:
     """None if no run of the arm is finished."""
     rows = results.of(arm)
     ends = [end for row in rows if (end := row.end_mean("reward")) is not None]
-    start = results.start_reward(arm)
-    if not ends or start is None:
+    if not ends:
         return None
     passes = [row.pass_at_1 for row in rows if row.pass_at_1 is not None]
     largest = [v for row in rows for v in row.curves["ratio_max"] if v is not None]
@@ -229,13 +228,18 @@ def summarise(arm: Arm, results: Results, drop: float) -> ArmSummary | None:
         n=len(ends),
         reward=estimate(ends),
         pass_at_1=_of_shares(passes),
-        collapsed=sum(collapsed(end, start, drop) for end in ends),
+        collapsed=sum(_collapsed(row, results, drop) for row in rows),
         fell=math.fsum(_fell(row) for row in rows) / len(rows),
         gate=_over_seeds(rows, "gate"),
         ratio_dev=_over_seeds(rows, "ratio_dev"),
         ratio_max=max(largest, default=None),
         flip=_over_seeds(rows, "flip"),
     )
+
+
+def _collapsed(row: RunRow, results: Results, drop: float) -> bool:
+    end, start = row.end_mean("reward"), results.start_reward(row.start)
+    return end is not None and start is not None and collapsed(end, start, drop)
 
 
 def _of_shares(values: Sequence[float]) -> Estimate | None:

@@ -209,8 +209,7 @@ def stress_section(c: Context, arms: Sequence[Arm]) -> Section:
     head = "## Stress: more updates, larger steps, every loss, replay, stale rollouts"
     if not summaries:
         return Section(text=f"{head}\n\nNo run is finished.")
-    start = {s.arm.model: c.results.start_reward(s.arm) for s in summaries}
-    picture = figures.save(figures.draw_stress(arms, c.results, start), c.out / PICTURES, "stress")
+    picture = figures.save(figures.draw_stress(arms, c.results), c.out / PICTURES, "stress")
     judged = [j for j in c.judged if j.claim.figure == "stress"]
     told = [j for j in judged if j.verdict in (Verdict.SEEN, Verdict.CONTRADICTED)]
     measured = sum(j.verdict is not Verdict.MISSING for j in judged)
@@ -237,8 +236,9 @@ def summary_table(c: Context, summaries: Sequence[ArmSummary]) -> str:
         row = [s.arm.method, f"{conditions(s.arm)}", str(s.n), interval(s.reward), interval(s.pass_at_1)]
         row += [f"{s.collapsed} of {s.n}", number(s.fell), number(s.gate, ".4f"), number(s.ratio_dev, ".4f")]
         rows.append([*row, number(s.ratio_max, ".3g"), *([number(s.flip, ".4f")] if flips else [])])
-    starts = {number(c.results.start_reward(s.arm)) for s in summaries}
-    return table(header, rows) + f"\n\nReward of the first rollout batch, which the start sampled: {', '.join(starts)}."
+    starts = sorted({row.start for s in summaries for row in c.results.of(s.arm)})
+    told = ", ".join(f"{name.removeprefix('start ')} {number(c.results.start_reward(name))}" for name in starts)
+    return table(header, rows) + f"\n\nReward of the first rollout batches, which the start sampled: {told}."
 
 
 def judged_table(judged: Sequence[Judged]) -> str:

@@ -150,6 +150,8 @@ def test_runs_of_one_seed_begin_alike(tiny, tmp_path):
         (command,) = planned.job.commands
         assert f"seed={planned.seed}" in command and str(tmp_path / "starts/moe.seed0/prepared.yaml") in command
         assert any(f"'{tmp_path / 'starts/moe.seed0/data'}'" in word for word in command), "the placeholder is filled"
+    fewer = make_plan(tiny.model_copy(update={"seeds": (2,)}), arms, tmp_path, [])
+    assert fewer.starts == plan.starts and fewer.runs[0] == plan.runs[2], "more seeds may follow, or fewer be looked at"
     own = make_plan(tiny.model_copy(update={"cold_start_per_seed": True}), arms, tmp_path, [])
     assert [job.name for job in own.starts] == ["start moe.seed0", "start moe.seed1", "start moe.seed2"]
     assert [planned.job.after for planned in own.runs if planned.job][:3] == [job.name for job in own.starts]

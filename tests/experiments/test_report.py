@@ -61,7 +61,7 @@ def test_a_run_s_numbers(plan):
     assert row.pass_at_1 == 0.5 and row.held_out == {0: 0.35, 5: 0.4, 10: 0.5} and row.k == 2
     assert row.items == {"b/i0": 0.5, "b/i1": 0.5} and row.greedy == 0.75
     assert row.tasks == {"count": (88, 88)} and row.versions["commit"] == "c0ffee"
-    assert results.start_reward(SAPO) == pytest.approx(0.4)
+    assert results.start_reward("start moe.seed0") == pytest.approx(0.4)
     assert results.starts[0].pass_at_1 == pytest.approx(0.35) and results.starts[0].cold_start_steps == 90
     (absent,) = results.absent
     assert (absent.label, absent.seed, absent.status) == ("moe.grpo.n4", 2, "failed")
