@@ -16,6 +16,7 @@ from sapo_vl.losses import LOSSES
 
 MINI_BATCHES = 4  # updates per rollout batch in the paper's controlled runs (figures 4 and 5)
 MIXED_MINI_BATCHES = 2  # and in its Qwen3-VL runs (figure 6)
+PAPER_LOSSES = ("sapo", "gspo", "grpo")
 TAU_NEG = (0.95, 1.0, 1.05)  # figure 5
 WIDER_TAU_NEG = (0.5, 4.0)  # what the paper does not show
 # Not run: its gradient is that of gspo where all tokens of a response have one advantage, as here.
@@ -126,12 +127,11 @@ def _mixed(base: Arm, moe: bool) -> list[Arm]:
 
 def _stress(experiment: ExperimentConfig, model: str) -> Iterator[Arm]:
     grid, moe = experiment.stress, experiment.models[model].moe
-    losses = ("sapo", "gspo", "grpo")
     most = max(grid.mini_batches)
     for n in sorted(grid.mini_batches):
-        yield from (Arm(model=model, loss=loss, mini_batches=n) for loss in losses)
+        yield from (Arm(model=model, loss=loss, mini_batches=n) for loss in PAPER_LOSSES)
     for factor in grid.lr_factors:
-        yield from (Arm(model=model, loss=loss, mini_batches=most, lr_factor=factor) for loss in losses)
+        yield from (Arm(model=model, loss=loss, mini_batches=most, lr_factor=factor) for loss in PAPER_LOSSES)
     hard = Arm(model=model, mini_batches=most, lr_factor=grid.hard_lr_factor)
     if moe:
         yield from replayed(hard)

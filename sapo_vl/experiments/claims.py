@@ -10,6 +10,7 @@ from typing import Literal, NamedTuple
 from sapo_vl.experiments.arms import (
     MINI_BATCHES,
     MIXED_MINI_BATCHES,
+    PAPER_LOSSES,
     TAU_NEG,
     WIDER_TAU_NEG,
     Arm,
@@ -47,6 +48,7 @@ class Claim:
     """`first` is above `second`."""
 
     figure: Figure
+    question: str  # claims of one question, on one measure, are a family for Holm's correction
     first: Arm
     second: Arm
     of_paper: bool = True  # False: a question that the paper does not put
@@ -65,7 +67,7 @@ class Claim:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """A claim on one measure. adjusted_p: Holm's over all claims of the figure, on both measures."""
+    """A claim on one measure. adjusted_p: Holm's over the claims of the same question, on the same measure."""
 
     claim: Claim
     measure: Measure
@@ -124,30 +126,47 @@ def claims_of(experiment: ExperimentConfig) -> list[Claim]:
 def _sapo_first(figure: Figure, base: Arm, moe: bool) -> Iterator[Claim]:
     for other in family(base, moe=moe):
         if other != base:
-            yield Claim(figure=figure, first=base, second=other)
+            yield Claim(figure=figure, question=base.model, first=base, second=other)
 
 
 def _temperatures(model: str) -> Iterator[Claim]:
     low, middle, high = (sapo_tau_neg(model, tau) for tau in TAU_NEG)
     for first, second in ((high, middle), (middle, low), (high, low)):
-        yield Claim(figure="5", first=first, second=second)
+        yield Claim(figure="5", question="the paper's temperatures", first=first, second=second)
     narrow, wide = sapo_tau_neg(model, max(WIDER_TAU_NEG)), sapo_tau_neg(model, min(WIDER_TAU_NEG))
-    yield Claim(figure="5", first=narrow, second=wide, of_paper=False)
+    yield Claim(figure="5", question="wider apart", first=narrow, second=wide, of_paper=False)
 
 
 def _stress(experiment: ExperimentConfig) -> Iterator[Claim]:
     """SAPO against each other loss where all else is equal; replay against none; fresh against stale."""
     arms = arms_of(experiment).get("stress", [])
+
+    def claim(question: str, first: Arm, second: Arm) -> Claim:
+        return Claim(figure="stress", question=question, first=first, second=second, of_paper=False)
+
     for arm in arms:
-        plain = replace(arm, loss="sapo", params=(), replay="none")
-        if arm.replay == "none" and arm != plain:
-            yield Claim(figure="stress", first=plain, second=arm, of_paper=False)
+        sapo = replace(arm, loss="sapo", params=(), replay="none")
+        if arm != sapo and not (arm.loss == "sapo" and arm.replay != "none"):
+            yield claim(_question(arm), sapo, arm)
     for arm in arms:
         if arm.replay != "none":
-            yield Claim(figure="stress", first=arm, second=replace(arm, replay="none"), of_paper=False)
+            yield claim("replay", arm, replace(arm, replay="none"))
     for arm in arms:
         if arm.staleness:
-            yield Claim(figure="stress", first=replace(arm, staleness=0), second=arm, of_paper=False)
+            yield claim("fresh against stale", replace(arm, staleness=0), arm)
+
+
+def _question(arm: Arm) -> str:
+    """Which of the stress's questions SAPO against this arm belongs to."""
+    if arm.staleness:
+        return "stale rollouts"
+    if arm.replay != "none":
+        return "SAPO without replay against others with it"
+    if arm.loss not in PAPER_LOSSES or arm.params:
+        return "other losses"
+    if arm.lr_factor != 1:
+        return "learning rate"
+    return "number of updates" if arm.mini_batches > 1 else "one update, where losses do not differ"
 
 
 class _Measured(NamedTuple):
@@ -156,12 +175,16 @@ class _Measured(NamedTuple):
     difference: Difference | None
 
 
+def _family(entry: _Measured) -> tuple[str, str, str]:
+    return entry.claim.figure, entry.claim.question, entry.measure
+
+
 def judge(claims: Sequence[Claim], results: Results) -> list[Judged]:
-    """Every claim on every measure, the p values adjusted within each figure."""
+    """Every claim on every measure, the p values adjusted within each family."""
     raw = [_Measured(claim, measure, _difference(claim, measure, results)) for claim in claims for measure in _BOTH]
     judged: list[Judged] = []
-    for figure in dict.fromkeys(claim.figure for claim in claims):
-        own = [entry for entry in raw if entry.claim.figure == figure]
+    for family_ in dict.fromkeys(map(_family, raw)):
+        own = [entry for entry in raw if _family(entry) == family_]
         tested = [d.p for _, _, d in own if d is not None and d.p is not None]
         adjusted = iter(holm(tested))
         for claim, measure, d in own:
@@ -196,8 +219,7 @@ def summarise(arm: Arm, results: Results, drop: float) -> ArmSummary | None:
     """None if no run of the arm is finished."""
     rows = results.of(arm)
     ends = [end for row in rows if (end := row.end_mean("reward")) is not None]
-    start = results.start_reward(arm)
-    if not ends or start is None:
+    if not ends:
         return None
     passes = [row.pass_at_1 for row in rows if row.pass_at_1 is not None]
     largest = [v for row in rows for v in row.curves["ratio_max"] if v is not None]
@@ -206,13 +228,18 @@ def summarise(arm: Arm, results: Results, drop: float) -> ArmSummary | None:
         n=len(ends),
         reward=estimate(ends),
         pass_at_1=_of_shares(passes),
-        collapsed=sum(collapsed(end, start, drop) for end in ends),
+        collapsed=sum(_collapsed(row, results, drop) for row in rows),
         fell=math.fsum(_fell(row) for row in rows) / len(rows),
         gate=_over_seeds(rows, "gate"),
         ratio_dev=_over_seeds(rows, "ratio_dev"),
         ratio_max=max(largest, default=None),
         flip=_over_seeds(rows, "flip"),
     )
+
+
+def _collapsed(row: RunRow, results: Results, drop: float) -> bool:
+    end, start = row.end_mean("reward"), results.start_reward(row.start)
+    return end is not None and start is not None and collapsed(end, start, drop)
 
 
 def _of_shares(values: Sequence[float]) -> Estimate | None:

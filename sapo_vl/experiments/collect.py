@@ -100,10 +100,9 @@ class Results:
         """The rows of an arm by seed."""
         return sorted((row for row in self.rows if row.arm == arm), key=lambda row: row.seed)
 
-    def start_reward(self, arm: Arm) -> float | None:
-        """Mean reward of the first rollout batch, which the start sampled, over all runs on this model and data."""
-        firsts = [r.curves["reward"][0] for r in self.rows if (r.arm.model, r.arm.mixed) == (arm.model, arm.mixed)]
-        return mean_of(firsts)
+    def start_reward(self, start: str) -> float | None:
+        """Mean reward of the first rollout batches, which the start sampled, over all runs from it."""
+        return mean_of([row.curves["reward"][0] for row in self.rows if row.start == start])
 
 
 def last_steps(steps: int) -> int:

@@ -52,7 +52,8 @@ class ExperimentConfig(Strict):
     models: dict[str, ModelBase] = Field(min_length=1)  # the first one stands for the paper's mixture of experts
     figures: tuple[Figure, ...] = FIGURES
     seeds: tuple[int, ...] = Field(default=(0, 1, 2), min_length=1)  # of the training: order of rows, responses
-    cold_start_per_seed: bool = False  # True: data, model and cold start are made anew for every seed
+    start_seed: int = Field(default=0, ge=0)  # of data, model and cold start
+    cold_start_per_seed: bool = False  # True: they are made anew for every seed, with that one
     steps: int = Field(default=300, ge=1)  # rollout batches of every run
     jobs: int = Field(default=0, ge=0)  # runs side by side; 0 = one per core if each takes one rank on a CPU, else 1
     threads: int = Field(default=0, ge=0)  # OMP_NUM_THREADS of a run; 0 = left alone

@@ -19,7 +19,7 @@ from sapo_vl.experiments.stats import Estimate, estimate
 from sapo_vl.experiments.surrogates import EVERY, RATIOS, LossCurve
 from sapo_vl.learning.sequence_stats import SMALL_VAR
 
-SMOOTH = 10  # steps of the running mean of a training curve
+SMOOTH = 10  # steps of the running mean of a training curve of 100 steps or more
 SCATTER_POINTS = 2000  # responses drawn in Var-D; all are counted
 matplotlib.rcParams["svg.hashsalt"] = "sapo_vl"  # the same data, the same file
 DASHES = ("-", "--", ":", "-.")
@@ -38,16 +38,21 @@ def _figure(width: float, height: float) -> Figure:
 
 
 def draw_losses(curves: Sequence[LossCurve]) -> Figure:
-    """Figure 1: surrogate and weight against r, for both signs of A."""
+    """Figure 1: surrogate and weight against r, for both signs of A. Losses with the same weights are one curve."""
     figure = _figure(10, 7)
     axes = figure.subplots(2, 2, sharex=True)
-    names = list(dict.fromkeys(c.loss for c in curves))
+    alike: dict[tuple[bytes, ...], list[str]] = {}
+    weights = {(c.loss, c.sign): c for c in curves}
+    for name in dict.fromkeys(c.loss for c in curves):
+        both = tuple(weights[name, sign].weight.round(3).tobytes() for sign in (1, -1))
+        alike.setdefault(both, []).append(name)
     for row, sign in enumerate((1, -1)):
-        for c in (c for c in curves if c.sign == sign):
-            place = names.index(c.loss)
-            style = {"color": f"C{place % 10}", "linestyle": DASHES[place // 10 % len(DASHES)], "linewidth": 1.3}
-            axes[row, 0].plot(RATIOS[::EVERY], c.surrogate[::EVERY], label=c.loss if row == 0 else None, **style)
-            axes[row, 1].plot(RATIOS[::EVERY], c.weight[::EVERY], **style)
+        for place, names in enumerate(alike.values()):
+            c = weights[names[0], sign]
+            style = {"color": f"C{place % 10}", "linestyle": DASHES[place % len(DASHES)], "linewidth": 1.5}
+            r, label = RATIOS[::EVERY], ", ".join(names) if row == 0 else None
+            axes[row, 0].plot(r, c.surrogate[::EVERY], label=label, **style)
+            axes[row, 1].plot(r, c.weight[::EVERY], **style)
         word = "A > 0" if sign > 0 else "A < 0"
         axes[row, 0].set(ylabel=f"{word}: f(r) - f(1)", ylim=(-1.5, 2.5))
         axes[row, 1].set(ylabel=f"{word}: gradient weight f'(r)", ylim=(-0.05, 1.3))
@@ -56,7 +61,7 @@ def draw_losses(curves: Sequence[LossCurve]) -> Figure:
             ax.grid(alpha=0.3)
     for ax in axes[1]:
         ax.set(xlabel="token ratio r", xlim=(0, 3))
-    figure.legend(loc="outside right upper", fontsize="small")
+    figure.legend(loc="outside upper center", ncols=4, fontsize="small")
     return figure
 
 
@@ -78,10 +83,11 @@ def draw_scatters(scatters: Sequence[Scatter]) -> Figure:
         axes[1].legend(fontsize="small")
         some = np.linspace(0, len(s.var) - 1, min(SCATTER_POINTS, len(s.var))).astype(int)
         shown = some[(s.var[some] > 0) & (s.d[some] > 0)]
-        axes[2].loglog(s.var[shown], s.d[shown], ".", markersize=2, alpha=0.5, label="responses")
-        axes[2].loglog(s.var[shown], s.bound[shown], ".", markersize=1, color="C3", label="bound tau^2/4 Var_i")
+        axes[2].loglog(s.var[shown], s.d[shown], ".", markersize=2, alpha=0.5, label="responses", rasterized=True)
+        bound = {"markersize": 1, "color": "C3", "label": "bound tau^2/4 Var_i", "rasterized": True}
+        axes[2].loglog(s.var[shown], s.bound[shown], ".", **bound)
         axes[2].set(xlabel="Var_i", ylabel="D_i")
-        axes[2].legend(fontsize="small")
+        axes[2].legend(fontsize="small", loc="upper left")
     return figure
 
 
@@ -94,12 +100,13 @@ def draw_training(arms: Sequence[Arm], results: Results) -> Figure:
         if not rows:
             continue
         style = {"color": f"C{place}", "label": f"{arm.method} (n={len(rows)})"}
-        _band(left, _smoothed(rows), style)
+        width = _width(rows)
+        _band(left, _smoothed(rows, width), width, style)
         steps = sorted(set.intersection(*(set(row.held_out) for row in rows)))
         if steps:
             estimates = [estimate([row.held_out[step] for row in rows]) for step in steps]
             _points(right, steps, estimates, place, len(arms), style)
-    left.set(xlabel="step", ylabel=f"training reward (mean of {SMOOTH} steps)")
+    left.set(xlabel="step", ylabel="training reward (running mean)")
     right.set(xlabel="step", ylabel="held-out Pass@1")
     for ax in (left, right):
         ax.grid(alpha=0.3)
@@ -107,20 +114,24 @@ def draw_training(arms: Sequence[Arm], results: Results) -> Figure:
     return figure
 
 
-def _smoothed(rows: Sequence[RunRow]) -> list[Estimate]:
-    """Over seeds, at the steps that all of them have; unmeasured rewards count as those before them."""
+def _width(rows: Sequence[RunRow]) -> int:
+    """Steps of the running mean: fewer for short runs."""
+    return max(1, min(SMOOTH, min(row.steps for row in rows) // SMOOTH))
+
+
+def _smoothed(rows: Sequence[RunRow], width: int) -> list[Estimate]:
+    """Over seeds, at the steps that all of them have; a reward that was not measured counts as the run's mean."""
     shortest = min(row.steps for row in rows)
     curves = []
     for row in rows:
         values = np.array([np.nan if v is None else v for v in row.curves["reward"][:shortest]], np.float64)
         known = np.where(np.isnan(values), np.nanmean(values), values)
-        kernel = np.ones(min(SMOOTH, len(known)))
-        curves.append(np.convolve(known, kernel, "valid") / len(kernel))
+        curves.append(np.convolve(known, np.ones(width), "valid") / width)
     return [estimate([float(v) for v in column]) for column in np.stack(curves).T]
 
 
-def _band(ax: Axes, estimates: Sequence[Estimate], style: dict[str, Any]) -> None:
-    steps = np.arange(len(estimates)) + SMOOTH
+def _band(ax: Axes, estimates: Sequence[Estimate], width: int, style: dict[str, Any]) -> None:
+    steps = np.arange(len(estimates)) + width
     ax.plot(steps, [e.mean for e in estimates], linewidth=1.3, **style)
     if all(e.ci95 is not None for e in estimates):
         low, high = zip(*(e.ci95 for e in estimates if e.ci95 is not None), strict=True)
@@ -136,7 +147,7 @@ def _points(ax: Axes, steps: list[int], estimates: list[Estimate], place: int, o
             ax.vlines(at, *e.ci95, color=style["color"], alpha=0.6)
 
 
-def draw_stress(arms: Sequence[Arm], results: Results, start: dict[str, float | None]) -> Figure:
+def draw_stress(arms: Sequence[Arm], results: Results) -> Figure:
     """Every arm of the stress: reward at the end, all seeds as points, grouped by how hard it was pressed."""
     groups: dict[str, list[Arm]] = {}
     for arm in arms:
@@ -160,7 +171,8 @@ def draw_stress(arms: Sequence[Arm], results: Results, start: dict[str, float | 
             ticks.append(at)
             labels.append(arm.method)
         at += 1.5
-    for value in {v for v in start.values() if v is not None}:
+    starts = {row.start for arm in arms for row in results.of(arm)}
+    for value in filter(None, map(results.start_reward, sorted(starts))):
         ax.axvline(value, color="grey", linestyle=":", linewidth=1)
     ax.set_yticks(ticks, labels, fontsize="small")
     ax.invert_yaxis()

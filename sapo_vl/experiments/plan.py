@@ -47,7 +47,7 @@ def make_plan(experiment: ExperimentConfig, arms: Sequence[Arm], out: Path, pair
     runs: list[PlannedRun] = []
     for arm in arms:
         for seed in experiment.seeds:
-            start_seed = seed if experiment.cold_start_per_seed else min(experiment.seeds)
+            start_seed = seed if experiment.cold_start_per_seed else experiment.start_seed
             start = _start(experiment, arm, start_seed, out, pairs)
             starts[start.name] = start
             runs.append(_run(experiment, arm, seed, start, start_seed, out, pairs))

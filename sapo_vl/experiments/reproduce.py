@@ -40,7 +40,7 @@ def reproduce(
     """
     chosen = chosen_arms(experiment, globs)
     plan = make_plan(experiment, chosen, out, pairs)
-    jobs, seed = jobs_of(plan), min(experiment.seeds)
+    jobs = jobs_of(plan)
     failed = 0
     with only_one(out) as lock:
         if run:
@@ -59,7 +59,10 @@ def reproduce(
             experiment,
             {figure: [arm for arm in arms if arm in chosen] for figure, arms in arms_of(experiment).items()},
             collect(plan),
-            {name: start_config(model, False, pairs, seed) for name, model in experiment.models.items()},
+            {
+                name: start_config(model, False, pairs, experiment.start_seed)
+                for name, model in experiment.models.items()
+            },
             out,
         )
     print(report)

@@ -209,8 +209,7 @@ def stress_section(c: Context, arms: Sequence[Arm]) -> Section:
     head = "## Stress: more updates, larger steps, every loss, replay, stale rollouts"
     if not summaries:
         return Section(text=f"{head}\n\nNo run is finished.")
-    start = {s.arm.model: c.results.start_reward(s.arm) for s in summaries}
-    picture = figures.save(figures.draw_stress(arms, c.results, start), c.out / PICTURES, "stress")
+    picture = figures.save(figures.draw_stress(arms, c.results), c.out / PICTURES, "stress")
     judged = [j for j in c.judged if j.claim.figure == "stress"]
     told = [j for j in judged if j.verdict in (Verdict.SEEN, Verdict.CONTRADICTED)]
     measured = sum(j.verdict is not Verdict.MISSING for j in judged)
@@ -237,8 +236,9 @@ def summary_table(c: Context, summaries: Sequence[ArmSummary]) -> str:
         row = [s.arm.method, f"{conditions(s.arm)}", str(s.n), interval(s.reward), interval(s.pass_at_1)]
         row += [f"{s.collapsed} of {s.n}", number(s.fell), number(s.gate, ".4f"), number(s.ratio_dev, ".4f")]
         rows.append([*row, number(s.ratio_max, ".3g"), *([number(s.flip, ".4f")] if flips else [])])
-    starts = {number(c.results.start_reward(s.arm)) for s in summaries}
-    return table(header, rows) + f"\n\nReward of the first rollout batch, which the start sampled: {', '.join(starts)}."
+    starts = sorted({row.start for s in summaries for row in c.results.of(s.arm)})
+    told = ", ".join(f"{name.removeprefix('start ')} {number(c.results.start_reward(name))}" for name in starts)
+    return table(header, rows) + f"\n\nReward of the first rollout batches, which the start sampled: {told}."
 
 
 def judged_table(judged: Sequence[Judged]) -> str:
@@ -248,13 +248,27 @@ def judged_table(judged: Sequence[Judged]) -> str:
     for j in measured:
         d, items = j.difference, j.items
         over_items = f"{interval(items[0], '+')}, n = {items[0].n}, p = {p_value(items[1])}" if items else NOTHING
-        row = [j.claim.text, j.measure, str(d.n) if d else "0", interval(d, "+"), p_value(d.p if d else None)]
-        rows.append([*row, p_value(j.adjusted_p), p_value(d.p_sign if d else None), str(j.verdict), over_items])
-    header = ["claim", "measure", "seeds", "difference", "p (paired t)", "p (Holm)", "p (sign flips)", "verdict",
-              "over items, these models only"]  # fmt: skip
+        row = [j.claim.question, j.claim.text, j.measure, str(d.n) if d else "0", interval(d, "+")]
+        ps = [p_value(p) for p in (d.p if d else None, j.adjusted_p, d.p_sign if d else None)]
+        rows.append([*row, *ps, str(j.verdict), over_items])
+    header = ["question", "claim", "measure", "seeds", "difference", "p (paired t)", "p (Holm)", "p (sign flips)",
+              "verdict", "over items, these models only"]  # fmt: skip
     left_out = len(judged) - len(measured)
     missing = f"{left_out} comparisons were not measured." if left_out else ""
-    return "\n\n".join(filter(None, [table(header, rows) if rows else "", missing]))
+    return "\n\n".join(filter(None, [table(header, rows) if rows else "", _power(measured), missing]))
+
+
+def _power(judged: Sequence[Judged]) -> str:
+    """How large a difference had to be."""
+    told = []
+    for measure in MEASURES:
+        intervals = [j.difference.ci95 for j in judged if j.measure == measure and j.difference is not None]
+        halves = sorted((high - low) / 2 for low, high in filter(None, intervals))
+        if halves:
+            told.append(f"{halves[len(halves) // 2]:.3f} of {measure}")
+    if not told:
+        return ""
+    return f"Half the width of these intervals is {' and '.join(told)} in the median: smaller differences do not show."
 
 
 def verdict_line(j: Judged) -> Line:

@@ -7,7 +7,7 @@ HOW_TO_READ = """\
   steps.
 * Two arms are compared by seed: with the same seed they begin with the same weights and see the same rows in the same
   order, so chance that hits both is taken out. The test is the paired t-test, which takes the differences as normal;
-  its p values are adjusted by Holm's method over all comparisons of a figure, on both measures.
+  its p values are adjusted by Holm's method over the comparisons of one question on one measure.
 * *Seen*: the difference has the claimed sign and p (Holm) < {level}. *Contradicted*: the opposite sign and
   p (Holm) < {level}. *Cannot be told apart*: everything else. That does not mean that there is no difference: the
   interval says how large one could be.

@@ -150,6 +150,8 @@ def test_runs_of_one_seed_begin_alike(tiny, tmp_path):
         (command,) = planned.job.commands
         assert f"seed={planned.seed}" in command and str(tmp_path / "starts/moe.seed0/prepared.yaml") in command
         assert any(f"'{tmp_path / 'starts/moe.seed0/data'}'" in word for word in command), "the placeholder is filled"
+    fewer = make_plan(tiny.model_copy(update={"seeds": (2,)}), arms, tmp_path, [])
+    assert fewer.starts == plan.starts and fewer.runs[0] == plan.runs[2], "more seeds may follow, or fewer be looked at"
     own = make_plan(tiny.model_copy(update={"cold_start_per_seed": True}), arms, tmp_path, [])
     assert [job.name for job in own.starts] == ["start moe.seed0", "start moe.seed1", "start moe.seed2"]
     assert [planned.job.after for planned in own.runs if planned.job][:3] == [job.name for job in own.starts]
@@ -169,3 +171,21 @@ def test_an_experiment_s_file(tmp_path):
         load_experiment(path, {})
     with pytest.raises(ConfigError, match="figures"):
         load_experiment(CONFIGS / "tiny.yaml", {"figures": ["9"]})
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda p: p.stem)
+def test_no_arm_of_a_shipped_experiment_is_refused(path, tmp_path):
+    experiment = load_experiment(path, {"seeds": [0]})
+    arms = list(dict.fromkeys(arm for arms in arms_of(experiment).values() for arm in arms))
+    plan = make_plan(experiment, arms, tmp_path, [])
+    assert len(plan.runs) == len(arms) > 25
+    assert [(planned.arm.label, planned.refused) for planned in plan.runs if planned.refused] == []
+
+
+def test_further_settings_meet_in_the_stress(tiny):
+    also = {"also": [{"params": {"sides": "outward", "tau_pos": 10.0}}, {"loss": "grpo", "params": {"eps_high": 0.4}}]}
+    experiment = tiny.model_copy(update={"stress": tiny.stress.model_validate(also)})
+    labels = [arm.label for arm in arms_of(experiment)["stress"]]
+    assert "moe.sapo.sides=outward.tau_pos=10.n16.lrx2" in labels and "moe.grpo.eps_high=0.4.n16.lrx2" in labels
+    # And plain SAPO stays one arm.
+    assert labels.count("moe.sapo.n16.lrx2") == 1

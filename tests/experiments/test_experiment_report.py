@@ -61,7 +61,7 @@ def test_a_run_s_numbers(plan):
     assert row.pass_at_1 == 0.5 and row.held_out == {0: 0.35, 5: 0.4, 10: 0.5} and row.k == 2
     assert row.items == {"b/i0": 0.5, "b/i1": 0.5} and row.greedy == 0.75
     assert row.tasks == {"count": (88, 88)} and row.versions["commit"] == "c0ffee"
-    assert results.start_reward(SAPO) == pytest.approx(0.4)
+    assert results.start_reward("start moe.seed0") == pytest.approx(0.4)
     assert results.starts[0].pass_at_1 == pytest.approx(0.35) and results.starts[0].cold_start_steps == 90
     (absent,) = results.absent
     assert (absent.label, absent.seed, absent.status) == ("moe.grpo.n4", 2, "failed")
@@ -70,22 +70,22 @@ def test_a_run_s_numbers(plan):
 
 def test_verdicts_of_known_differences(plan):
     results = collect(plan)
-    claims = [Claim(figure="4", first=SAPO, second=other) for other in (GSPO, GRPO)]
+    claims = [Claim(figure="4", question="q", first=SAPO, second=other) for other in (GSPO, GRPO)]
     by = {(j.claim.second.loss, j.measure): j for j in judge(claims, results)}
     gspo = by["gspo", "reward"]
     # .10 .11 .12: t = .11 / (.01 / sqrt 3), two degrees of freedom: p = 1 - t / sqrt(t^2 + 2) = .0027435
     assert gspo.difference is not None and gspo.difference.mean == pytest.approx(0.11)
     assert gspo.difference.p == pytest.approx(0.0027435, abs=1e-6)
-    # Four tests in the family: of the passes both are all zeros, p = 1.
-    assert gspo.adjusted_p == pytest.approx(4 * 0.0027435, abs=1e-5) and gspo.verdict is Verdict.SEEN
+    # Two tests in the family: those of the other measure are another.
+    assert gspo.adjusted_p == pytest.approx(2 * 0.0027435, abs=1e-5) and gspo.verdict is Verdict.SEEN
     grpo = by["grpo", "reward"]
     assert grpo.difference is not None and grpo.difference.n == 2, "the seeds that both have"
     assert grpo.verdict is Verdict.NOT_APART
-    turned = judge([Claim(figure="4", first=GSPO, second=SAPO)], results)[0]
+    turned = judge([Claim(figure="4", question="q", first=GSPO, second=SAPO)], results)[0]
     assert turned.verdict is Verdict.CONTRADICTED
     items = by["gspo", "pass@1"].items
     assert items is not None and items[0].mean == 0 and items[0].n == 2, "-.5 and +.5"
-    nobody = judge([Claim(figure="4", first=SAPO, second=Arm(model="moe", replay="r2"))], results)[0]
+    nobody = judge([Claim(figure="4", question="q", first=SAPO, second=Arm(model="moe", replay="r2"))], results)[0]
     assert nobody.verdict is Verdict.MISSING
 
 
