@@ -26,6 +26,7 @@ from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.losses import LOSSES, LossConfig, Reduction
 from sapo_vl.model.batching import BatchConfig
 from sapo_vl.model.loading import ModelConfig
+from sapo_vl.model.routing import Replay
 from sapo_vl.record.run_log import LogConfig
 from sapo_vl.rollout import RolloutConfig
 from sapo_vl.scoring.scorer import ScoringConfig
@@ -80,6 +81,8 @@ class RunConfig(Strict):
     rewards: ScoringConfig = ScoringConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()
+    # Which experts the updates of a MoE model go through: see docs/replay.md. loss.name=grpo replay=r2 is GRPO-R2.
+    replay: Replay = "none"
     mismatch: MismatchConfig = MismatchConfig()
     batch: BatchConfig = BatchConfig()
     optim: OptimConfig = OptimConfig()
@@ -131,6 +134,12 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
             c.mismatch.correction != "none" and c.rollout.old_logprobs == "rollout",
             f"mismatch.correction={c.mismatch.correction} with rollout.old_logprobs=rollout: pi_old is the engine's, "
             "so rho is 1 and there is nothing to correct; set rollout.old_logprobs=trainer or correction=none",
+        ),
+        (
+            c.mismatch.correction != "none" and c.loss.loss_params().weighs_by_rollout,
+            f"mismatch.correction={c.mismatch.correction} with loss.name={c.loss.name}: that loss weighs by pi_theta / "
+            "pi_rollout itself, and the engine's gap would count twice; set mismatch.correction=none or take another "
+            "loss",
         ),
         (
             c.optim.name == "muon" and c.zero.stage > 0,

@@ -13,7 +13,7 @@ import yaml
 
 from data_recipes import find_recipe
 from data_recipes.arguments import build_recipe, recipe_arguments
-from sapo_vl.config import ConfigError, RunConfig
+from sapo_vl.config import ConfigError, RunConfig, save_config
 from sapo_vl.data.problem_set import BadRow, ProblemSet, split_names
 from sapo_vl.model.tiny import init_tiny
 from sapo_vl.record.identity import differing_settings
@@ -24,6 +24,7 @@ from sapo_vl.sft import COLD_START_MODEL
 from sapo_vl.stages import COLD_START_RESULT, check_room, fitted, launch, preflight
 from sapo_vl.types import Problem
 
+PREPARED_CONFIG = "prepared.yaml"
 TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer
 # Settings that may change between two calls on one run folder.
 FREE_KEYS = ("steps", "resume", "log", "eval", "checkpoint", "processes")
@@ -52,17 +53,8 @@ def _texts_of(problem: Problem) -> Iterator[str]:
 
 def run(config: RunConfig, out: Path) -> str:
     """All stages in order; returns the report. Each stage's seconds go to summary.json under wall_s."""
-    _check_given(config)
-    quiet_libraries()
-    out.mkdir(parents=True, exist_ok=True)
-    _same_settings(config, out)
     seconds: dict[str, float] = {}
-    config = _timed(seconds, "data", lambda: _data(config, out))
-    config = _timed(seconds, "init", lambda: _model(config, out))
-    config = fitted(config)
-    preflight(config, "train")  # before the cold start, which would take its time first
-    check_room(config, out)
-    config = _timed(seconds, "cold_start", lambda: _cold_start(config, out))
+    config = _prepare(config, out, seconds)
     _timed(seconds, "rl", lambda: launch("train", config, out))
     summary = json.loads((out / "summary.json").read_text())
     summary["wall_s"] |= seconds | {"total": sum(seconds.values())}
@@ -70,6 +62,29 @@ def run(config: RunConfig, out: Path) -> str:
         summary["cold_start"] = json.loads((out / COLD_START_RESULT).read_text())
     write_json(out / "summary.json", summary)
     return write_report(out)
+
+
+def prepare(config: RunConfig, out: Path) -> Path:
+    """What comes before training, for several trainings to start from: data, tiny model, cold start.
+
+    Returns the config of such a training, `out`/prepared.yaml: the given one with the paths of what was made."""
+    config = _prepare(config, out, {})
+    save_config(config, out / PREPARED_CONFIG)
+    return out / PREPARED_CONFIG
+
+
+def _prepare(config: RunConfig, out: Path, seconds: dict[str, float]) -> RunConfig:
+    """Puts the seconds of each stage into `seconds`; returns the config of the training."""
+    _check_given(config)
+    quiet_libraries()
+    out.mkdir(parents=True, exist_ok=True)
+    _same_settings(config, out)
+    config = _timed(seconds, "data", lambda: _data(config, out))
+    config = _timed(seconds, "init", lambda: _model(config, out))
+    config = fitted(config)
+    preflight(config, "train")  # before the cold start, which would take its time first
+    check_room(config, out)
+    return _timed(seconds, "cold_start", lambda: _cold_start(config, out))
 
 
 def _check_given(config: RunConfig) -> None:

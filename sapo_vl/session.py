@@ -23,13 +23,16 @@ from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config
 from sapo_vl.learning.weights import check_manifests, hub_weights, manifest
 from sapo_vl.model.chat import Chat
-from sapo_vl.model.folder import ModelFolder, examine
-from sapo_vl.model.loading import ModelConfig, ModelError, load_model
+from sapo_vl.model.folder import ModelFolder, examine, is_moe
+from sapo_vl.model.loading import ModelConfig, ModelError, base_model, load_model
 from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.routing import Replay, RouteSpec, attach_routing
 from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
+from sapo_vl.rollout.vllm.contract import check_route_source
 from sapo_vl.rollout.vllm.engine import VllmEngine
 from sapo_vl.rollout.vllm.server import VllmServerEngine
 
+log = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "peft", "qwen-vl-utils", "pillow")
 
 
@@ -54,24 +57,32 @@ def open_session(
     total_updates: int,
     seed: int,
     out: Path | None = None,
+    replay: Replay = "none",
 ) -> Session:
     """Loads the model once on every rank (sharded while reading with ZeRO-3) and wraps it for training.
 
-    `out` is the run folder, in which a rollout engine may need room.
+    `out` is the run folder, in which a rollout engine may need room. Raises ModelError for a `replay` that the model
+    or the rollout engine cannot give, before weights are read where the folder tells.
     """
     if not model_config.path:
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     folder = examine(model_config.path, model_config.revision)
     model_config = model_config.model_copy(update={"path": str(folder.path)})
+    if replay != "none" and not is_moe(folder.config):
+        raise ModelError(f"replay={replay}: {folder.path} is a dense model, it has no experts; use replay=none")
+    if replay == "r3":
+        check_route_source(rollout.engine, on_cpu=world.device.type == "cpu")
     seed_everything(seed, world.rank)
     # transformers shards weights while it reads them only as long as this object lives.
     sharding = HfDeepSpeedConfig(deepspeed_config(optim, zero, model_config.dtype)) if zero.stage == 3 else None
     model = load_model(model_config, folder)
     chat = Chat.load(model, model_config)
-    policy = PolicyModule(model, chat.banned_ids).to(world.device)
+    routes = _routes(model, replay)
+    policy = PolicyModule(model, chat.banned_ids, routes).to(world.device)
     engine = PolicyEngine(policy, optim, zero, model_config.dtype, world, total_updates)
     del sharding
-    rollouts = open_rollouts(model_config, folder, rollout, chat, engine, world, out)
+    wanted = routes if replay == "r3" else None
+    rollouts = open_rollouts(model_config, folder, rollout, chat, engine, world, out, wanted)
     return Session(world=world, folder=folder, chat=chat, engine=engine, rollouts=rollouts)
 
 
@@ -83,8 +94,12 @@ def open_rollouts(
     engine: PolicyEngine,
     world: World,
     out: Path | None,
+    routes: RouteSpec | None = None,
 ) -> RolloutEngine:
-    """The configured engine. Raises ManifestError if it would not take the trainer's weights, by name or shape."""
+    """The configured engine. Raises ManifestError if it would not take the trainer's weights, by name or shape.
+
+    `routes`: vLLM must return the experts of each token, as this describes them.
+    """
     if config.engine == "transformers":
         return TransformersEngine(
             engine.module,
@@ -97,12 +112,27 @@ def open_rollouts(
     theirs = {name: weight.shape for name, weight in folder.weights.items()}
     check_manifests(ours, theirs)
     weights = functools.partial(hub_weights, engine)
-    limits: dict[str, Any] = {"max_new_tokens": config.max_new_tokens, "max_failed_share": config.max_failed_share}
+    limits: dict[str, Any] = {
+        "max_new_tokens": config.max_new_tokens,
+        "max_failed_share": config.max_failed_share,
+        "routes": routes,
+    }
     if config.engine == "vllm":
         return VllmEngine(model_config, config.vllm, chat, weights, theirs, world, **limits)
     if out is None:
         raise ValueError("rollout.engine=vllm_server needs a run folder to hand weights over in")
     return VllmServerEngine(model_config, config.server, chat, weights, theirs, world, out, **limits)
+
+
+def _routes(model: torch.nn.Module, replay: Replay) -> RouteSpec | None:
+    """What the routing of this model looks like. Without replay it is for a metric, and not worth a run."""
+    try:
+        return attach_routing(base_model(model))
+    except ModelError as fault:
+        if replay != "none":
+            raise ModelError(f"replay={replay}: {fault}") from None
+        log.warning("routes are not recorded: %s", fault)
+        return None
 
 
 def seed_everything(seed: int, rank: int) -> None:

@@ -20,7 +20,7 @@ from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_benchmarks
 from sapo_vl.evaluation.table import figures_table
-from sapo_vl.learning.checkpoint import MANIFEST, complete_checkpoints, set_aside
+from sapo_vl.learning.checkpoint import MANIFEST, complete_checkpoints
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
@@ -29,6 +29,7 @@ from sapo_vl.model.hf_config import max_positions
 from sapo_vl.model.identity import model_digest
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.lora import check_lora
+from sapo_vl.record.files import set_aside
 from sapo_vl.record.identity import (
     CONFIG_FILES,
     FINISHED,

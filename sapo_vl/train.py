@@ -21,24 +21,26 @@ from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_v
 from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
 from sapo_vl.learning.diagnostics import UpdateStats, gate_temperatures, rollout_stats
-from sapo_vl.learning.engine import UpdateResult
+from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.negative_tokens import NegativeTokens
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
 from sapo_vl.learning.reference import load_reference
+from sapo_vl.learning.replay import FlipStats
 from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
 from sapo_vl.record.progress import PhaseTimer, Progress
 from sapo_vl.record.rollout_log import RolloutLog, write_step
 from sapo_vl.record.run_log import RunLog
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.parity import ParityGate, probe_prompts
+from sapo_vl.rollout.resample import Resampled, resample
 from sapo_vl.rollout.source import RolloutSource
 from sapo_vl.scoring.constant_watch import ConstantWatch, extremes
-from sapo_vl.scoring.scorer import Scorer
+from sapo_vl.scoring.scorer import Scorer, metrics_of_step
 from sapo_vl.session import Session, open_session
-from sapo_vl.types import RolloutGroup
+from sapo_vl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +65,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         total_updates=config.steps * config.batch.mini_batches,
         seed=config.seed,
         out=out,
+        replay=config.replay,
     )
     probe = make_probe(session.chat)
     reference = None
@@ -72,7 +75,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
     rollout_log = RolloutLog(out / "rollouts", config.log.save_images)
 
-    first, accuracy_before = _resume(config, out, session, feed, run_log)
+    first, accuracy_before, ahead = _resume(config, out, session, feed, run_log)
     step = first
     progress = Progress(config.steps, enabled=world.is_main, start_step=step)
     timer = PhaseTimer(on_phase=progress.phase)
@@ -84,6 +87,9 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         lambda step: _sampling(config, step),
         staleness=config.rollout.staleness,
         steps=range(step, config.steps),
+        beside=config.rollout.engine == "vllm_server",
+        world=world,
+        ahead=ahead,
     )
     session.rollouts.sync(step)
     gate.after_sync(step)
@@ -94,13 +100,13 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
     constant = ConstantWatch()
     while step < config.steps:
         with timer("rollout"):
-            groups = source.next()
-        with timer("reward"):
-            groups = scorer.score(groups, config.rollout.max_new_tokens)
-        for told in constant.add(extremes(groups, world)):
+            drawn = source.next()
+        drawn, found = _scored_and_resampled(config, drawn, feed, source, scorer, timer, world)
+        for told in constant.add(extremes(drawn, world)):
             if world.is_main:
                 log.warning("step %d: %s", step + 1, told)
-        groups, advantages = assign_advantages(groups, config.advantage)
+        _, advantages = assign_advantages(drawn, config.advantage, world)
+        groups, _ = assign_advantages(found.groups, config.advantage, world)
         gap = MismatchStats()
         moved = NegativeTokens(config.rollout.temperature) if _due(config.log.negative_tokens_every, step + 1) else None
         with timer("train"):
@@ -114,11 +120,12 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
             session.rollouts.sync(step)
             parity = gate.after_sync(step)
 
-        values = rollout_stats(groups, advantages, world) | scorer.failure_shares | scorer.judge_metrics
+        # Of the batch as it was drawn: of resampled groups, rewards would say which groups were chosen.
+        values = rollout_stats(drawn, advantages, world) | found.values
         values |= _update_values(updates) | gap.reduce(world) | parity
         values |= moved.reduce(world) if moved else {}
         seconds = timer.take()
-        values |= _throughput(groups, world, seconds) | seconds
+        values |= _throughput([*drawn, *found.further], world, seconds) | seconds
         run_log.metrics(step, "train", values)
         progress.step(step, values)
         if _due(config.log.save_rollouts_every, step):
@@ -163,6 +170,33 @@ def _due(every: int, step: int) -> bool:
     return every > 0 and step % every == 0
 
 
+def _scored_and_resampled(
+    config: RunConfig,
+    drawn: Sequence[RolloutGroup],
+    feed: ProblemFeed,
+    source: RolloutSource,
+    scorer: Scorer,
+    timer: PhaseTimer,
+    world: World,
+) -> tuple[list[RolloutGroup], Resampled]:
+    """(the groups that were drawn, with their rewards; what is trained on, with what scoring and resampling log)."""
+    told: list[dict[str, float]] = []
+
+    def score(groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+        with timer("reward"):
+            scored = scorer.score(groups, config.rollout.max_new_tokens)
+        told.append(scorer.metrics)
+        return scored
+
+    def sample(prompts: Sequence[Prompt], turn: int) -> list[RolloutGroup]:
+        with timer("rollout"):
+            return source.more(prompts, turn)
+
+    drawn, rounds = score(drawn), config.rollout.resample
+    found = resample(drawn, rounds, config.advantage, world, draw=feed.further, sample=sample, score=score)
+    return drawn, dataclasses.replace(found, values=metrics_of_step(told) | found.values)
+
+
 def _parity_gate(config: RunConfig, session: Session, problems: ProblemSet) -> ParityGate:
     """The transformers engine samples from the trainer's own weights: nothing to compare."""
     compare = config.rollout.engine != "transformers"
@@ -188,7 +222,8 @@ class MiniBatch:
 def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
     """Deals the groups into mini-batches, drops what has no advantage, packs the rest.
 
-    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update.
+    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update; and with replay=r2
+    the experts that it goes through. With replay=r3 that pass and the updates go through those of the rollouts.
     """
     chat, batch = session.chat, config.batch
     # Not a response of the batch: an engine that failed may have given none.
@@ -198,14 +233,22 @@ def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[Roll
     for dealt in split_mini_batches(groups, batch.mini_batches):
         kept = [g for g in map(trainable, dealt) if g is not None]
         micro = make_micro_batches(kept, chat, batch.tokens_per_micro_batch, batch.shared_prefix) if kept else []
-        if config.rollout.old_logprobs == "trainer":
-            taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature)
-            micro = [
-                dataclasses.replace(mb, old_logprobs=old.float().cpu())
-                for mb, (old, _) in zip(micro, taken, strict=True)
-            ]
+        if config.replay == "r3":
+            micro = [dataclasses.replace(mb, replay=True) for mb in micro]
+        if config.rollout.old_logprobs == "trainer" or config.replay == "r2":
+            taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature, record_routes=True)
+            micro = [_with_old_policy(config, mb, old) for mb, old in zip(micro, taken, strict=True)]
         out.append(MiniBatch(micro_batches=micro, filler=spare_batch))
     return out
+
+
+def _with_old_policy(config: RunConfig, mb: MicroBatch, old: TokenLogprobs) -> MicroBatch:
+    """The micro-batch with what the pass of the old policy gave for it."""
+    if config.rollout.old_logprobs == "trainer":
+        mb = dataclasses.replace(mb, old_logprobs=old.logprobs.float().cpu())
+    if old.routes is not None:
+        mb = dataclasses.replace(mb, old_routes=old.routes.cpu(), replay=config.replay != "none")
+    return mb
 
 
 def _mismatch(config: RunConfig, stats: MismatchStats, update: int) -> Mismatch:
@@ -231,13 +274,14 @@ def _update(
     stats = UpdateStats(gate_temperatures(config.loss))
     if denominators.num_sequences == 0:
         return None, {}, stats
+    flips = FlipStats(engine.module.routes)
     objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
     before = moved.look(engine, batch.micro_batches, batch.filler) if moved else None
-    result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature)
+    result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature, flips.add)
     if moved and before and result.applied:
         moved.add(engine, before)
     watch_update(engine, result, batch.micro_batches, out, step)
-    return result, stats.reduce(world), stats
+    return result, stats.reduce(world) | flips.reduce(world), stats
 
 
 def _sequence_lines(step: int, batches: Sequence[MiniBatch], updates: Sequence[Update]) -> Iterator[dict[str, Any]]:
@@ -256,6 +300,8 @@ def _sampling(config: RunConfig, step: int) -> SamplingParams:
         top_p=r.top_p,
         top_k=r.top_k,
         seed=config.seed * 1_000_003 + step,
+        # To replay, or to count flips where no pass of the trainer records them. Only a MoE model has any.
+        routes=config.replay == "r3" or (config.replay == "none" and config.rollout.old_logprobs == "rollout"),
     )
 
 
@@ -282,14 +328,14 @@ def _evaluate(
 
 def _resume(
     config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
-) -> tuple[int, dict[str, Any] | None]:
-    """(first step to run, accuracy measured before the first step if that is known)."""
+) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
+    """(first step to run, accuracy measured before it if known, the rollouts sampled ahead for it if there are any)."""
     root = out / "checkpoints"
     folder = checkpoint_for(config.resume, root, session.world)
     if folder is None:
         set_aside_from(root, 0, session.world)
         run_log.truncate_from(0)
-        return 0, None
+        return 0, None, None
     state = load_checkpoint(folder, session.engine)
     feed.load_state_dict(state["per_rank"])
     set_aside_from(root, state["step"], session.world, but=folder)
@@ -299,7 +345,7 @@ def _resume(
         # The last checkpoint is older than the last evaluation, which is done again.
         run_log.truncate_from(state["step"], phases=("eval",))
         log.warning("it is of step %d and steps=%d: only the last evaluation is left", state["step"], config.steps)
-    return state["step"], state["accuracy_before"]
+    return state["step"], state["accuracy_before"], state["per_rank"].get("ahead")
 
 
 def _save(

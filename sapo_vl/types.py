@@ -9,6 +9,7 @@ Letters used for shapes, here and in the rest of the package:
     T   length of a flat row (prompts and responses of a micro-batch back to back)
     N   response tokens in a micro-batch                      B   responses in a micro-batch
     K   vision patches (before the merger)                    I   images
+    L   MoE layers                                            k   experts that a token goes through in each
 """
 
 from __future__ import annotations
@@ -87,6 +88,9 @@ class Rollout:
     score_status: ScoreStatus | None = None  # None until scoring ran
     score_detail: str = ""  # the reward's reason ("no answer"), or why it could not be scored
     advantage: float | None = None  # None = takes no part in the update
+    # [R - 1, L, k] uint8 or uint16: the experts that its tokens went through, but for the last, which is never fed.
+    # None = not recorded.
+    routes: np.ndarray | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -95,6 +99,7 @@ class RolloutGroup:
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]  # [G]
+    prompt_routes: np.ndarray | None = None  # [P, L, k], as Rollout.routes: once for all G responses
 
     @property
     def num_tokens(self) -> int:

@@ -13,6 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapo_vl.config import ConfigError, RunConfig, load_config, save_config
+from sapo_vl.losses.sapo import SapoConfig
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -55,7 +56,8 @@ def test_a_shipped_config_is_read_and_survives_being_saved(path, tmp_path):
 def test_the_gpu_configs_train_as_the_paper_says(path):
     config = load_config(path)
     assert config.loss.name == "sapo" and config.loss.reduction == "sequence_mean"
-    assert config.loss.loss_params().model_dump() == {"tau_pos": 1.0, "tau_neg": 1.05}
+    assert config.loss.loss_params() == SapoConfig(tau_pos=1.0, tau_neg=1.05)
+    assert SapoConfig() == SapoConfig(gate="sigmoid", sides="both", low="open", target_gate=None)
     assert config.batch.mini_batches == 2 and config.optim.lr == 1e-6
     assert config.model.dtype == "bfloat16" and config.model.gradient_checkpointing
     assert config.cold_start is None and not config.model.path and not config.data.path
@@ -299,12 +301,21 @@ CONTRADICTIONS = {
         ["zero.stage=2", "zero.offload_params=true"],
         ["zero.offload_params=true", "zero.stage=3"],
     ),
+    "resampled and stale": (
+        ["rollout.resample=2", "rollout.staleness=1"],
+        ["rollout.resample=2", "rollout.staleness=1", "set one of the two to 0"],
+    ),
     "cut law": (["rollout.top_p=0.9"], ["rollout.top_p=0.9", "rollout.old_logprobs=rollout"]),
     "cut law by rank": (["rollout.top_k=5"], ["rollout.top_k=5", "rollout.old_logprobs=rollout"]),
     "nothing to correct": (
         ["mismatch.correction=icepop"],
         ["mismatch.correction=icepop", "rollout.old_logprobs=rollout", "rho is 1"],
     ),
+    "a gap made up for twice": (
+        ["loss.name=dppo", "mismatch.correction=icepop", "rollout.old_logprobs=trainer"],
+        ["loss.name=dppo", "mismatch.correction=icepop", "twice"],
+    ),
+    "a sum by nothing, the loss's own": (["loss.name=dr_grpo"], ["'dr_grpo'", "token_sum_constant"]),
     "a window of another correction": (
         ["mismatch.icepop=[0.2, 5]"],
         ["mismatch.icepop=[0.2, 5.0]", "mismatch.correction=none"],
@@ -343,6 +354,8 @@ def test_settings_that_cannot_both_be_meant(name):
         ["rollout.top_p=0.9", "rollout.old_logprobs=trainer"],
         ["mismatch.correction=icepop", "mismatch.icepop=[0.2, 5]", "rollout.old_logprobs=trainer"],
         ["mismatch.off_policy_delta=0.5"],  # needs no rho
+        ["mismatch.off_policy_delta=0.5", "loss.name=vespo"],
+        ["loss.name=minirl", "loss.token_sum_constant=100", "advantage.scale=none"],
         ["optim.name=muon", "zero.stage=0"],
         ["loss.reduction=token_sum", "loss.token_sum_constant=100"],
         ["zero.stage=3", "zero.offload_params=true", "zero.offload_optimizer=true"],

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 
 from data_recipes.arguments import UsageError
 from sapo_vl import __version__
-from sapo_vl.commands import data, evaluation, model, recipe, reward, training
+from sapo_vl.commands import data, evaluation, experiments, model, recipe, reward, training
 from sapo_vl.commands.adding import adder
 
-FAMILIES = (recipe, model, training, evaluation, reward)
+FAMILIES = (recipe, model, training, evaluation, experiments, reward)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -51,6 +51,7 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.data.problem_set import DataError, TooManyBadRows
     from sapo_vl.data.sampler import QuotaError
     from sapo_vl.evaluation.errors import EvaluationError
+    from sapo_vl.experiments.jobs import FolderTaken
     from sapo_vl.learning.checkpoint import CheckpointError
     from sapo_vl.learning.final import ExportError
     from sapo_vl.learning.nonfinite import NonFiniteUpdate
@@ -72,5 +73,5 @@ def _bad_input() -> tuple[type[Exception], ...]:
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
         ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed, ExportError,
         WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
-        ServeError, ServersUnusable, EvaluationError,
+        ServeError, ServersUnusable, EvaluationError, FolderTaken,
     )  # fmt: skip

@@ -27,6 +27,8 @@ def add_parsers(add: Add) -> None:
         p.add_argument("--config", type=Path)
         p.add_argument("--out", type=Path, default=os.environ.get("OUT_DIR") or None, help="run folder (or OUT_DIR)")
         p.add_argument("--print-config", action="store_true", help="print the resolved config and stop")
+        if name == "run":
+            p.add_argument("--prepare", action="store_true", help="stop before training, print its config")
         if name == "eval":
             p.add_argument("--benchmark", metavar="NAME[,NAME...]", help="short for eval.benchmarks=[NAME, ...]")
 
@@ -69,9 +71,9 @@ def _stage(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-    from sapo_vl.pipeline import run
+    from sapo_vl.pipeline import prepare, run
 
-    print(run(_config(args), Path(args.out)))
+    print((prepare if args.prepare else run)(_config(args), Path(args.out)))
 
 
 def _serve(args: argparse.Namespace) -> None:
@@ -91,8 +93,10 @@ def _serve(args: argparse.Namespace) -> None:
     config = fitted(config)
     check_lengths(config)
     load_contract()
+    on_cpu = not torch.cuda.is_available()
+    routes = config.replay == "r3"
     command, environment = serve_command(
-        config.model, config.rollout, args.host, args.port, on_cpu=not torch.cuda.is_available()
+        config.model, config.rollout, args.host, args.port, on_cpu=on_cpu, routes=routes
     )
     print(*(f"{name}={value}" for name, value in environment.items()), shlex.join(command), flush=True)
     os.execve(command[0], command, environment | os.environ)  # what the user set stays

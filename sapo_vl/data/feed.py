@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from sapo_vl.data.problem_set import BadRow, BadRows, ProblemSet
@@ -50,7 +50,20 @@ class ProblemFeed:
         """
         batch = next(self.sampler)
         share = len(batch) // self.world.size
-        mine = batch[self.world.rank * share : (self.world.rank + 1) * share]
+        return self._read(batch, batch[self.world.rank * share : (self.world.rank + 1) * share])
+
+    def further(self, tasks: Sequence[str]) -> list[Prompt]:
+        """The next prompts of these tasks for this rank, one each. All ranks must call it together, each with its own.
+
+        Rows are dealt in the order of the ranks: they are those of one rank that asks for all. Bad rows as in `next`.
+        """
+        shares = self.world.gather(list(tasks))
+        rows = self.sampler.further([task for share in shares for task in share])
+        start = sum(map(len, shares[: self.world.rank]))
+        return self._read(rows, rows[start : start + len(tasks)])
+
+    def _read(self, batch: list[int], mine: list[int]) -> list[Prompt]:
+        """The prompts of this rank's rows `mine` of a batch."""
         bad: list[str] = []
         prompts: list[Prompt] = []
         for row in mine:

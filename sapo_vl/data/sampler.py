@@ -93,6 +93,10 @@ class QuotaSampler:
         self._step += 1
         return [batch[i] for i in order]
 
+    def further(self, tasks: Sequence[str]) -> list[int]:
+        """The next row of each task, in order: the walk of that task moves on, beyond what its batches take."""
+        return [self._take(task) for task in tasks]
+
     def spare(self, bad: int, attempt: int, exclude: Collection[int] = ()) -> int:
         """A row of the same task to stand in for row `bad` of the latest batch.
 

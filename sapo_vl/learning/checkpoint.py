@@ -28,6 +28,7 @@ from pydantic import Field
 
 from sapo_vl.distributed import World
 from sapo_vl.learning.engine import PolicyEngine
+from sapo_vl.record.files import set_aside
 from sapo_vl.strict import Strict
 
 log = logging.getLogger(__name__)
@@ -150,16 +151,6 @@ def set_aside_from(root: Path, step: int, world: World, but: Path | None = None)
                 set_aside(folder).name,
             )
     world.barrier()
-
-
-def set_aside(folder: Path) -> Path:
-    """Renames a file or folder to superseded_NAME, or superseded_NAME.2 and so on where that is taken."""
-    aside, n = folder.with_name(f"superseded_{folder.name}"), 1
-    while aside.exists():
-        n += 1
-        aside = folder.with_name(f"superseded_{folder.name}.{n}")
-    os.rename(folder, aside)
-    return aside
 
 
 def _by_step(root: Path) -> dict[int, Path]:

@@ -194,13 +194,17 @@ def rollout_stats(groups: Sequence[RolloutGroup], advantages: AdvantageStats, wo
     reward/mean, reward/std (population); reward/task/{task}; reward/part/{name}.
     scored/task/{task}: scored rollouts of a task, the n of its means.
     accuracy/mean, accuracy/{task}: means of the part "accuracy".
-    groups/dead_share: groups that give no gradient, for too few scored rewards or for equal ones.
+    groups/dead_share: groups that give no gradient, for too few scored rewards, for equal ones, or for a mean that
+    advantage.scale=mean cannot divide by; groups/mean_not_positive_share: for the last reason, with that scale only.
     unscorable/share: rollouts without a reward, whichever the reason.
     length/mean, min, max, q50, q95: response tokens; length/truncated_share: cut at the token limit.
     """
     sums, counts = _local_sums(groups)
     if advantages.num_groups:
         sums["groups/dead_share"], counts["groups/dead_share"] = advantages.num_dead, advantages.num_groups
+        if advantages.num_mean_not_positive is not None:
+            name = "groups/mean_not_positive_share"
+            sums[name], counts[name] = advantages.num_mean_not_positive, advantages.num_groups
     names = sorted(set().union(*world.gather(set(counts))))
     dense = [[sums[name], counts[name]] for name in names]
     total, count = world.sum(np.array(dense).reshape(-1)).reshape(-1, 2).T

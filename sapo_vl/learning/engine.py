@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import torch
@@ -15,6 +15,7 @@ from sapo_vl.distributed import World
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config, lr_factor, tag_for_muon
 from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.routing import RouteError, RouteTape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,6 +27,16 @@ class Objective:
 
 
 ObjectiveFn = Callable[[MicroBatch, Tensor, Tensor], Objective]  # (micro-batch, log-probs [N], entropy [N])
+
+RoutesFn = Callable[[MicroBatch, RouteTape], None]  # (micro-batch, its routing in the forward pass of the update)
+
+
+class TokenLogprobs(NamedTuple):
+    """What a pass without gradient gives for a micro-batch."""
+
+    logprobs: Tensor  # [N]
+    entropy: Tensor  # [N]
+    routes: Tensor | None  # [T, L, k] the experts gone through; None for a dense model, or if not asked for
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -81,8 +92,12 @@ class PolicyEngine:
         filler: MicroBatch,
         objective: ObjectiveFn,
         temperature: float = 1.0,
+        on_routes: RoutesFn | None = None,
     ) -> UpdateResult:
         """Backward over this rank's micro-batches, then one step on all ranks.
+
+        Micro-batches with `replay` go through their old_routes; `on_routes` is shown the routing of those that have
+        old_routes.
 
         Ranks with fewer micro-batches run `filler` in their place, without the objective and with zero gradient,
         since sharded engines communicate in every forward and backward. A non-finite loss anywhere is made to
@@ -98,7 +113,10 @@ class PolicyEngine:
             batch = (micro_batches[i] if real else filler).to(self.world.device)
             last = i + 1 == rounds
             self.ds.set_gradient_accumulation_boundary(last)
-            logprobs, entropy = self.ds(batch, temperature=temperature)
+            tape = self._tape(batch) if batch.old_routes is not None else None
+            logprobs, entropy = self.ds(batch, temperature=temperature, tape=tape)
+            if tape is not None and on_routes is not None:
+                on_routes(batch, tape)
             if real:
                 out = objective(batch, logprobs, entropy)
                 loss = out.loss
@@ -121,17 +139,31 @@ class PolicyEngine:
         self.dropped_in_a_row = 0 if applied else self.dropped_in_a_row + 1
         return UpdateResult(applied=applied, loss=total, grad_norm=norm, lr=lr, offenders=tuple(offenders))
 
+    def _tape(self, batch: MicroBatch) -> RouteTape | None:
+        """What records the routing of a pass, and replays the old one if the micro-batch says so."""
+        if batch.replay and (self.module.routes is None or batch.old_routes is None):
+            raise RouteError("a micro-batch is to replay routes, but it has none, or the model takes none")
+        if self.module.routes is None:
+            return None
+        return RouteTape(self.module.routes, batch.old_routes if batch.replay else None)
+
     @torch.no_grad()
     def logprobs(
-        self, micro_batches: Sequence[MicroBatch], filler: MicroBatch, temperature: float = 1.0
-    ) -> list[tuple[Tensor, Tensor]]:
-        """(log-probs [N], entropy [N]) of every micro-batch under the current weights, without gradient."""
+        self,
+        micro_batches: Sequence[MicroBatch],
+        filler: MicroBatch,
+        temperature: float = 1.0,
+        record_routes: bool = False,
+    ) -> list[TokenLogprobs]:
+        """Every micro-batch under the current weights, without gradient; those with `replay` through old_routes."""
         rounds = int(self.world.max(len(micro_batches)))
         self.ds.eval()
         out = []
         for i in range(rounds):
-            batch = micro_batches[i] if i < len(micro_batches) else filler
-            out.append(self.module(batch.to(self.world.device), temperature=temperature))
+            batch = (micro_batches[i] if i < len(micro_batches) else filler).to(self.world.device)
+            tape = self._tape(batch) if record_routes or batch.replay else None
+            logprobs, entropy = self.module(batch, temperature=temperature, tape=tape)
+            out.append(TokenLogprobs(logprobs, entropy, tape.used if record_routes and tape else None))
         self.ds.train()
         return out[: len(micro_batches)]
 

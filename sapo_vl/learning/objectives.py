@@ -61,15 +61,17 @@ def policy_objective(
 
     def objective(mb: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Objective:
         mask = mb.mask()
+        rollout_logprobs = mb.padded(mb.rollout_logprobs)
         x = LossInput(
             logprobs=mb.padded(logprobs),
             old_logprobs=mb.padded(mb.old_logprobs),
             advantages=mb.advantages[:, None].expand(mask.shape),
             mask=mask,
+            rollout_logprobs=rollout_logprobs,
         )
         out = function(x, params)
         per_token = out.per_token
-        weights = loss_weights(mismatch.config, x, mb.padded(mb.rollout_logprobs))
+        weights = loss_weights(mismatch.config, x, rollout_logprobs)
         if weights is not None:
             # A plain product: the weights are finite, and a NaN of the trainer's own must not hide under a 0.
             per_token = per_token * weights.values

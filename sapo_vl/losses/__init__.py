@@ -1,7 +1,7 @@
 """Policy losses by name: pure functions (LossInput, config) -> LossOutput, per token and unreduced.
 
-To add one: write `losses/mine.py` with a config class and a function, add a row to LOSSES, add a test.
-This package needs torch and pydantic only.
+To add one: write `losses/mine.py` with a config class (of LossParams) and a function, add a row to LOSSES, add a
+test. docs/losses.md has the formulas. This package needs torch and pydantic only.
 """
 
 from __future__ import annotations
@@ -12,24 +12,44 @@ from typing import Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from sapo_vl.losses.base import LossInput, LossOutput
+from sapo_vl.losses.base import LossInput, LossOutput, LossParams
+from sapo_vl.losses.cispo import CispoConfig, cispo
+from sapo_vl.losses.dapo import DapoConfig
+from sapo_vl.losses.dppo import DppoConfig, dppo
+from sapo_vl.losses.dr_grpo import DrGrpoConfig
+from sapo_vl.losses.drpo import DrpoConfig, drpo
 from sapo_vl.losses.grpo import GrpoConfig, grpo
 from sapo_vl.losses.gspo import GspoConfig, gspo, gspo_token
 from sapo_vl.losses.kl import kl_k3
+from sapo_vl.losses.minirl import MiniRlConfig, minirl
 from sapo_vl.losses.reduce import Denominators, Reduction
 from sapo_vl.losses.sapo import SapoConfig, sapo
+from sapo_vl.losses.vespo import VespoConfig, vespo
 from sapo_vl.strict import Strict
 
-__all__ = ["LOSSES", "Denominators", "LossConfig", "LossInput", "LossOutput", "Reduction", "kl_k3"]
+__all__ = ["LOSSES", "Denominators", "LossConfig", "LossInput", "LossOutput", "LossParams", "Reduction", "kl_k3"]
 
 LossFunction = Callable[[LossInput, Any], LossOutput]
 
-LOSSES: dict[str, tuple[LossFunction, type[Strict]]] = {
+LOSSES: dict[str, tuple[LossFunction, type[LossParams]]] = {
     "sapo": (sapo, SapoConfig),
     "grpo": (grpo, GrpoConfig),
     "gspo": (gspo, GspoConfig),
     "gspo_token": (gspo_token, GspoConfig),
+    "dapo": (grpo, DapoConfig),
+    "dr_grpo": (grpo, DrGrpoConfig),
+    "cispo": (cispo, CispoConfig),
+    "minirl": (minirl, MiniRlConfig),
+    "dppo": (dppo, DppoConfig),
+    "drpo": (drpo, DrpoConfig),
+    "vespo": (vespo, VespoConfig),
 }
+
+
+def own_reduction(config: dict[str, Any]) -> Reduction:
+    """What the loss named in a LossConfig's fields is reduced with unless the config says otherwise."""
+    row = LOSSES.get(config.get("name", ""))
+    return (row[1] if row else LossParams).own_reduction
 
 
 class LossConfig(Strict):
@@ -39,10 +59,10 @@ class LossConfig(Strict):
     """A key of LOSSES."""
     params: dict[str, Any] = Field(default_factory=dict)
     """Settings of that loss; those left out keep the defaults of its config class."""
-    reduction: Reduction = "sequence_mean"
-    """See losses/reduce.py. The SAPO, GRPO and GSPO papers use sequence_mean."""
+    reduction: Reduction = Field(default_factory=own_reduction)
+    """See losses/reduce.py. If not given, the loss's own: sequence_mean for SAPO, GRPO and GSPO, as in their papers."""
     token_sum_constant: float | None = Field(default=None, gt=0, allow_inf_nan=False)
-    """Divisor of reduction = "token_sum" (for instance responses per step x maximum length). Only with it."""
+    """Divisor of reduction = "token_sum" (for instance responses per update x rollout.max_new_tokens). Only with it."""
     kl_coef: float = Field(default=0.0, ge=0, allow_inf_nan=False)
     """Weight of the k3 penalty to the frozen reference; 0 = no reference model."""
 
@@ -52,7 +72,10 @@ class LossConfig(Strict):
             raise ValueError(f"unknown loss {self.name!r}{_nearest(self.name, LOSSES)}")
         self.loss_params()
         if self.reduction == "token_sum" and self.token_sum_constant is None:
-            raise ValueError('reduction = "token_sum" needs token_sum_constant, the number to divide by')
+            raise ValueError(
+                f'loss {self.name!r} with reduction = "token_sum" needs token_sum_constant, the number to divide by '
+                "(for instance responses per update x rollout.max_new_tokens)"
+            )
         if self.reduction != "token_sum" and self.token_sum_constant is not None:
             raise ValueError(
                 f"token_sum_constant = {self.token_sum_constant} has no effect with "
@@ -61,7 +84,7 @@ class LossConfig(Strict):
             )
         return self
 
-    def loss_params(self) -> Strict:
+    def loss_params(self) -> LossParams:
         """`params` as the config class of the loss. Raises ValueError naming each setting that is wrong."""
         config_class = LOSSES[self.name][1]
         for key in self.params:

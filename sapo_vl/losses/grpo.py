@@ -9,15 +9,15 @@ from torch import Tensor
 from sapo_vl.losses.base import (
     LossInput,
     LossOutput,
+    LossParams,
     attach_gradient,
     bounded_ratio,
     finish,
     masked_log_ratio,
 )
-from sapo_vl.strict import Strict
 
 
-class GrpoConfig(Strict):
+class GrpoConfig(LossParams):
     """Clip range of the token ratio. Defaults: the GRPO baseline of the GSPO paper (arXiv 2507.18071)."""
 
     eps_low: float = Field(default=0.2, gt=0, lt=1)

@@ -8,16 +8,16 @@ from torch import Tensor
 from sapo_vl.losses.base import (
     LossInput,
     LossOutput,
+    LossParams,
     attach_gradient,
     bounded_ratio,
     finish,
     masked_log_ratio,
 )
 from sapo_vl.losses.grpo import clip_one_sided
-from sapo_vl.strict import Strict
 
 
-class GspoConfig(Strict):
+class GspoConfig(LossParams):
     """Clip range of the sequence ratio, which moves far less than a token ratio. Defaults: GSPO paper."""
 
     eps_low: float = Field(default=3e-4, gt=0, lt=1)

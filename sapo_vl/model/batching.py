@@ -47,6 +47,10 @@ class MicroBatch:
     old_logprobs: Tensor  # [N] float32, log pi_old of the loss: the recorded ones, or the trainer's own
     advantages: Tensor  # [B] float32
     groups: tuple[RolloutGroup, ...]  # what was packed, for naming offenders and for diagnostics
+    # [T, L, k] flat, or [B * row length, L, k] padded: the experts that the old policy went through, by the engine's
+    # record or by the trainer's own old log-prob pass. None = not known.
+    old_routes: Tensor | None = None
+    replay: bool = False  # whether forward passes must go through old_routes (R2, R3)
 
     def to(self, device: torch.device | str) -> MicroBatch:
         moved = {}
@@ -133,6 +137,38 @@ def _common(rollouts: Sequence[Rollout], groups: Sequence[RolloutGroup]) -> dict
     }
 
 
+def _row_routes(group: RolloutGroup, rollout: Rollout) -> np.ndarray | None:
+    """[R, L, k] of a response. Its last token is never fed while sampling and has no route: it predicts nothing and no
+    other token attends to it, so the row before it stands in without touching a log-prob."""
+    if group.prompt_routes is None or rollout.routes is None:
+        return None
+    before = rollout.routes if len(rollout.routes) else group.prompt_routes
+    return np.concatenate([rollout.routes, before[-1:]])
+
+
+def _flat_routes(groups: Sequence[RolloutGroup]) -> Tensor | None:
+    """[T, L, k] of the flat row; None unless every prompt and response has its routes."""
+    pieces: list[np.ndarray | None] = []
+    for group in groups:
+        pieces += [group.prompt_routes, *(_row_routes(group, r) for r in group.rollouts)]
+    known = [piece for piece in pieces if piece is not None]
+    return torch.from_numpy(np.concatenate(known)) if len(known) == len(pieces) else None
+
+
+def _padded_routes(groups: Sequence[RolloutGroup], longest: int) -> Tensor | None:
+    """[B * longest, L, k]: the prompt's routes for each response. Padding, which nothing reads, goes where the first
+    token goes."""
+    rows: list[np.ndarray] = []
+    for group in groups:
+        for rollout in group.rollouts:
+            own = _row_routes(group, rollout)
+            if own is None or group.prompt_routes is None:
+                return None
+            row = np.concatenate([group.prompt_routes, own])
+            rows += [row, np.repeat(row[:1], longest - len(row), axis=0)]
+    return torch.from_numpy(np.concatenate(rows))
+
+
 def pack(groups: Sequence[RolloutGroup], blank: tuple[Tensor, Tensor]) -> MicroBatch:
     """The flat row: per group its prompt, then its responses; images once per group.
 
@@ -165,6 +201,7 @@ def pack(groups: Sequence[RolloutGroup], blank: tuple[Tensor, Tensor]) -> MicroB
         image_grid_thw=grid,
         has_images=has_images,
         predictor_index=torch.from_numpy(np.concatenate(predictors)),
+        old_routes=_flat_routes(groups),
         **_common([r for g in groups for r in g.rollouts], groups),
     )
 
@@ -194,6 +231,7 @@ def pad(groups: Sequence[RolloutGroup], blank: tuple[Tensor, Tensor], pad_id: in
         image_grid_thw=grid,
         has_images=has_images,
         predictor_index=torch.from_numpy(np.concatenate(predictors)),
+        old_routes=_padded_routes(groups, longest),
         **_common([r for _, r in rows], groups),
     )
 

@@ -17,6 +17,7 @@ from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.loading import base_model
 from sapo_vl.model.logprob import law_logits, token_logprobs
 from sapo_vl.model.prefix_attention import KVCache, PrefixLayout
+from sapo_vl.model.routing import TAPE, RouteSpec, RouteTape
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -77,33 +78,44 @@ class LogprobHead(nn.Module):
 
 
 class PolicyModule(nn.Module):
-    """A Qwen3-VL(-MoE) model (perhaps inside peft) and its head."""
+    """A Qwen3-VL(-MoE) model (perhaps inside peft) and its head. `routes` is what `attach_routing` gave for it."""
 
-    def __init__(self, hf: nn.Module, banned_ids: Sequence[int]) -> None:
+    def __init__(self, hf: nn.Module, banned_ids: Sequence[int], routes: RouteSpec | None = None) -> None:
         super().__init__()
-        self.hf = hf
+        self.hf, self.routes = hf, routes
         self.head = LogprobHead(base_model(hf).lm_head, banned_ids)
 
     def forward(
-        self, job: MicroBatch | Prefill | Decode | Vocabulary, temperature: float = 1.0
+        self,
+        job: MicroBatch | Prefill | Decode | Vocabulary,
+        temperature: float = 1.0,
+        tape: RouteTape | None = None,
     ) -> tuple[Tensor, Tensor]:
         """MicroBatch -> (log-probs [N], entropy [N]); Prefill -> (logits [n, V], -); Decode -> (logits [B, V], -);
         Vocabulary -> (logits [n, V] of the law, -).
-        """
-        if isinstance(job, Decode):
-            hidden = self._text(self._embed(job.ids), job.positions, kv_cache=job.cache)
-            return self.head(hidden[:, -1], None, temperature)
-        if isinstance(job, Prefill):
-            hidden = self._flat_row(job, prefix_layout=job.cache.layout, kv_cache=job.cache)
-            return self.head(hidden[0, job.last_index], None, temperature)
-        if isinstance(job, Vocabulary):
-            return self.head(self._predictors(job.batch)[job.tokens], None, temperature, law=True)
-        return self.head(self._predictors(job), job.targets, temperature)
 
-    def _predictors(self, job: MicroBatch) -> Tensor:
+        A tape records the routing of the pass, or replays one. Raises RouteError if it was not read as it should be.
+        """
+        extra = {} if tape is None else {TAPE: tape}
+        if isinstance(job, Decode):
+            hidden = self._text(self._embed(job.ids), job.positions, kv_cache=job.cache, **extra)[:, -1]
+        elif isinstance(job, Prefill):
+            row = self._flat_row(job, prefix_layout=job.cache.layout, kv_cache=job.cache, **extra)
+            hidden = row[0, job.last_index]
+        elif isinstance(job, Vocabulary):
+            hidden = self._predictors(job.batch, **extra)[job.tokens]
+        else:
+            hidden = self._predictors(job, **extra)
+        if tape is not None:
+            tape.close()
+        targets = job.targets if isinstance(job, MicroBatch) else None
+        return self.head(hidden, targets, temperature, law=isinstance(job, Vocabulary))
+
+    def _predictors(self, job: MicroBatch, **extra: Any) -> Tensor:
         """[N, H] the hidden states that predict the response tokens."""
-        hidden = self._padded_rows(job) if job.layout is None else self._flat_row(job, prefix_layout=job.layout)
-        return hidden.flatten(0, 1)[job.predictor_index]
+        flat = job.layout is not None
+        rows = self._flat_row(job, prefix_layout=job.layout, **extra) if flat else self._padded_rows(job, **extra)
+        return rows.flatten(0, 1)[job.predictor_index]
 
     def _embed(self, ids: Tensor) -> Tensor:
         return base_model(self.hf).model.language_model.embed_tokens(ids)
@@ -113,7 +125,7 @@ class PolicyModule(nn.Module):
         # Three rows of positions, not four: the text row would trip the detection of packed sequences.
         return text(inputs_embeds=embeds, position_ids=positions, use_cache=False, **kwargs).last_hidden_state
 
-    def _flat_row(self, job: MicroBatch | Prefill, prefix_layout: PrefixLayout, **kwargs: Any) -> Tensor:
+    def _flat_row(self, job: MicroBatch | Prefill, prefix_layout: PrefixLayout | None, **kwargs: Any) -> Tensor:
         """Hidden states [1, T, H] of a flat row; every image is encoded once."""
         inner = base_model(self.hf)
         embeds = self._embed(job.ids)
@@ -145,7 +157,7 @@ class PolicyModule(nn.Module):
             )
         return at
 
-    def _padded_rows(self, job: MicroBatch) -> Tensor:
+    def _padded_rows(self, job: MicroBatch, **kwargs: Any) -> Tensor:
         """Hidden states [B, L, H] through the model's own multimodal forward, every image once per response."""
         inner = base_model(self.hf)
         images = {"pixel_values": job.pixel_values, "image_grid_thw": job.image_grid_thw} if job.has_images else {}
@@ -156,6 +168,7 @@ class PolicyModule(nn.Module):
             mm_token_type_ids=(job.ids == inner.config.image_token_id).int(),
             use_cache=False,
             **images,
+            **kwargs,
         )
         hidden = out.last_hidden_state
         if not job.has_images:

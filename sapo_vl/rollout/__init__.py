@@ -2,7 +2,8 @@
 
 In: prompts, sampling parameters, and the policy's weights after each step. Out: `RolloutGroup`s with ids, log-probs
 under the sampling law, finish status and weight version; token ids in and out, nothing is re-tokenised. May import
-model, learning (whose engine gathers the weights), data, types, strict and distributed.
+model, learning (whose engine gathers the weights, whose advantages say what teaches nothing), data, types, strict and
+distributed.
 """
 
 from sapo_vl.rollout.base import RolloutConfig, RolloutEngine, SamplingParams

@@ -36,7 +36,12 @@ class RolloutConfig(Strict):
     vllm: VllmConfig = VllmConfig()
     server: ServerConfig = ServerConfig()
     parity: ParityConfig = ParityConfig()  # engine against trainer; the transformers engine needs no check
-    staleness: int = Field(default=0, ge=0, le=1)  # 1 = sample a batch while the one before it trains; 0 = on-policy
+    # 0 = on-policy. 1 = a batch is sampled with the weights before those that it trains: by servers while the step
+    # before it trains, by engines in process in turn (for experiments: it gains no time).
+    staleness: int = Field(default=0, ge=0, le=1)
+    # DAPO's dynamic sampling: at most so many times a step, groups with equal rewards are replaced by groups of further
+    # prompts of their tasks. 0 = off.
+    resample: int = Field(default=0, ge=0)
     max_failed_share: float = Field(default=0.1, ge=0, le=1)  # of the latest responses; past it the run stops
     prompts_per_step: int = Field(default=32, ge=1)  # over all ranks
     group_size: int = Field(default=8, ge=1)  # responses per prompt (G)
@@ -49,11 +54,12 @@ class RolloutConfig(Strict):
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
 
     @model_validator(mode="after")
-    def _only_a_server_works_beside_the_trainer(self) -> RolloutConfig:
-        if self.staleness and self.engine in ("transformers", "vllm"):
+    def _dead_groups_are_known_too_late(self) -> RolloutConfig:
+        if self.resample and self.staleness:
             raise ValueError(
-                f"rollout.staleness={self.staleness} with rollout.engine={self.engine}: it samples in the trainer's "
-                "processes and cannot work beside it; use rollout.engine=vllm_server, or staleness=0"
+                f"rollout.resample={self.resample} with rollout.staleness={self.staleness}: which groups have equal "
+                "rewards is known once they are scored, and the weights that sampled them are gone by then; set one of "
+                "the two to 0"
             )
         return self
 
@@ -88,6 +94,7 @@ class SamplingParams:
     top_k: int = 0
     presence_penalty: float = 0.0  # taken off the logit of every token that the response has already; evaluation only
     seed: int = 0
+    routes: bool = False  # return the experts that the tokens went through, where model and engine can
 
 
 class RolloutEngine(Protocol):

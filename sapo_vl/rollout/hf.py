@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -11,6 +12,7 @@ from torch import Tensor
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.policy import Decode, PolicyModule, Prefill
 from sapo_vl.model.prefix_attention import KVCache, build_layout
+from sapo_vl.model.routing import RouteTape
 from sapo_vl.rollout.base import SamplingParams, sample_tokens, uniforms
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 
@@ -58,7 +60,7 @@ class TransformersEngine:
             self.policy.train(was_training)
 
     def _batch(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
-        cache, logits = self._prefill(prompts, params)
+        cache, logits, prompt_routes = self._prefill(prompts, params)
         prompt_of = cache.prompt_of
         logits = logits[prompt_of]
         noise = torch.from_numpy(
@@ -76,6 +78,7 @@ class TransformersEngine:
         ids_out = torch.full((len(rows), params.max_new_tokens), -1, dtype=torch.int64, device=self.device)
         logprobs_out = torch.zeros((len(rows), params.max_new_tokens), device=self.device)
         done = torch.zeros(len(rows), dtype=torch.bool, device=self.device)
+        routes_out: list[Tensor] = []  # a step after the other, [responses, L, k]
         # [responses, V]: which tokens a response has already.
         used = torch.zeros_like(logits, dtype=torch.bool) if params.presence_penalty else None
         for t in range(params.max_new_tokens):
@@ -96,11 +99,21 @@ class TransformersEngine:
                 cache.keep(live)
             cache.length = t + 1
             position = (next_position[rows] + t).expand(3, -1)[..., None]
-            logits, _ = self.policy(Decode(ids=ids[:, None], positions=position, cache=cache))
-        return self._collect(prompts, params.n, ids_out.cpu().numpy(), logprobs_out.cpu().numpy(), done.cpu().numpy())
+            tape = self._tape(params)
+            logits, _ = self.policy(Decode(ids=ids[:, None], positions=position, cache=cache), tape=tape)
+            if tape is not None:
+                step = tape.native
+                routes_out.append(step.new_zeros((len(ids_out), *step.shape[1:])).index_copy_(0, rows, step))
+        groups = self._collect(prompts, params.n, ids_out.cpu().numpy(), logprobs_out.cpu().numpy(), done.cpu().numpy())
+        if prompt_routes is None:
+            return groups
+        return _with_routes(groups, prompt_routes, routes_out)
 
-    def _prefill(self, prompts: Sequence[Prompt], params: SamplingParams) -> tuple[KVCache, Tensor]:
-        """The cache for n responses of every prompt, and the logits [n prompts, V] after each prompt."""
+    def _tape(self, params: SamplingParams) -> RouteTape | None:
+        return RouteTape(self.policy.routes) if params.routes and self.policy.routes is not None else None
+
+    def _prefill(self, prompts: Sequence[Prompt], params: SamplingParams) -> tuple[KVCache, Tensor, Tensor | None]:
+        """The cache for n responses of every prompt, the logits [n prompts, V] after each prompt, their routes."""
         lengths = torch.tensor([len(p.ids) for p in prompts])
         pixels = [p.pixel_values for p in prompts if p.pixel_values is not None]
         grids = [p.image_grid_thw for p in prompts if p.image_grid_thw is not None]
@@ -120,8 +133,9 @@ class TransformersEngine:
             cache=cache,
             last_index=(lengths.cumsum(0) - 1).to(self.device),
         )
-        logits, _ = self.policy(job)
-        return cache, logits
+        tape = self._tape(params)
+        logits, _ = self.policy(job, tape=tape)
+        return cache, logits, None if tape is None else tape.native
 
     def _collect(
         self, prompts: Sequence[Prompt], n: int, ids: np.ndarray, logprobs: np.ndarray, done: np.ndarray
@@ -143,3 +157,17 @@ class TransformersEngine:
                 )
             groups.append(RolloutGroup(prompt=prompt, rollouts=tuple(rollouts)))
         return groups
+
+
+def _with_routes(groups: Sequence[RolloutGroup], prompts: Tensor, steps: Sequence[Tensor]) -> list[RolloutGroup]:
+    """The groups with their routes: prompts [T, L, k] one after the other, steps of [responses, L, k]."""
+    of_prompts = np.split(prompts.cpu().numpy(), np.cumsum([len(g.prompt.ids) for g in groups])[:-1])
+    empty = prompts.new_zeros((sum(len(g.rollouts) for g in groups), 0, *prompts.shape[1:]))
+    of_responses = iter((torch.stack(list(steps), dim=1) if steps else empty).cpu().numpy())
+    out = []
+    for group, own in zip(groups, of_prompts, strict=True):
+        rollouts = tuple(
+            dataclasses.replace(r, routes=next(of_responses)[: len(r.response_ids) - 1].copy()) for r in group.rollouts
+        )
+        out.append(dataclasses.replace(group, rollouts=rollouts, prompt_routes=own.copy()))
+    return out

@@ -75,7 +75,7 @@ def measure(
     batches = [pack([g], blank) for g in usable]
     own = engine.logprobs(batches, pack([filler(prompts[0], chat.eos_ids[0])], blank), params.temperature)
     gaps: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
-    for batch, (logprobs, _) in zip(batches, own, strict=True):
+    for batch, (logprobs, _, _) in zip(batches, own, strict=True):
         difference = (batch.old_logprobs - logprobs.float().cpu()).abs().numpy()
         gaps["image" if batch.has_images else "text"].append(difference)
     everyone = world.gather((gaps, refused))

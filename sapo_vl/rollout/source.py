@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+import dataclasses
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from sapo_vl.distributed import World
 from sapo_vl.rollout.base import RolloutEngine, SamplingParams
+from sapo_vl.rollout.saved import pack_groups, unpack_groups
 from sapo_vl.types import Finish, Prompt, RolloutGroup
+
+log = logging.getLogger(__name__)
+TURN = 2**32  # between the seeds of two turns of a step; those of two steps are closer together
 
 
 class StaleRollouts(RuntimeError):
@@ -19,16 +26,21 @@ class StaleRollouts(RuntimeError):
 @dataclass(frozen=True, slots=True)
 class _Ahead:
     groups: Future[list[RolloutGroup]]
-    feed_state: dict[str, Any]  # of the feed once this batch was drawn
+    params: SamplingParams
+    before: dict[str, Any]  # state of the feed before this batch was drawn
 
 
 class RolloutSource:
     """Step by step, the rollouts to train on.
 
     The weights have version k after k steps, and step k (from 0) trains weights of version k. With `staleness` 1 the
-    batch of step k is sampled while step k - 1 trains, with the weights of version k - 1; with 0 when it is asked for,
-    in the caller's thread, with version k. A sync waits for the batch on its way, so which weights made which rollout
-    does not depend on how fast anything was. That is why staleness ends at 1: more would overlap nothing more.
+    batch of step k is sampled with the weights of version k - 1, once the batch of step k - 1 has been handed out;
+    with 0 when it is asked for, with version k. An engine that can work `beside` the trainer does so in a thread while
+    step k - 1 trains; another one works in turn, before `next` returns, which gains no time. A sync waits for the batch
+    on its way, so which weights made which rollout does not depend on how fast anything was. That is why staleness ends
+    at 1: more would overlap nothing more.
+
+    A checkpoint has the batch that was sampled ahead, and a resumed run is given it as `ahead`: its weights are gone.
 
     While a batch is sampled ahead, the engine may be used by others only inside `exclusive()`.
     """
@@ -42,33 +54,74 @@ class RolloutSource:
         *,
         staleness: int,
         steps: range,
+        beside: bool,
+        world: World,
+        ahead: Mapping[str, Any] | None = None,
     ) -> None:
         self._draw, self._draw_state, self._engine, self._params = draw, draw_state, engine, params
-        self._staleness, self._steps = staleness, steps
+        self._staleness, self._steps, self._world, self._saved = staleness, steps, world, ahead
         self._ahead: _Ahead | None = None
         self._next = steps.start  # the step to hand rollouts out for
-        self._state: dict[str, Any] = draw_state()
-        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout") if staleness else None
+        self._thread = ThreadPoolExecutor(1, thread_name_prefix="rollout") if staleness and beside else None
 
     def next(self) -> list[RolloutGroup]:
         """The groups of the next step. Raises StaleRollouts, or what the engine raised while sampling them."""
         step = self._next
-        if self._ahead is not None:
-            groups, self._state = self._ahead.groups.result(), self._ahead.feed_state
-        else:
-            groups = self._engine.generate(self._draw(), self._params(step))
-            self._state = self._draw_state()
+        groups = self._ahead.groups.result() if self._ahead is not None else self._now(step)
         check_versions(groups, step, self._staleness)
         self._next, self._ahead = step + 1, None
-        if self._thread is not None and step + 1 < self._steps.stop:
-            prompts = self._draw()
-            future = self._thread.submit(self._engine.generate, prompts, self._params(step + 1))
-            self._ahead = _Ahead(future, self._draw_state())
+        if self._staleness and step + 1 < self._steps.stop:
+            before, prompts, params = self._draw_state(), self._draw(), self._params(step + 1)
+            self._ahead = _Ahead(self._started(prompts, params), params, before)
         return groups
 
+    def more(self, prompts: Sequence[Prompt], turn: int) -> list[RolloutGroup]:
+        """Groups for further prompts of the step handed out last, by the current weights; `turn` counts from 1.
+
+        All ranks together, with equally many prompts on each. The same prompt has other responses in another turn.
+        """
+        assert turn > 0 and self._ahead is None, "what is sampled ahead is of other weights"
+        step = self._next - 1
+        params = self._params(step)
+        groups = self._engine.generate(prompts, dataclasses.replace(params, seed=params.seed + turn * TURN))
+        check_versions(groups, step, self._staleness)
+        return groups
+
+    def _now(self, step: int) -> list[RolloutGroup]:
+        """The groups of a step that nothing was sampled for ahead, or those that a checkpoint has."""
+        prompts, params = self._draw(), self._params(step)
+        if self._staleness and step:
+            groups = _restored(self._saved, prompts, params)
+            if not self._world.any(groups is None):
+                assert groups is not None
+                return groups
+            if self._world.is_main:
+                log.warning(
+                    "step %d: the checkpoint has no batch that was sampled ahead for these settings; it is sampled "
+                    "with the current weights, not those of the step before",
+                    step + 1,
+                )
+        return self._engine.generate(prompts, params)
+
+    def _started(self, prompts: list[Prompt], params: SamplingParams) -> Future[list[RolloutGroup]]:
+        if self._thread is not None:
+            return self._thread.submit(self._engine.generate, prompts, params)
+        done: Future[list[RolloutGroup]] = Future()
+        done.set_result(self._engine.generate(prompts, params))
+        return done
+
     def state_dict(self) -> dict[str, Any]:
-        """State of the feed after the batch handed out last: what was sampled ahead is drawn again on a resume."""
-        return self._state
+        """JSON-like: the state of the feed after the batch handed out last, and as "ahead" the batch sampled since.
+
+        Waits for the batch on its way. If that one failed it is left out: a resumed run samples it then.
+        """
+        if self._ahead is None:
+            return self._draw_state()
+        state = dict(self._ahead.before)
+        if self._ahead.groups.exception() is None:
+            groups = pack_groups(self._ahead.groups.result())
+            state["ahead"] = {"params": dataclasses.asdict(self._ahead.params), "groups": groups}
+        return state
 
     @contextmanager
     def exclusive(self) -> Iterator[None]:
@@ -81,6 +134,15 @@ class RolloutSource:
         """Waits for a batch on its way and drops it."""
         if self._thread is not None:
             self._thread.shutdown(wait=True, cancel_futures=True)
+
+
+def _restored(
+    saved: Mapping[str, Any] | None, prompts: Sequence[Prompt], params: SamplingParams
+) -> list[RolloutGroup] | None:
+    """The batch of a checkpoint; None if there is none, or if it answers other prompts or under other settings."""
+    if saved is None or saved["params"] != dataclasses.asdict(params):
+        return None
+    return unpack_groups(saved["groups"], prompts)
 
 
 def check_versions(groups: Sequence[RolloutGroup], step: int, staleness: int) -> None:

@@ -119,6 +119,11 @@ class Scorer:
         """What the judge did for the latest batch, over all ranks; nothing without rewards.params.judge."""
         return dict(self._judge.metrics)
 
+    @property
+    def metrics(self) -> dict[str, float]:
+        """failure_shares and judge_metrics in one."""
+        return self.failure_shares | self.judge_metrics
+
     def check(self, pairs: Iterable[tuple[str, str]], dataset: str) -> None:
         """Make sure, before training, that every task has a reward, that the rewards which are used can run with
         their arguments on this machine, and that the custom reward can be loaded.
@@ -275,6 +280,24 @@ class Scorer:
         for name, params in config.params.items():
             if name in REWARDS and (problem := signature_problem(REWARDS[name], params)):
                 raise ScoringError(f"rewards.params.{name}={params} does not fit the reward: {problem}")
+
+
+def metrics_of_step(batches: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """One set of `Scorer.metrics` from those of all batches that were scored in a step.
+
+    Counts are added, shares are of the added attempts, and rates of the judge are the latest.
+    """
+    if len(batches) == 1:
+        return dict(batches[0])
+    out: dict[str, float] = {}
+    for name in dict.fromkeys(name for values in batches for name in values):
+        having = [values for values in batches if name in values]
+        attempts = f"{name.rpartition('/')[0]}/n"
+        if name.startswith("failed/") and name != attempts:
+            out[name] = sum(v[name] * v[attempts] for v in having) / sum(v[attempts] for v in having)
+        else:
+            out[name] = having[-1][name] if name.endswith("_rate") else sum(v[name] for v in having)
+    return out
 
 
 def _with_result(rollout: Rollout, result: worker.Result) -> Rollout:

@@ -193,6 +193,26 @@ def test_a_restored_sampler_goes_on_where_the_saved_one_was(seed, steps):
     assert [next(restored) for _ in range(20)] == expected
 
 
+def test_further_rows_are_the_next_of_their_tasks():
+    tasks = list("ab" * 6)
+    walk = {t: [next(alone)[0] for _ in range(12)] for t in "ab" if (alone := QuotaSampler(tasks, only(t), 1, 4))}
+    sampler = QuotaSampler(tasks, {"a": 2, "b": 1}, 3, 4)
+    assert sorted(next(sampler)) == sorted([*walk["a"][:2], walk["b"][0]])
+    assert sampler.further(["a", "b", "a", "a"]) == [walk["a"][2], walk["b"][1], walk["a"][3], walk["a"][4]]
+    saved = json.loads(json.dumps(sampler.state_dict()))
+    after = [*walk["a"][5:7], walk["b"][2]]  # one row of an epoch's end, one of the next one
+    assert sorted(next(sampler)) == sorted(after)
+    restored = QuotaSampler(tasks, {"a": 2, "b": 1}, 3, 4)
+    restored.load_state_dict(saved)
+    assert sorted(next(restored)) == sorted(after)
+    assert restored.further(["a"]) == [walk["a"][7]]
+
+
+def only(task):
+    """Quotas for batches of one task of two."""
+    return {"a": 0, "b": 0, task: 1}
+
+
 def test_quotas_may_change_on_resume_but_seed_and_rows_may_not():
     tasks = ["a"] * 10 + ["b"] * 10
     sampler = QuotaSampler(tasks, {}, 4, 1)

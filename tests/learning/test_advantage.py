@@ -1,20 +1,26 @@
 """Advantages against hand-worked groups, Python's own statistics module, and what must not change them."""
 
+import json
 import math
 import statistics
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
+from sapo_vl.distributed import World
 from sapo_vl.learning.advantage import AdvantageConfig, assign_advantages
+from sapo_vl.learning.diagnostics import rollout_stats
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
 
-def group(rewards: list[float | None], problem_id: str = "p") -> RolloutGroup:
-    problem = Problem(id=problem_id, task="t", messages=())
+def group(rewards: list[float | None], problem_id: str = "p", task: str = "t") -> RolloutGroup:
+    problem = Problem(id=problem_id, task=task, messages=())
     ids = np.arange(3)
     prompt = Prompt(
         problem=problem,
@@ -63,6 +69,79 @@ def test_unscored_responses_neither_get_nor_shift_an_advantage():
         [math.sqrt(3), None, -1 / math.sqrt(3), None, -1 / math.sqrt(3), -1 / math.sqrt(3)]
     )
     assert advantages([None, 1.0, 0.0], baseline="leave_one_out", scale="none") == [None, 1.0, -1.0]
+
+
+def test_maxrl_divides_by_the_mean():
+    assert advantages([1, 0, 0, 0], scale="mean") == pytest.approx([3, -1, -1, -1])
+    assert advantages([1, 1, 0, 0], scale="mean") == pytest.approx([1, 1, -1, -1])
+    assert advantages([0.5, None, 1.5], scale="mean") == pytest.approx([-0.5, None, 0.5])
+    # (1 - 0) / (1/4) and (0 - 1/3) / (1/4)
+    loo = advantages([1, 0, 0, 0], scale="mean", baseline="leave_one_out")
+    assert loo == pytest.approx([4, -4 / 3, -4 / 3, -4 / 3])
+    assert advantages([-1, 3], scale="mean") == pytest.approx([-2, 2])
+
+
+@pytest.mark.parametrize("rewards", [[-1.0, 1.0], [-2.0, 1.0], [-0.5, -1.0], [-0.3, 0.1, 0.2], [0.0, -1.0]])
+def test_a_mean_that_cannot_be_divided_by_is_counted(rewards):
+    assert advantages(rewards, scale="mean") == [None] * len(rewards)
+    assert advantages(rewards, scale="mean", keep_dead_groups=True) == [0.0] * len(rewards)
+    groups = [group(rewards), group([1, 0]), group([0, 0]), group([None, 1])]
+    assigned, stats = assign_advantages(groups, AdvantageConfig(scale="mean"))
+    assert (stats.num_dead, stats.num_too_few_scored, stats.num_mean_not_positive) == (3, 1, 1)
+    values = rollout_stats(assigned, stats, World.alone())
+    assert (values["groups/dead_share"], values["groups/mean_not_positive_share"]) == (3 / 4, 1 / 4)
+    assigned, stats = assign_advantages(groups, AdvantageConfig())
+    assert (stats.num_dead, stats.num_mean_not_positive) == (2, None)
+    assert "groups/mean_not_positive_share" not in rollout_stats(assigned, stats, World.alone())
+
+
+def test_the_std_of_a_task_is_of_its_responses_in_the_whole_batch():
+    groups = [
+        group([1, 0, 0, 0], task="a"),
+        group([0, 2], task="b"),
+        group([1, 1, None, 0, 0], task="a"),
+        group([1, 1], task="a"),  # dead, but among the responses of its task
+    ]
+    (first, other, second, dead), stats = assign_advantages(groups, AdvantageConfig(scale="task_std"))
+    # a: 5 of 10 are 1, so the std is 1/2; b: 0 and 2, std 1.
+    assert [r.advantage for r in first.rollouts] == pytest.approx([1.5, -0.5, -0.5, -0.5])
+    assert [r.advantage for r in second.rollouts] == pytest.approx([1, 1, None, -1, -1])
+    assert [r.advantage for r in other.rollouts] == pytest.approx([-1, 1])
+    assert [r.advantage for r in dead.rollouts] == [None, None] and stats.num_dead == 1
+    (loo, *_), _ = assign_advantages(groups, AdvantageConfig(scale="task_std", baseline="leave_one_out"))
+    assert [r.advantage for r in loo.rollouts] == pytest.approx([2, -2 / 3, -2 / 3, -2 / 3])
+
+
+def random_groups(seed: int) -> list[RolloutGroup]:
+    """Groups of three tasks, whose sums depend on the order they are added in."""
+    rng = np.random.default_rng(seed)
+    rows = rng.normal(size=(24, 5)) * 10.0 ** rng.integers(-3, 4, size=(24, 1))
+    return [group([float(r) for r in row], str(i), "abc"[i % 3]) for i, row in enumerate(rows)]
+
+
+def by_problem(groups: list[RolloutGroup]) -> dict[str, list[float | None]]:
+    return {g.prompt.problem.id: [r.advantage for r in g.rollouts] for g in groups}
+
+
+def run_rank(rank: int, folder: str, seed: int) -> None:
+    """One of two gloo ranks: dealt in turn; all on rank 0; half and half, last ones first."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
+    world = World(rank=rank, size=2, device=torch.device("cpu"))
+    groups = random_groups(seed)
+    parts = [groups[rank::2], groups if rank == 0 else [], groups[12 * rank : 12 * rank + 12][::-1]]
+    config = AdvantageConfig(scale="task_std")
+    found = [by_problem(assign_advantages(part, config, world)[0]) for part in parts]
+    Path(folder, f"{rank}.json").write_text(json.dumps(found))
+    dist.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_the_std_of_a_task_is_the_same_to_the_bit_on_any_ranks(tmp_path: Path, seed: int):
+    torch.multiprocessing.spawn(run_rank, args=(str(tmp_path), seed), nprocs=2)
+    alone = by_problem(assign_advantages(random_groups(seed), AdvantageConfig(scale="task_std"))[0])
+    first, second = (json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2))
+    for mine, others in zip(first, second, strict=True):
+        assert mine | others == alone and not mine.keys() & others.keys()
 
 
 REWARDS = st.lists(st.one_of(st.none(), st.floats(-10, 10).map(lambda x: round(x, 3))), min_size=2, max_size=12)
@@ -143,6 +222,12 @@ def test_a_reward_that_is_no_number_names_its_problem(bad):
 
 
 def test_settings_are_checked():
-    for bad in ({"baseline": "median"}, {"scale": "mad"}, {"std_floor": 0}, {"sdt_floor": 1e-6}):
+    for bad in (
+        {"baseline": "median"},
+        {"scale": "mad"},
+        {"scale": "task_mean"},
+        {"std_floor": 0},
+        {"sdt_floor": 1e-6},
+    ):
         with pytest.raises(ValidationError):
             AdvantageConfig(**bad)

@@ -40,6 +40,7 @@ from helpers_models import (
     plain_name,
     processor,
     with_old_logprobs,
+    with_random_routes,
 )
 from safetensors.torch import load_file
 from torch import Tensor
@@ -52,6 +53,7 @@ from sapo_vl.model.chat import Chat
 from sapo_vl.model.export import save_hf_folder
 from sapo_vl.model.loading import load_model
 from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.routing import RouteTape, attach_routing
 from sapo_vl.rollout import TransformersEngine
 
 pytestmark = pytest.mark.slow
@@ -253,6 +255,37 @@ def test_adapted_experts_learn_the_same_sharded_and_whole(name: str, launched: d
     assert max_difference(found, whole) < TOLERANCE * max_difference(whole, first) + 1e-6
     assert max_difference(whole, first) > 1e-2, "the second update hardly moved the weights"
     assert all(r["second"]["applied"] for n in (name, "moe-0-lora") for r in seen(launched, n, 2))
+
+
+@pytest.mark.parametrize(("name", "ranks"), [case for case in CASES if case[0].startswith("moe")])
+def test_replayed_routes(name: str, ranks: int, launched: dict[int, Path], run_seed: int) -> None:
+    """Recorded ones change nothing, to the bit; random ones give the gradient of one process that goes their way."""
+    for record in (r["replay"] for r in seen(launched, name, ranks)):
+        assert record["r2"] == {"same": True, "flip": 0.0, "drift": 0.0}
+        assert record["r3"]["flip"] == [0.0] * 3
+        assert all(drift > 0.5 for drift in record["r3"]["drift"]), "random experts are not those of the routers"
+    found = load_file(launched[ranks] / f"{name}.replay.safetensors")
+    if "lora" in name:  # no one process to compare with; the whole weights have the same adapters
+        whole = load_file(launched[ranks] / "moe-0-lora.replay.safetensors")
+        assert max(float((found[n] - g).norm() / (g.norm() + 1e-12)) for n, g in whole.items()) < 100 * TOLERANCE
+        return
+    case = make_case("moe", run_seed)
+    groups = with_old_logprobs(case, noise=0.3, temperature=TEMPERATURE)
+    state = load_file(launched[ranks] / f"{name}.after.safetensors")
+    case.policy.hf.load_state_dict(state)
+    for n, p in case.policy.named_parameters():
+        p.requires_grad_(n in found)
+    spec = attach_routing(case.policy.hf)
+    assert spec is not None
+    case.policy.routes = spec
+    batch = naive(case.chat, with_random_routes(np.random.default_rng(run_seed), spec, groups))
+    objective = policy_objective(LossConfig(), global_denominators([batch], ONE), UpdateStats())
+    logprobs, entropy = case.policy(batch, temperature=TEMPERATURE, tape=RouteTape(spec, batch.old_routes))
+    loss = objective(batch, logprobs, entropy).loss
+    loss.backward()
+    assert_same(found, {n: p.grad for n, p in case.policy.named_parameters() if p.grad is not None})
+    for record in seen(launched, name, ranks):
+        assert record["replay"]["r3"]["loss"] == pytest.approx(float(loss.detach()), rel=TOLERANCE, abs=TOLERANCE)
 
 
 @pytest.mark.parametrize(("name", "ranks"), [*PLAIN_CASES, *((name, 2) for name in VARIANTS if "lora" in name)])

@@ -70,7 +70,9 @@ def test_without_a_correction_nothing_changes_by_a_bit(name: str, kl_coef: float
     reference = logprobs + 0.2
     x = logprobs.clone().requires_grad_()
     mask = mb.mask()
-    padded = LossInput(mb.padded(x), mb.padded(mb.old_logprobs), mb.advantages[:, None].expand(mask.shape), mask)
+    advantages = mb.advantages[:, None].expand(mask.shape)
+    rollout = mb.padded(mb.rollout_logprobs)
+    padded = LossInput(mb.padded(x), mb.padded(mb.old_logprobs), advantages, mask, rollout)
     per_token = config.loss_function()(padded, config.loss_params()).per_token
     if kl_coef:
         per_token = per_token + kl_coef * kl_k3(padded.logprobs, mb.padded(reference), mask)

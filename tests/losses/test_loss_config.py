@@ -8,15 +8,15 @@ from pydantic import ValidationError
 
 from sapo_vl.losses import LOSSES, LossConfig, kl_k3
 
-# -----------------------------------------------------------------------------
+PAPER = {"tau_pos": 1.0, "tau_neg": 1.05, "gate": "sigmoid", "sides": "both", "low": "open", "target_gate": None}
 
 
 def test_loss_config_gives_typed_params_with_the_published_defaults():
-    assert LossConfig().loss_params().model_dump() == {"tau_pos": 1.0, "tau_neg": 1.05}
+    assert LossConfig().loss_params().model_dump() == PAPER
     assert LossConfig(name="grpo").loss_params().model_dump() == {"eps_low": 0.2, "eps_high": 0.27}
     assert LossConfig(name="gspo").loss_params().model_dump() == {"eps_low": 3e-4, "eps_high": 4e-4}
     config = LossConfig(name="sapo", params={"tau_neg": 2})
-    assert config.loss_params().model_dump() == {"tau_pos": 1.0, "tau_neg": 2.0}
+    assert config.loss_params().model_dump() == PAPER | {"tau_neg": 2.0}
     assert config.loss_function() is LOSSES["sapo"][0]
     assert (LossConfig().reduction, LossConfig().kl_coef) == ("sequence_mean", 0.0)
 
@@ -28,10 +28,19 @@ def test_loss_config_gives_typed_params_with_the_published_defaults():
         ({"params": {"tau_posi": 1}}, r"no setting 'tau_posi'; did you mean 'tau_pos'\?"),
         ({"params": {"tau_pos": 0}}, r"tau_pos = 0: .*greater than 0"),
         ({"params": {"tau_pos": math.inf}}, "finite"),
+        ({"params": {"gate": "tanh"}}, r"gate = 'tanh': .*'sigmoid', 'erf', 'arctan' or 'softsign'"),
+        ({"params": {"sides": "inward"}}, "sides = 'inward': .*'both' or 'outward'"),
+        ({"params": {"target_gate": 1.0}}, "target_gate = 1.0: .*less than 1"),
         ({"name": "grpo", "params": {"tau_pos": 1.0}}, "no setting 'tau_pos'"),
         ({"reduction": "token_sum"}, "needs token_sum_constant"),
         ({"reduction": "token_mean", "token_sum_constant": 10.0}, "has no effect"),
         ({"reduction": "mean"}, "sequence_mean"),
+        ({"name": "dr_grpo"}, "'dr_grpo' .*needs token_sum_constant, .*max_new_tokens"),
+        ({"name": "dapo", "token_sum_constant": 3.0}, "no effect with .*token_mean"),
+        ({"name": "dppo", "params": {"d_kl": 0.1}}, "d_kl=0.1 has no effect with divergence=tv"),
+        ({"name": "dppo", "params": {"divergence": "kl", "d_tv": 0.1}}, "d_tv=0.1 has no effect with divergence=kl"),
+        ({"name": "minirl", "params": {"truncation": 0.5}, "reduction": "token_mean"}, "truncation = 0.5"),
+        ({"name": 3}, "valid string"),
         ({"kl_coef": -0.1}, "greater than or equal to 0"),
         ({"clip": 0.2}, "clip"),
     ],

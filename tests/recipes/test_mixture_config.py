@@ -4,6 +4,7 @@ from pathlib import Path
 
 from sapo_vl.config import load_config
 from sapo_vl.data.sampler import QuotaSampler, quota_counts
+from sapo_vl.losses.sapo import SapoConfig
 
 CONFIG = Path(__file__).parents[2] / "configs/mixture_qwen3_vl_30b_a3b.yaml"
 
@@ -16,7 +17,7 @@ def test_the_shares_of_the_mixture() -> None:
     tasks = [task for task in counts for _ in range(200)]
     batch = next(QuotaSampler(tasks, config.data.quotas, 256, seed=0))
     assert {task: sum(tasks[row] == task for row in batch) for task in counts} == counts
-    assert config.loss.name == "sapo" and config.loss.loss_params().model_dump() == {"tau_pos": 1.0, "tau_neg": 1.05}
+    assert config.loss.name == "sapo" and config.loss.loss_params() == SapoConfig(tau_pos=1.0, tau_neg=1.05)
     assert "has not been run on a GPU" in " ".join(CONFIG.read_text().replace("#", " ").split())
 
 

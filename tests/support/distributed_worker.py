@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import peft
 import torch
 from deepspeed.utils import safe_get_full_grad
-from helpers_models import MODEL, Kind, flat, make_case, make_prompts, with_old_logprobs
+from helpers_models import MODEL, Kind, flat, make_case, make_prompts, with_old_logprobs, with_random_routes
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from sapo_vl.learning.diagnostics import UpdateStats
 from sapo_vl.learning.engine import Objective, ObjectiveFn, PolicyEngine, gathered
 from sapo_vl.learning.objectives import global_denominators, policy_objective
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.replay import FlipStats
 from sapo_vl.learning.weights import hub_weights, manifest
 from sapo_vl.losses import LossConfig
 from sapo_vl.model.batching import MicroBatch
@@ -112,6 +114,7 @@ def open_variant(variant: Variant, folder: Path, world: World) -> Session:
         world,
         total_updates=1,
         seed=3,
+        replay="r3" if variant.kind == "moe" else "none",
     )
     session.engine.__class__ = Reading
     return session
@@ -247,12 +250,48 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
         save(world, streamed, folder / f"{name}.streamed.safetensors")
 
     taken = session.engine.logprobs(updates.batches(split), flat(session.chat, [groups[4]]), TEMPERATURE)
-    out["logprobs after"] = [values.tolist() for values, _ in taken]
+    out["logprobs after"] = [t.logprobs.tolist() for t in taken]
+    if variant.kind == "moe":
+        out["replay"] = check_replay(updates, split, seed)
+        save(world, session.engine.gradient, folder / f"{name}.replay.safetensors")  # type: ignore[attr-defined]
     if variant.model.get("lora"):
         session.engine.updates = LR_ONE
         out["second"] = updates.update(updates.batches(split))
         save(world, dict(hub_weights(session.engine)), folder / f"{name}.second.safetensors")
     session.engine.ds.destroy()
+    return out
+
+
+def check_replay(updates: Updates, split: Sequence[Sequence[Sequence[int]]], seed: int) -> dict[str, Any]:
+    """Updates of lr 0: free, through the routes that a pass before it recorded (R2), through random ones (R3)."""
+    engine, own = updates.engine, updates.groups
+    filler = flat(updates.chat, [own[4]])
+    spec = engine.module.routes
+    assert spec is not None
+    out: dict[str, Any] = {}
+
+    def learn(batches: list[MicroBatch]) -> tuple[float, dict[str, Tensor], dict[str, Any]]:
+        flips = FlipStats(spec)
+        engine.updates = LR_ZERO
+        result = engine.update(batches, filler, updates.objective(batches), TEMPERATURE, flips.add)
+        return result.loss, engine.gradient, flips.reduce(updates.world)  # type: ignore[attr-defined]
+
+    free = updates.batches(split)
+    taken = engine.logprobs(free, filler, TEMPERATURE, record_routes=True)
+    recorded = [dataclasses.replace(mb, old_routes=t.routes, replay=True) for mb, t in zip(free, taken, strict=True)]
+    loss, gradient, _ = learn(free)
+    same_loss, same_gradient, flips = learn(recorded)
+    out["r2"] = {
+        "same": loss == same_loss and all(torch.equal(gradient[n], same_gradient[n]) for n in gradient),
+        "flip": flips["routing/flip"],
+        "drift": flips["routing/drift"],
+    }
+    updates.groups = with_random_routes(np.random.default_rng(seed), spec, own)
+    batches = [dataclasses.replace(mb, replay=True) for mb in updates.batches(split)]
+    out["logprobs"] = [t.logprobs.tolist() for t in engine.logprobs(batches, filler, TEMPERATURE)]
+    loss, _, flips = learn(batches)
+    out["r3"] = {"loss": loss, "flip": flips["routing/flip/layers"], "drift": flips["routing/drift/layers"]}
+    updates.groups = own
     return out
 
 

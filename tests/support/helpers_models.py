@@ -17,6 +17,7 @@ from sapo_vl.model.batching import MicroBatch, pack, pad
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import ModelConfig, base_model, prepare_model
 from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.routing import RouteSpec
 from sapo_vl.model.tiny import build_tiny, tiny_processor, train_tokenizer
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
@@ -110,6 +111,23 @@ def make_groups(chat: Chat, rng: np.random.Generator, specs: Sequence[Spec]) -> 
             ),
         )
         for prompt, spec in zip(prompts, specs, strict=True)
+    ]
+
+
+def with_random_routes(rng: np.random.Generator, spec: RouteSpec, groups: Sequence[RolloutGroup]) -> list[RolloutGroup]:
+    """Distinct random experts for every token and layer: almost none is what the routers would choose."""
+
+    def routes(rows: int) -> np.ndarray:
+        order = rng.random((rows, len(spec.layers), spec.experts)).argsort(axis=-1)
+        return order[..., : spec.top_k].astype(spec.dtype)
+
+    return [
+        dataclasses.replace(
+            g,
+            prompt_routes=routes(len(g.prompt.ids)),
+            rollouts=tuple(dataclasses.replace(r, routes=routes(len(r.response_ids) - 1)) for r in g.rollouts),
+        )
+        for g in groups
     ]
 
 

@@ -29,12 +29,17 @@ SHORT: dict[str, Any] = {
 
 
 def short_run(folder: Path, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The metrics of each step of a tiny dense model that knows nothing, on counting and on text-only problems."""
+    """The metrics of each step of a tiny model that knows nothing, on counting and on text-only problems.
+
+    It is dense, unless the settings say `model_kind`.
+    """
     seed %= 10_000
+    settings = dict(settings)
+    kind = settings.pop("model_kind", "dense")
     RECIPES["visual_puzzles"](
         folder / "data", seed=seed, n_cold_start=6, n_train=60, n_test=6, image_size=32, tasks="count,text_compare"
     )
-    build_tiny_model("dense", folder / "data", folder / "model", seed)
+    build_tiny_model(kind, folder / "data", folder / "model", seed)
     paths = {"seed": seed, "model.path": folder / "model", "data.path": folder / "data"}
     pairs = [f"{key}={value}" for key, value in {**SHORT, **paths, **settings}.items()]
     run_python("-m", "sapo_vl", "train", "--out", folder / "out", *pairs)

@@ -28,6 +28,20 @@ def installed_version() -> str:
     )
 
 
+class RoutesMissing(RuntimeError):
+    """This engine cannot return the experts of its tokens. Says what is needed."""
+
+
+def check_route_source(engine: str, *, on_cpu: bool) -> None:
+    """Raises RoutesMissing if rollout.engine=`engine` cannot return routes on this machine (replay=r3)."""
+    if engine != "transformers" and on_cpu:
+        raise RoutesMissing(
+            f"replay=r3 with rollout.engine={engine}: vLLM returns routed experts from its Model Runner V2 only, which "
+            "needs Triton and so a GPU. Use a GPU build of vLLM, rollout.engine=transformers, or replay=r2, which "
+            "records the trainer's own routes"
+        )
+
+
 def load_contract(version: str | None = None) -> ModuleType:
     """The module for `version` (default: the installed one). Raises VllmMissing for one that is not known."""
     version = version or installed_version()

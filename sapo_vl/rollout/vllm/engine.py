@@ -19,6 +19,7 @@ from sapo_vl.learning.weights import check_manifests
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.folder import write_weights
 from sapo_vl.model.loading import ModelConfig
+from sapo_vl.model.routing import RouteSpec
 from sapo_vl.rollout.base import SamplingParams
 from sapo_vl.rollout.failures import FailureWatch
 from sapo_vl.rollout.vllm.config import VllmConfig
@@ -52,12 +53,13 @@ class VllmEngine:
         *,
         max_new_tokens: int,
         max_failed_share: float,
+        routes: RouteSpec | None = None,
     ) -> None:
         config.check_ranks(world.size)
         self.model, self.config, self.chat, self.world = model, config, chat, world
         self.contract = load_contract()
         self.weight_version = 0
-        self._weights, self._expected = weights, expected
+        self._weights, self._expected, self._routes = weights, expected, routes
         self._sharing = world.neighbours(config.tensor_parallel)  # the ranks of this engine
         self._watch = FailureWatch(max_failed_share)
         self._on_cpu = world.device.type == "cpu"
@@ -79,7 +81,7 @@ class VllmEngine:
         answers = self._answers(prompts, params)
         self.contract.sleep(self.llm)
         groups = [
-            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size)
+            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size, self._routes)
             for p, a in zip(prompts, answers, strict=True)
         ]
         self._watch.record(groups)
@@ -145,6 +147,7 @@ class VllmEngine:
             self._max_model_len,
             on_cpu=self._on_cpu,
             distributed=self.world.size > 1,
+            routes=self._routes is not None,
         )
 
     def _start_afresh(self) -> None:

@@ -5,12 +5,14 @@ Nothing of a response is trusted: ids, lengths and log-probs are checked before 
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from sapo_vl.model.chat import Chat
+from sapo_vl.model.routing import RouteSpec
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 
 
@@ -21,6 +23,7 @@ class Sample:
     ids: np.ndarray  # [R] int64
     logprobs: np.ndarray  # [R] float32, processed: of the law that was sampled from
     finish: str  # the engine's word for how it ended: "stop", "length", or anything else
+    routes: np.ndarray | None = None  # [P + R - 1, layers, k] experts of all tokens that were fed, if it told them
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,17 +34,67 @@ class Answer:
     samples: tuple[Sample, ...]
 
 
-def to_group(prompt: Prompt, answer: Answer | str, n: int, version: int, chat: Chat, vocab_size: int) -> RolloutGroup:
+def to_group(
+    prompt: Prompt,
+    answer: Answer | str,
+    n: int,
+    version: int,
+    chat: Chat,
+    vocab_size: int,
+    routes: RouteSpec | None = None,
+) -> RolloutGroup:
     """The group of `n` rollouts; what cannot be used becomes a rollout with finish FAILED and its reason.
 
-    A string instead of an answer says why there is none.
+    A string instead of an answer says why there is none. With `routes`, responses need routes of that kind.
     """
     reason = answer if isinstance(answer, str) else _prompt_fault(prompt, answer, n)
     if reason or isinstance(answer, str):
         return RolloutGroup(prompt=prompt, rollouts=tuple(failed(reason, version) for _ in range(n)))
-    return RolloutGroup(
+    group = RolloutGroup(
         prompt=prompt, rollouts=tuple(_rollout(sample, version, chat, vocab_size) for sample in answer.samples)
     )
+    return group if routes is None else _with_routes(group, [s.routes for s in answer.samples], routes)
+
+
+def _with_routes(group: RolloutGroup, given: Sequence[np.ndarray | None], spec: RouteSpec) -> RolloutGroup:
+    """The group with its routes; a response whose routes do not cover it, or are none, becomes a failed one.
+
+    The prompt is in the trainer's row once, so its routes must be those of the group's first usable response.
+    """
+    size = len(group.prompt.ids)
+    of_prompt: np.ndarray | None = None
+    rollouts: list[Rollout] = []
+    for rollout, rows in zip(group.rollouts, given, strict=True):
+        if rollout.finish is Finish.FAILED:
+            rollouts.append(rollout)
+            continue
+        try:
+            mine = moe_layers(rows, spec)
+            if fault := spec.fault(mine, size + len(rollout.response_ids) - 1):
+                raise RouteFault(fault)
+            if of_prompt is None:
+                of_prompt = mine[:size].astype(spec.dtype)
+            elif not np.array_equal(of_prompt, mine[:size]):
+                raise RouteFault("its prompt went through other experts than that of the group's first response")
+            rollouts.append(dataclasses.replace(rollout, routes=mine[size:].astype(spec.dtype)))
+        except RouteFault as fault:
+            rollouts.append(failed(f"routes: {fault}", rollout.weight_version))
+    return dataclasses.replace(group, rollouts=tuple(rollouts), prompt_routes=of_prompt)
+
+
+class RouteFault(ValueError):
+    """Routes that cannot be replayed, and why."""
+
+
+def moe_layers(rows: np.ndarray | None, spec: RouteSpec) -> np.ndarray:
+    """[rows, L, k] of an engine's [rows, layers, k], whose layer axis may hold the dense layers too."""
+    if rows is None:
+        raise RouteFault("none were returned")
+    if rows.ndim == 3 and rows.shape[1] != len(spec.layers):
+        if rows.shape[1] <= spec.layers[-1]:
+            raise RouteFault(f"they are of {rows.shape[1]} layers; the last that routes is number {spec.layers[-1]}")
+        return rows[:, list(spec.layers)]
+    return rows
 
 
 def repeat_greedy(answer: Answer, n: int) -> Answer:

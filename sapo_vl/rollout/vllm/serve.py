@@ -9,6 +9,7 @@ from typing import Any
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import RolloutConfig
 from sapo_vl.rollout.vllm.config import is_loopback
+from sapo_vl.rollout.vllm.contract import check_route_source
 from sapo_vl.rollout.vllm.v0_32 import engine_settings
 
 
@@ -17,13 +18,14 @@ class ServeError(ValueError):
 
 
 def serve_command(
-    model: ModelConfig, rollout: RolloutConfig, host: str, port: int, *, on_cpu: bool
+    model: ModelConfig, rollout: RolloutConfig, host: str, port: int, *, on_cpu: bool, routes: bool = False
 ) -> tuple[list[str], dict[str, str]]:
     """(command, environment variables to add).
 
     The server runs in vLLM's development mode, without which it has no routes for weights and caches. These routes ask
     for no key, and one of them calls any method of the workers. So it listens on loopback; another host needs
     `rollout.server.allow_remote`, which raises ServeError otherwise. It fetches no images: they come with the request.
+    With `routes` (replay=r3) it returns the experts of every token; RoutesMissing where it cannot.
     """
     if not is_loopback(host) and not rollout.server.allow_remote:
         raise ServeError(
@@ -31,7 +33,10 @@ def serve_command(
             "rollout.server.allow_remote=true inside a network that nobody else can reach"
         )
     vllm = rollout.vllm
-    settings = engine_settings(model.path, model, vllm, model.max_prompt_tokens + rollout.max_new_tokens, on_cpu=on_cpu)
+    if routes:
+        check_route_source("vllm_server", on_cpu=on_cpu)
+    longest = model.max_prompt_tokens + rollout.max_new_tokens
+    settings = engine_settings(model.path, model, vllm, longest, on_cpu=on_cpu, routes=routes)
     settings |= {
         "host": host,
         "port": port,
@@ -44,6 +49,8 @@ def serve_command(
     for name, value in settings.items():
         command += _option(name.replace("_", "-"), value)
     environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    if routes:
+        environment["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     if on_cpu:
         environment |= {
             "VLLM_CPU_KVCACHE_SPACE": str(vllm.kv_cache_gib),

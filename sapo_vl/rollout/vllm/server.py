@@ -27,6 +27,7 @@ from sapo_vl.distributed import World
 from sapo_vl.learning.weights import check_manifests
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import ModelConfig
+from sapo_vl.model.routing import RouteSpec
 from sapo_vl.rollout.base import SamplingParams
 from sapo_vl.rollout.failures import FailureWatch
 from sapo_vl.rollout.vllm.config import ServerConfig
@@ -69,12 +70,13 @@ class VllmServerEngine:
         *,
         max_new_tokens: int,
         max_failed_share: float,
+        routes: RouteSpec | None = None,
     ) -> None:
         """Waits for all servers and looks at their settings. Raises ServersUnusable on all ranks."""
         # Its own collectives: with rollout.staleness=1 `generate` runs in a thread beside the trainer's.
         self.chat, self.world, self.config = chat, world.apart(), config
         self.weight_version = 0
-        self._weights, self._expected = weights, expected
+        self._weights, self._expected, self._routes = weights, expected, routes
         self._watch = FailureWatch(max_failed_share)
         self._method = 0
         self._run, self._syncs = self.world.gather(secrets.token_hex(4))[0], 0
@@ -85,6 +87,7 @@ class VllmServerEngine:
                 max_model_len=model.max_prompt_tokens + max_new_tokens,
                 min_pixels=model.min_pixels,
                 max_pixels=model.max_pixels,
+                routes=routes is not None,
             )
         )
         self._folder = WeightFolder(weights_root(config, run_folder)) if world.is_main else None
@@ -104,7 +107,7 @@ class VllmServerEngine:
             self.sync(self.weight_version)
         answers = self._answers(prompts, params)
         groups = [
-            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size)
+            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size, self._routes)
             for p, a in zip(prompts, answers, strict=True)
         ]
         self._watch.record(groups)

@@ -42,10 +42,18 @@ def set_environment(config: VllmConfig, on_cpu: bool) -> None:
 
 
 def open_engine(
-    path: Path | str, model: ModelConfig, config: VllmConfig, max_model_len: int, on_cpu: bool, distributed: bool
+    path: Path | str,
+    model: ModelConfig,
+    config: VllmConfig,
+    max_model_len: int,
+    on_cpu: bool,
+    distributed: bool,
+    routes: bool = False,
 ) -> Any:
-    """A vllm.LLM on the weights of `path`."""
+    """A vllm.LLM on the weights of `path`; with `routes` it returns the experts of every token."""
     set_environment(config, on_cpu)
+    if routes:
+        os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     if on_cpu:
         # Its sampler is compiled at the first call, which takes a C++ compiler and up to a minute for nothing here.
         torch._dynamo.config.disable = True
@@ -55,7 +63,7 @@ def open_engine(
     # At its end an engine would destroy torch's default process group, which is the trainer's.
     core.cleanup_dist_env_and_memory = _drop_own_groups
     return LLM(
-        **engine_settings(path, model, config, max_model_len, on_cpu=on_cpu),
+        **engine_settings(path, model, config, max_model_len, on_cpu=on_cpu, routes=routes),
         distributed_executor_backend="external_launcher" if distributed else None,
         enable_sleep_mode=config.sleep and not on_cpu,
         disable_log_stats=True,
@@ -63,7 +71,7 @@ def open_engine(
 
 
 def engine_settings(
-    path: Path | str, model: ModelConfig, config: VllmConfig, max_model_len: int, *, on_cpu: bool
+    path: Path | str, model: ModelConfig, config: VllmConfig, max_model_len: int, *, on_cpu: bool, routes: bool = False
 ) -> dict[str, Any]:
     """What every engine is set to, in process or in a server, by the names of `vllm.LLM`."""
     return {
@@ -86,6 +94,9 @@ def engine_settings(
         "mm_processor_kwargs": {"size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}},
         "seed": 0,  # of what no request names; all requests carry their own
         "trust_remote_code": False,
+        # Not run here: vLLM's CPU build has no Model Runner V2. The expert ids are those of the model, whatever the
+        # placement of experts on GPUs.
+        **({"enable_return_routed_experts": True, "enable_prefix_caching": True} if routes else {}),
     }
 
 
@@ -144,7 +155,14 @@ def _answer(output: Any) -> Answer:
     for c in output.outputs:
         ids = np.asarray(c.token_ids, np.int64)
         logprobs = [step[i].logprob for step, i in zip(c.logprobs, c.token_ids, strict=True)]
-        samples.append(Sample(ids=ids, logprobs=np.asarray(logprobs, np.float32), finish=str(c.finish_reason)))
+        samples.append(
+            Sample(
+                ids=ids,
+                logprobs=np.asarray(logprobs, np.float32),
+                finish=str(c.finish_reason),
+                routes=c.routed_experts,  # [P + R - 1, all decoder layers, k], dense layers 0; None if not enabled
+            )
+        )
     return Answer(prompt_ids=np.asarray(output.prompt_token_ids, np.int64), samples=tuple(samples))
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any
 
 import httpx
 import numpy as np
+from numpy.lib import format as npy
 from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
@@ -51,6 +53,7 @@ class _Choice(BaseModel):
     token_ids: list[Id] | None = None
     logprobs: _Logprobs | None = None
     weight_versions: list[_Span] | None = None
+    routed_experts: str | None = None  # a .npy file in base64
 
 
 class _Response(BaseModel):
@@ -109,7 +112,23 @@ def _sample(choice: _Choice) -> Sample:
         ids=np.asarray(ids, np.int64),
         logprobs=np.asarray(logprobs, np.float32),
         finish=choice.finish_reason or "nothing",
+        routes=None if choice.routed_experts is None else _array(choice.routed_experts),
     )
+
+
+def _array(text: str) -> np.ndarray:
+    """Whole numbers from a .npy file in base64, if it is as long as it says: numpy would reserve what it says."""
+    try:
+        raw = base64.b64decode(text, validate=True)
+        file = io.BytesIO(raw)
+        read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
+        shape, fortran, dtype = read_header(file)
+    except (ValueError, KeyError) as error:
+        raise BadAnswer(f"its routed_experts are no array ({error})") from error
+    body = raw[file.tell() :]
+    if dtype.kind not in "iu" or math.prod(shape) * dtype.itemsize != len(body):
+        raise BadAnswer(f"its routed_experts are {dtype} of shape {shape} in {len(body)} bytes")
+    return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
 
 
 def _png(image: Image.Image) -> str:
@@ -126,6 +145,7 @@ class Wanted:
     max_model_len: int  # tokens of prompt and response
     min_pixels: int
     max_pixels: int
+    routes: bool = False  # the experts of every token come with the answers
 
 
 class _Rpc(BaseModel):
@@ -138,6 +158,7 @@ class _Settings(BaseModel):
     max_model_len: int
     vocab_size: int
     image_size: dict[str, int]
+    routes: bool = False
 
 
 async def is_up(http: httpx.AsyncClient, url: str) -> str:
@@ -200,6 +221,11 @@ def _differences(found: _Settings, wanted: Wanted) -> list[tuple[bool, str]]:
         (
             largest is not None and largest < wanted.max_pixels,
             f"it shrinks images to {largest} pixels, model.max_pixels is {wanted.max_pixels}",
+        ),
+        (
+            wanted.routes and not found.routes,
+            "it was started without --enable-return-routed-experts, which replay=r3 needs (`sapo-vl serve` with the "
+            "same config sets it)",
         ),
     ]
 

@@ -34,6 +34,7 @@ class WorkerExtension:
             "max_model_len": int(model.max_model_len),
             "vocab_size": int(model.get_vocab_size()),
             "image_size": dict(processor.get("size") or {}),
+            "routes": bool(self.vllm_config.aux_output_config.enable_return_routed_experts),
         }
 
     def sapo_load_weights(self, folder: str, tensors: str) -> str:

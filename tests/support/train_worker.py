@@ -1,0 +1,55 @@
+"""Runs training after training in one process a rank, which spares most of a short run's time: loading libraries.
+
+    train_worker.py RUNS.json
+
+RUNS.json is a list of {"out": folder, "settings": {key: value}, "cut_from": folder or none}. With "cut_from" the run
+folder is first made a copy of that one, as it lay on disk when the run died after its next to last checkpoint.
+
+Processes that score read this file as well, so it loads nothing large before it is run.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+from typing import Any
+
+
+def run(out: Path, settings: dict[str, Any], cut_from: str, world: Any) -> None:
+    from sapo_vl.config import load_config
+    from sapo_vl.learning.checkpoint import complete_checkpoints
+    from sapo_vl.record.run_log import write_json
+    from sapo_vl.scoring.scorer import Scorer
+    from sapo_vl.train import train
+
+    if cut_from and world.is_main:
+        shutil.copytree(cut_from, out)
+        shutil.rmtree(out / "final")
+        shutil.rmtree(complete_checkpoints(out / "checkpoints")[0])
+        (out / "summary.json").unlink()
+    world.barrier()
+    config = load_config(None, [f"{key}={value}" for key, value in settings.items()])
+    with Scorer(config.rewards, world) as scorer:
+        result = train(config, out, world, scorer)
+    if world.is_main:
+        write_json(out / "summary.json", result)
+
+
+def main() -> None:
+    import torch
+
+    from sapo_vl.distributed import init_world, shutdown_world
+    from sapo_vl.session import setup_logging
+
+    torch.set_num_threads(1)
+    world = init_world()
+    setup_logging(world)
+    for job in json.loads(Path(sys.argv[1]).read_text()):
+        run(Path(job["out"]), job["settings"], job.get("cut_from", ""), world)
+    shutdown_world()
+
+
+if __name__ == "__main__":
+    main()
