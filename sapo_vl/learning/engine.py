@@ -14,7 +14,7 @@ from torch import Tensor
 from sapo_vl.distributed import World
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config, lr_factor, tag_for_muon
 from sapo_vl.model.batching import MicroBatch
-from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.policy import PolicyModule, Vocabulary
 from sapo_vl.model.routing import RouteError, RouteTape
 
 
@@ -166,6 +166,17 @@ class PolicyEngine:
             out.append(TokenLogprobs(logprobs, entropy, tape.used if record_routes and tape else None))
         self.ds.train()
         return out[: len(micro_batches)]
+
+    @torch.no_grad()
+    def vocabulary(self, batch: MicroBatch, tokens: Tensor, temperature: float = 1.0) -> Tensor:
+        """Logits [n, V] of the law at response tokens [n] of a micro-batch, under the current weights and, as in
+        `logprobs`, through its old_routes if it has `replay`. Every rank calls it, if only with a filler and no tokens.
+        """
+        self.ds.eval()
+        job = Vocabulary(batch=batch.to(self.world.device), tokens=tokens.to(self.world.device))
+        logits, _ = self.module(job, temperature=temperature, tape=self._tape(job.batch) if batch.replay else None)
+        self.ds.train()
+        return logits
 
     def _set_lr(self) -> float:
         factor = lr_factor(self.optim, self.updates, self.total_updates)

@@ -76,7 +76,8 @@ def chosen_tokens(mb: MicroBatch, per_sign: int = TOKENS_PER_SIGN) -> Tensor:
 class Look:
     """The vocabulary at some response tokens of a micro-batch, at one moment."""
 
-    job: Vocabulary
+    batch: MicroBatch
+    tokens: Tensor  # [n] int64 into its N response tokens
     logits: Tensor  # [n, V] float32, divided by the temperature
 
 
@@ -95,12 +96,11 @@ class NegativeTokens:
         """
         batch = micro_batches[engine.updates % len(micro_batches)] if micro_batches else filler
         tokens = chosen_tokens(batch) if micro_batches else torch.empty(0, dtype=torch.int64)
-        job = Vocabulary(batch=batch.to(engine.world.device), tokens=tokens.to(engine.world.device))
-        return Look(job=job, logits=self._logits(engine, job))
+        return Look(batch=batch, tokens=tokens, logits=engine.vocabulary(batch, tokens, self._temperature))
 
     def add(self, engine: PolicyEngine, before: Look) -> None:
         """After the update."""
-        self._total += _sums(before, self._logits(engine, before.job))
+        self._total += _sums(before, engine.vocabulary(before.batch, before.tokens, self._temperature))
 
     def reduce(self, world: World) -> dict[str, float]:
         """The statistics over all ranks and updates. Every rank must call it. A sign without tokens is left out.
@@ -112,13 +112,6 @@ class NegativeTokens:
         """
         total = world.sum(self._total.reshape(-1)).reshape(self._total.shape)
         return {f"negative_tokens/{name}": value for name, value in _values(total).items()}
-
-    @torch.no_grad()
-    def _logits(self, engine: PolicyEngine, job: Vocabulary) -> Tensor:
-        engine.ds.eval()
-        logits = engine.module(job, temperature=self._temperature)[0]
-        engine.ds.train()
-        return logits
 
 
 def isolated_step(
@@ -145,10 +138,10 @@ def isolated_step(
     gradient = torch.autograd.grad((advantages * logprobs)[own].sum(), weights, allow_unused=True)
     square = sum(float(g.double().square().sum()) for g in gradient if g is not None)
     lr = size * float(advantages[own].abs().sum()) / square  # sum of A times the change is lr * square
-    job = Vocabulary(batch=mb, tokens=torch.arange(len(mb.targets), device=mb.targets.device))
+    job = Vocabulary(batch=mb, tokens=torch.arange(len(mb.targets), device=mb.targets.device))  # routed freely
     kept = [p.detach().clone() for p in weights]
     with torch.no_grad():
-        before = Look(job=job, logits=policy(job, temperature=temperature)[0])
+        before = Look(batch=mb, tokens=job.tokens, logits=policy(job, temperature=temperature)[0])
         for p, g in zip(weights, gradient, strict=True):
             p += 0.0 if g is None else lr * g
         after = policy(job, temperature=temperature)[0]
@@ -160,8 +153,9 @@ def isolated_step(
 
 def _sums(before: Look, after: Tensor) -> np.ndarray:
     """[signs, 1 + columns] by the sign of A: tokens, and the sums of token_changes and of formula."""
-    mb, tokens = before.job.batch, before.job.tokens
-    targets, advantages = mb.targets[tokens], torch.repeat_interleave(mb.advantages, mb.lengths)[tokens]
+    mb, device = before.batch, before.logits.device
+    targets, advantages = mb.targets, torch.repeat_interleave(mb.advantages, mb.lengths)
+    targets, advantages = (t[before.tokens.to(t.device)].to(device) for t in (targets, advantages))
     columns = torch.cat(
         [
             torch.ones_like(advantages, dtype=torch.float64)[None],

@@ -10,10 +10,22 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers_models import KINDS, Case, Kind, Spec, flat, full_state, make_case, max_difference, naive
+from helpers_models import (
+    KINDS,
+    Case,
+    Kind,
+    Spec,
+    flat,
+    full_state,
+    make_case,
+    max_difference,
+    naive,
+    with_random_routes,
+)
 from torch import Tensor
 
 from sapo_vl.distributed import World
+from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.negative_tokens import (
     COLUMNS,
     FIRST_ORDER,
@@ -25,6 +37,7 @@ from sapo_vl.learning.negative_tokens import (
     token_changes,
 )
 from sapo_vl.model.policy import PolicyModule, Vocabulary
+from sapo_vl.model.routing import attach_routing
 
 ONE = World(rank=0, size=1, device=torch.device("cpu"))
 LN2 = math.log(2)
@@ -223,11 +236,27 @@ def test_an_isolated_step_refuses_what_it_cannot_measure(seed: int) -> None:
         isolated_step(case.policy.bfloat16(), flat(case.chat, groups), "pos", size=0.01)
 
 
-class Engine(SimpleNamespace):
-    """What NegativeTokens needs of a PolicyEngine, around a policy without DeepSpeed."""
+class Engine(PolicyEngine):
+    """Around a policy without DeepSpeed, to look and not to update."""
 
     def __init__(self, policy: PolicyModule) -> None:
-        super().__init__(ds=policy, module=policy, world=ONE, updates=0)
+        self.ds = SimpleNamespace(module=policy, eval=policy.eval, train=policy.train)
+        self.world, self.updates = ONE, 0
+
+
+def test_replayed_routes_are_those_of_the_law(seed: int) -> None:
+    case = small_case("moe", seed)
+    routes = case.policy.routes = attach_routing(case.policy.hf)
+    assert routes is not None
+    batch = flat(case.chat, with_random_routes(case.rng, routes, case.groups))
+    engine, tokens = Engine(case.policy), torch.arange(len(batch.targets))
+    laws = []
+    for replay in (True, False):
+        now = dataclasses.replace(batch, replay=replay)
+        law = engine.vocabulary(now, tokens, 0.8).log_softmax(-1).gather(1, batch.targets[:, None])[:, 0]
+        torch.testing.assert_close(law, engine.logprobs([now], now, 0.8)[0].logprobs)
+        laws.append(law)
+    assert (laws[0] - laws[1]).abs().max() > 1e-3
 
 
 @pytest.mark.parametrize("sign", [1, -1])
@@ -239,7 +268,7 @@ def test_statistics_of_a_step(sign: int, seed: int) -> None:
     changes: dict[str, list[float]] = {"pos": [], "neg": []}
     for batch in batches:
         advantages = torch.repeat_interleave(batch.advantages, batch.lengths)
-        before = stats.look(engine, batches, filler=batches[0])  # type: ignore[arg-type]
+        before = stats.look(engine, batches, filler=batches[0])
         old, _ = case.policy(batch, temperature=1.1)
         (advantages * old)[advantages * sign > 0].sum().backward()
         with torch.no_grad():
@@ -247,7 +276,7 @@ def test_statistics_of_a_step(sign: int, seed: int) -> None:
                 p += 1e-4 * (0 if p.grad is None else p.grad)
             case.policy.zero_grad()
             new, _ = case.policy(batch, temperature=1.1)
-        stats.add(engine, before)  # type: ignore[arg-type]
+        stats.add(engine, before)
         engine.updates += 1
         for name, picked in (("pos", advantages > 0), ("neg", advantages < 0)):
             changes[name] += (new - old.detach())[picked].tolist()
@@ -267,6 +296,6 @@ def test_a_rank_without_groups_takes_part_and_counts_nothing(seed: int) -> None:
     seen: list[Any] = []
     case.policy.register_forward_hook(lambda *_: seen.append(1))
     stats, engine = NegativeTokens(temperature=1.0), Engine(case.policy)
-    stats.add(engine, stats.look(engine, [], filler=batch))  # type: ignore[arg-type]
+    stats.add(engine, stats.look(engine, [], filler=batch))
     assert len(seen) == 2, "the forward passes in which sharded engines communicate"
     assert stats.reduce(ONE) == {}
