@@ -13,12 +13,15 @@ So with A < 0 the one sampled logit falls and all others rise. A step of size s 
 In a model logits share their weights: a token's logits also move with the gradients of all other tokens, of both
 signs, and by the optimizer's scaling. `formula_step` is the s that fits best, `formula_share` how much of the change
 of the logits it explains.
+
+`NegativeTokens` measures the ordinary updates of a run, `isolated_step` one plain step on the tokens of one sign alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -27,11 +30,12 @@ from torch import Tensor
 from sapo_vl.distributed import World
 from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.model.batching import MicroBatch
-from sapo_vl.model.policy import Vocabulary
+from sapo_vl.model.policy import PolicyModule, Vocabulary
 
 TOKENS_PER_SIGN = 64  # looked at in an update, on each rank: twice that, times the vocabulary, is held in float32
 CHUNK = 16  # rows [CHUNK, V] that are worked on at a time, in float64
-SIGNS = {"pos": 1, "neg": -1}
+Sign = Literal["pos", "neg"]
+SIGNS: dict[Sign, int] = {"pos": 1, "neg": -1}
 COLUMNS = ("logprob", "mass", "entropy", "logits_rose", "probs_rose", "along", "formula_sq", "change_sq")
 FIRST_ORDER = ("logprob", "mass", "entropy")
 
@@ -82,7 +86,7 @@ class NegativeTokens:
     def __init__(self, temperature: float) -> None:
         """temperature: that of the sampling law."""
         self._temperature = temperature
-        self._sums = np.zeros((len(SIGNS), 1 + len(COLUMNS) + len(FIRST_ORDER)))
+        self._total = np.zeros((len(SIGNS), 1 + len(COLUMNS) + len(FIRST_ORDER)))
 
     def look(self, engine: PolicyEngine, micro_batches: Sequence[MicroBatch], filler: MicroBatch) -> Look:
         """Before an update of these micro-batches: one forward pass, of one of them, another one in every update.
@@ -96,19 +100,7 @@ class NegativeTokens:
 
     def add(self, engine: PolicyEngine, before: Look) -> None:
         """After the update."""
-        mb, tokens = before.job.batch, before.job.tokens
-        after = self._logits(engine, before.job)
-        targets = mb.targets[tokens]
-        advantages = torch.repeat_interleave(mb.advantages, mb.lengths)[tokens]
-        columns = torch.cat(
-            [
-                torch.ones_like(advantages, dtype=torch.float64)[None],
-                token_changes(before.logits, after, targets, advantages),
-                formula(before.logits, targets, advantages),
-            ]
-        )
-        for i, sign in enumerate(SIGNS.values()):
-            self._sums[i] += columns[:, advantages * sign > 0].sum(dim=1).cpu().numpy()
+        self._total += _sums(before, self._logits(engine, before.job))
 
     def reduce(self, world: World) -> dict[str, float]:
         """The statistics over all ranks and updates. Every rank must call it. A sign without tokens is left out.
@@ -118,19 +110,8 @@ class NegativeTokens:
         the logits best, by least squares. formula_share: what share of their squares it explains, 0 to 1.
         logprob_formula, mass_formula, entropy_formula: the first-order means at that step.
         """
-        total = world.sum(self._sums.reshape(-1)).reshape(self._sums.shape)
-        out: dict[str, float] = {}
-        for sign, (n, *sums) in zip(SIGNS, total, strict=True):
-            if n == 0:
-                continue
-            means = dict(zip(COLUMNS, sums, strict=False))
-            along, formula_sq, change_sq = (means.pop(name) for name in ("along", "formula_sq", "change_sq"))
-            step = along / formula_sq if formula_sq > 0 else 0.0
-            values = {"tokens": n} | {name: v / n for name, v in means.items()}
-            values |= {"formula_step": step, "formula_share": step * along / change_sq if change_sq > 0 else 0.0}
-            values |= {f"{name}_formula": step * v / n for name, v in zip(FIRST_ORDER, sums[-3:], strict=True)}
-            out |= {f"negative_tokens/{sign}/{name}": float(v) for name, v in values.items()}
-        return out
+        total = world.sum(self._total.reshape(-1)).reshape(self._total.shape)
+        return {f"negative_tokens/{name}": value for name, value in _values(total).items()}
 
     @torch.no_grad()
     def _logits(self, engine: PolicyEngine, job: Vocabulary) -> Tensor:
@@ -138,6 +119,73 @@ class NegativeTokens:
         logits = engine.module(job, temperature=self._temperature)[0]
         engine.ds.train()
         return logits
+
+
+def isolated_step(
+    policy: PolicyModule, mb: MicroBatch, sign: Sign, *, size: float, temperature: float = 1.0
+) -> dict[str, float]:
+    """What one plain gradient step on sum_t A_t log pi(y_t), over the tokens of one sign alone, does to those of both.
+
+    The step is as long as moves its tokens by `size` nats to first order, on average weighted by |A|. All tokens of the
+    micro-batch are looked at. Names as of `NegativeTokens.reduce` without "negative_tokens/"; the weights are put back.
+
+    Raises ValueError without a token of that sign, and for weights that are sharded or not float32: a small step is
+    lost in half precision.
+    """
+    weights = [p for p in policy.parameters() if p.requires_grad]
+    if odd := {(p.dtype, p.numel()) for p in weights if p.dtype != torch.float32 or p.numel() == 0}:
+        raise ValueError(f"the weights must be whole and in float32, there are (dtype, size) {sorted(map(str, odd))}")
+    advantages = torch.repeat_interleave(mb.advantages, mb.lengths)
+    own = advantages * SIGNS[sign] > 0
+    if not bool(own.any()):
+        raise ValueError(f"the micro-batch has no token with A {'>' if sign == 'pos' else '<'} 0")
+    training = policy.training
+    policy.eval()
+    logprobs, _ = policy(mb, temperature=temperature)
+    gradient = torch.autograd.grad((advantages * logprobs)[own].sum(), weights, allow_unused=True)
+    square = sum(float(g.double().square().sum()) for g in gradient if g is not None)
+    lr = size * float(advantages[own].abs().sum()) / square  # sum of A times the change is lr * square
+    job = Vocabulary(batch=mb, tokens=torch.arange(len(mb.targets), device=mb.targets.device))
+    kept = [p.detach().clone() for p in weights]
+    with torch.no_grad():
+        before = Look(job=job, logits=policy(job, temperature=temperature)[0])
+        for p, g in zip(weights, gradient, strict=True):
+            p += 0.0 if g is None else lr * g
+        after = policy(job, temperature=temperature)[0]
+        for p, old in zip(weights, kept, strict=True):
+            p.copy_(old)
+    policy.train(training)
+    return _values(_sums(before, after))
+
+
+def _sums(before: Look, after: Tensor) -> np.ndarray:
+    """[signs, 1 + columns] by the sign of A: tokens, and the sums of token_changes and of formula."""
+    mb, tokens = before.job.batch, before.job.tokens
+    targets, advantages = mb.targets[tokens], torch.repeat_interleave(mb.advantages, mb.lengths)[tokens]
+    columns = torch.cat(
+        [
+            torch.ones_like(advantages, dtype=torch.float64)[None],
+            token_changes(before.logits, after, targets, advantages),
+            formula(before.logits, targets, advantages),
+        ]
+    )
+    return np.stack([columns[:, advantages * sign > 0].sum(dim=1).cpu().numpy() for sign in SIGNS.values()])
+
+
+def _values(total: np.ndarray) -> dict[str, float]:
+    """Metrics by sign from the sums of _sums."""
+    out: dict[str, float] = {}
+    for sign, (n, *sums) in zip(SIGNS, total, strict=True):
+        if n == 0:
+            continue
+        means = dict(zip(COLUMNS, sums, strict=False))
+        along, formula_sq, change_sq = (means.pop(name) for name in ("along", "formula_sq", "change_sq"))
+        step = along / formula_sq if formula_sq > 0 else 0.0
+        values = {"tokens": n} | {name: v / n for name, v in means.items()}
+        values |= {"formula_step": step, "formula_share": step * along / change_sq if change_sq > 0 else 0.0}
+        values |= {f"{name}_formula": step * v / n for name, v in zip(FIRST_ORDER, sums[-3:], strict=True)}
+        out |= {f"{sign}/{name}": float(v) for name, v in values.items()}
+    return out
 
 
 def _changes(before: Tensor, after: Tensor, targets: Tensor, advantages: Tensor) -> Tensor:
