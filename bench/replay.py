@@ -1,7 +1,8 @@
-"""Routing replay: an update through recorded routes against a free one, and what R2's and R3's records cost.
+"""Routing replay: what recording and replaying routes costs, part by part and for a step of two updates.
 
 Of one rollout batch, in one process, ways taking turns: sampling with and without a record of the experts (R3, and the
-flip metric), the pass of the old policy with and without one (R2), and forward and backward free and replayed.
+flip metric), the pass of the old policy with and without one (R2), and forward and backward free and replayed. The
+steps at the end are sums of these parts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import argparse
 import dataclasses
 
 import numpy as np
+import torch
 from common import paired, random_group, tiny_policy
 
 from sapo_vl.model.batching import MicroBatch, pack
@@ -17,6 +19,13 @@ from sapo_vl.model.loading import base_model
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.model.routing import RouteTape, attach_routing
 from sapo_vl.rollout import SamplingParams, TransformersEngine
+
+
+@torch.no_grad()
+def old_pass(policy: PolicyModule, batch: MicroBatch, tape: RouteTape | None) -> None:
+    policy(batch, tape=tape)
+    if tape is not None:
+        tape.native.cpu()
 
 
 def learn(policy: PolicyModule, batch: MicroBatch, tape: RouteTape | None) -> None:
@@ -56,6 +65,9 @@ def main() -> None:
         {
             "sampling": lambda: engine.generate(prompts, sampling),
             "sampling, recorded": lambda: engine.generate(prompts, dataclasses.replace(sampling, routes=True)),
+            "old pass": lambda: old_pass(policy, batch, None),
+            "old pass, recorded": lambda: old_pass(policy, batch, RouteTape(spec)),
+            "old pass, replayed": lambda: old_pass(policy, batch, RouteTape(spec, old)),
             "update": lambda: learn(policy, batch, None),
             "update, recorded": lambda: learn(policy, batch, RouteTape(spec)),
             "update, replayed": lambda: learn(policy, batch, RouteTape(spec, old)),
@@ -66,6 +78,15 @@ def main() -> None:
     print(f"CPU seconds, median of {args.repeats}, and as a ratio to the first of its kind")
     for name, value in seconds.items():
         print(f"{name:20s} {value:7.3f}  {value / seconds[name.split(',')[0]]:5.3f}")
+    record, replay = ", recorded", ", replayed"
+    none = seconds["sampling"] + seconds["old pass"] + 2 * seconds["update"]
+    bare = seconds["sampling"] + 2 * seconds["update"]
+    r2 = seconds["old pass" + record] + 2 * seconds["update" + replay]
+    r3 = seconds["sampling" + record] + 2 * seconds["update" + replay]
+    print("a step of 2 updates, against one without replay")
+    print(f"R2  {(seconds['sampling'] + r2) / none:5.3f} with rollout.old_logprobs=trainer in both,", end=" ")
+    print(f"{(seconds['sampling'] + r2) / bare:5.3f} where the pass of the old policy is there for R2 alone")
+    print(f"R3  {(r3 + seconds['old pass' + replay]) / none:5.3f} with it in both, {r3 / bare:5.3f} without")
 
 
 if __name__ == "__main__":

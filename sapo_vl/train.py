@@ -7,7 +7,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,16 +20,11 @@ from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_values
 from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
-from sapo_vl.learning.diagnostics import UpdateStats, gate_temperatures, rollout_stats
-from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
+from sapo_vl.learning.diagnostics import rollout_stats
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.negative_tokens import NegativeTokens
-from sapo_vl.learning.nonfinite import watch_update
-from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
 from sapo_vl.learning.reference import load_reference
-from sapo_vl.learning.replay import FlipStats
-from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
 from sapo_vl.record.progress import PhaseTimer, Progress
 from sapo_vl.record.rollout_log import RolloutLog, write_step
 from sapo_vl.record.run_log import RunLog
@@ -41,6 +36,7 @@ from sapo_vl.scoring.constant_watch import ConstantWatch, extremes
 from sapo_vl.scoring.scorer import Scorer, metrics_of_step
 from sapo_vl.session import Session, open_session
 from sapo_vl.types import Prompt, RolloutGroup
+from sapo_vl.updates import mismatch_of, pack_mini_batches, run_update, sequence_lines, update_values
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +108,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
             updates = [
-                _update(config, session, batch, reference, _mismatch(config, gap, i), moved, out, step + 1)
+                run_update(config, session, batch, reference, mismatch_of(config, gap, i), moved, out, step + 1)
                 for i, batch in enumerate(batches)
             ]
         step += 1
@@ -122,7 +118,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
 
         # Of the batch as it was drawn: of resampled groups, rewards would say which groups were chosen.
         values = rollout_stats(drawn, advantages, world) | found.values
-        values |= _update_values(updates) | gap.reduce(world) | parity
+        values |= update_values(updates) | gap.reduce(world) | parity
         values |= moved.reduce(world) if moved else {}
         seconds = timer.take()
         values |= _throughput([*drawn, *found.further], world, seconds) | seconds
@@ -131,7 +127,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         if _due(config.log.save_rollouts_every, step):
             rollout_log.write(step, groups, world.rank)
         if _due(config.log.save_sequences_every, step):
-            write_step(out / "sequences", step, world.rank, _sequence_lines(step, batches, updates))
+            write_step(out / "sequences", step, world.rank, sequence_lines(step, batches, updates))
         if _due(config.eval.every, step) and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
@@ -207,90 +203,6 @@ def _parity_gate(config: RunConfig, session: Session, problems: ProblemSet) -> P
     )
 
 
-# What an update did, its metrics, and what they are of. (None, {}, ...) if no rank has a group to learn from.
-Update = tuple[UpdateResult | None, dict[str, Any], UpdateStats]
-
-
-@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
-class MiniBatch:
-    """One update's worth of this rank's groups."""
-
-    micro_batches: list[MicroBatch]  # empty where every group of this rank is dead
-    filler: MicroBatch  # run without the objective, zero gradient, where another rank has more micro-batches
-
-
-def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
-    """Deals the groups into mini-batches, drops what has no advantage, packs the rest.
-
-    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update; and with replay=r2
-    the experts that it goes through. With replay=r3 that pass and the updates go through those of the rollouts.
-    """
-    chat, batch = session.chat, config.batch
-    # Not a response of the batch: an engine that failed may have given none.
-    spare = filler(groups[0].prompt, chat.eos_ids[0])
-    spare_batch = make_micro_batches([spare], chat, batch.tokens_per_micro_batch, batch.shared_prefix)[0]
-    out = []
-    for dealt in split_mini_batches(groups, batch.mini_batches):
-        kept = [g for g in map(trainable, dealt) if g is not None]
-        micro = make_micro_batches(kept, chat, batch.tokens_per_micro_batch, batch.shared_prefix) if kept else []
-        if config.replay == "r3":
-            micro = [dataclasses.replace(mb, replay=True) for mb in micro]
-        if config.rollout.old_logprobs == "trainer" or config.replay == "r2":
-            taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature, record_routes=True)
-            micro = [_with_old_policy(config, mb, old) for mb, old in zip(micro, taken, strict=True)]
-        out.append(MiniBatch(micro_batches=micro, filler=spare_batch))
-    return out
-
-
-def _with_old_policy(config: RunConfig, mb: MicroBatch, old: TokenLogprobs) -> MicroBatch:
-    """The micro-batch with what the pass of the old policy gave for it."""
-    if config.rollout.old_logprobs == "trainer":
-        mb = dataclasses.replace(mb, old_logprobs=old.logprobs.float().cpu())
-    if old.routes is not None:
-        mb = dataclasses.replace(mb, old_routes=old.routes.cpu(), replay=config.replay != "none")
-    return mb
-
-
-def _mismatch(config: RunConfig, stats: MismatchStats, update: int) -> Mismatch:
-    """For update number `update` of a step. Where pi_old is the engine's, only the first one can measure the gap."""
-    current = "current" if update == 0 else None
-    measured = "old" if config.rollout.old_logprobs == "trainer" else current
-    return Mismatch(config=config.mismatch, stats=stats, measured=measured)
-
-
-def _update(
-    config: RunConfig,
-    session: Session,
-    batch: MiniBatch,
-    reference: ReferenceFn | None,
-    mismatch: Mismatch,
-    moved: NegativeTokens | None,
-    out: Path,
-    step: int,
-) -> Update:
-    """One update on all ranks and its diagnostics."""
-    world, engine = session.world, session.engine
-    denominators = global_denominators(batch.micro_batches, world, config.loss.token_sum_constant)
-    stats = UpdateStats(gate_temperatures(config.loss))
-    if denominators.num_sequences == 0:
-        return None, {}, stats
-    flips = FlipStats(engine.module.routes)
-    objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
-    before = moved.look(engine, batch.micro_batches, batch.filler) if moved else None
-    result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature, flips.add)
-    if moved and before and result.applied:
-        moved.add(engine, before)
-    watch_update(engine, result, batch.micro_batches, out, step)
-    return result, stats.reduce(world) | flips.reduce(world), stats
-
-
-def _sequence_lines(step: int, batches: Sequence[MiniBatch], updates: Sequence[Update]) -> Iterator[dict[str, Any]]:
-    """This rank's responses in every update of a step, numbered from 1."""
-    for number, (batch, (_, _, stats)) in enumerate(zip(batches, updates, strict=True), start=1):
-        groups = [g for mb in batch.micro_batches for g in mb.groups]
-        yield from stats.lines(groups, step=step, update=number)
-
-
 def _sampling(config: RunConfig, step: int) -> SamplingParams:
     r = config.rollout
     return SamplingParams(
@@ -359,24 +271,6 @@ def _save(
     """A checkpoint after `step` steps."""
     state = {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
     save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
-
-
-def _update_values(updates: Sequence[Update]) -> dict[str, Any]:
-    """Numbers of a step from those of its updates: ratios and gates of the last one (the furthest from pi_old)."""
-    done = [(r, s) for r, s, _ in updates if r is not None]
-    values: dict[str, Any] = {"updates/skipped": len(updates) - len(done)}
-    if not done:
-        return values
-    last, stats = done[-1]
-    values |= stats
-    # Of all updates: it is to be 0, and must not hide in one of them.
-    values["sequence/bound_violations"] = sum(s["sequence/bound_violations"] for _, s in done)
-    values["updates/dropped"] = sum(not r.applied for r, _ in done)
-    values["loss"] = sum(r.loss for r, _ in done) / len(done)
-    values["grad_norm"] = sum(r.grad_norm for r, _ in done) / len(done)
-    values["grad_norm/max"] = max(r.grad_norm for r, _ in done)
-    values["lr"] = last.lr
-    return values
 
 
 def _throughput(groups: Sequence[RolloutGroup], world: World, seconds: dict[str, float]) -> dict[str, float]:

@@ -2,6 +2,6 @@
 (arms.py says which, schedule.py runs them), their numbers as JSON lines (collect.py), figures and one report.md.
 
 It starts runs as processes of their own and reads what they leave in their folders. It may import the config, the
-losses, and what reads and sums up results: record, and the statistics of evaluation. Nothing imports it but the command
-line.
+losses, and what reads and sums up results: record, the statistics of evaluation and of sequences. Nothing imports it
+but the command line.
 """

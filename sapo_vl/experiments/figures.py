@@ -72,7 +72,7 @@ def draw_scatters(scatters: Sequence[Scatter]) -> Figure:
     for axes, s in zip(grid, scatters, strict=True):
         places = np.arange(len(s.log_ratio_counts))
         axes[0].bar(places, s.log_ratio_counts / max(1, s.log_ratio_counts.sum()), width=1.0)
-        ticks = [i for i, edge in enumerate(LOG_RATIO_EDGES) if i % 4 == 0 or edge == LOG_RATIO_EDGES[-1]]
+        ticks = [i for i, edge in enumerate(LOG_RATIO_EDGES) if round(np.log10(abs(edge)), 6).is_integer()]
         axes[0].set_xticks([i + 0.5 for i in ticks], [f"{LOG_RATIO_EDGES[i]:.2g}" for i in ticks], rotation=60)
         axes[0].set(xlabel="log r (edges of bins)", ylabel=f"{s.model}: share of tokens", yscale="log")
         positive = s.var[s.var > 0]
@@ -175,7 +175,7 @@ def draw_stress(arms: Sequence[Arm], results: Results) -> Figure:
     for value in filter(None, map(results.start_reward, sorted(starts))):
         ax.axvline(value, color="grey", linestyle=":", linewidth=1)
     ax.set_yticks(ticks, labels, fontsize="small")
-    ax.invert_yaxis()
+    ax.set_ylim(at - 0.5, -1.0)  # downwards
     ax.set(xlabel="training reward, last fifth of the steps (dotted: at the start)")
     ax.grid(alpha=0.3, axis="x")
     return figure

@@ -21,7 +21,6 @@ from typing import Any, Literal
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe as qwen
 
 from sapo_vl.model.errors import ModelError
 
@@ -114,6 +113,9 @@ def attach_routing(model: nn.Module) -> RouteSpec | None:
 
     Raises ModelError if a MoE block or router is not transformers' own: it would not read a tape.
     """
+    # Not at the top: reading a config, which knows `Replay`, loads no model code.
+    from transformers.models.qwen3_vl_moe import modeling_qwen3_vl_moe as qwen
+
     language: Any = model.model.language_model  # type: ignore[union-attr]
     if (known := getattr(language, "route_spec", None)) is not None:
         return known

@@ -19,6 +19,7 @@ NEEDS = {
     "train": ["train", "--out", "OUT"],
     "sft": ["sft", "--out", "OUT"],
     "eval": ["eval", "--out", "OUT"],
+    "reproduce": ["reproduce", "--config", "none.yaml", "--out", "OUT"],
     "recipe": ["recipe", "visual_puzzles", "--out", "OUT"],
     "init-tiny": ["init-tiny", "--data", "none", "--out", "OUT"],
     "difficulty": ["data", "difficulty", "none", "--out", "OUT"],

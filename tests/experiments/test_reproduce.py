@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from helpers_launch import run_python
 
+from sapo_vl.record.run_log import read_metrics
+
 CONFIG = Path(__file__).parents[2] / "configs" / "experiments" / "tiny.yaml"
 # Without a cold start: what is shown is that everything works, not that anything is learned. An untrained model never
 # answers, so another reward gives it something to learn from.
@@ -45,11 +47,10 @@ def test_a_small_reproduction(tmp_path):
     curves = [json.loads(line) for line in (tmp_path / "data" / "curves.jsonl").open()]
     assert all(0 <= line["reward"] <= 1 and line["ratio_max"] > 0 for line in curves)
     # What began alike saw the same rows and sampled the same first responses.
-    first = [
-        json.loads((tmp_path / "runs" / run["label"] / "seed_5" / "metrics.jsonl").open().readline()) for run in runs
-    ]
+    folders = [tmp_path / "runs" / run["label"] / "seed_5" for run in runs]
+    first = [next(r for r in read_metrics(f / "metrics.jsonl") if r["phase"] == "train") for f in folders]
     assert first[0]["reward/mean"] == first[1]["reward/mean"] and first[0]["length/mean"] == first[1]["length/mean"]
-    configs = [(tmp_path / "runs" / run["label"] / "seed_5" / "config.yaml").read_text() for run in runs]
+    configs = [(f / "config.yaml").read_text() for f in folders]
     differing = [(a, b) for a, b in zip(*(c.splitlines() for c in configs), strict=True) if a != b]
     assert differing == [("  name: sapo", "  name: gspo")]
     assert not list(tmp_path.glob("runs/*/seed_5/final")), "keep_models is false"

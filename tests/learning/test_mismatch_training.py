@@ -22,7 +22,7 @@ from sapo_vl.learning.objectives import Mismatch, global_denominators, policy_ob
 from sapo_vl.losses import LOSSES, LossConfig, LossInput, kl_k3
 from sapo_vl.losses.reduce import reduce
 from sapo_vl.model.batching import MicroBatch
-from sapo_vl.train import _mismatch
+from sapo_vl.updates import mismatch_of
 
 ONE = World(rank=0, size=1, device=torch.device("cpu"))
 REDUCTIONS = ("sequence_mean", "token_mean", "token_sum")
@@ -187,11 +187,11 @@ def test_what_the_gap_is_measured_with(seed: int) -> None:
 def test_a_step_measures_with_log_probs_of_before_its_first_update():
     stats = MismatchStats()
     trainer = load_config(None, ["rollout.old_logprobs=trainer", "mismatch.correction=icepop"])
-    found = [_mismatch(trainer, stats, update) for update in range(3)]
+    found = [mismatch_of(trainer, stats, update) for update in range(3)]
     assert [m.measured for m in found] == ["old", "old", "old"]
     assert all(m.config is trainer.mismatch and m.stats is stats for m in found)
     # Without the trainer's own pi_old there is only the forward pass of the first update.
-    assert [_mismatch(load_config(None), stats, i).measured for i in range(3)] == ["current", None, None]
+    assert [mismatch_of(load_config(None), stats, i).measured for i in range(3)] == ["current", None, None]
 
 
 @pytest.mark.slow
