@@ -142,6 +142,10 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
             "loss",
         ),
         (
+            c.replay != "none" and c.model.tiny == "dense",
+            f"replay={c.replay} with model.tiny=dense: a dense model has no experts; use model.tiny=moe or replay=none",
+        ),
+        (
             c.optim.name == "muon" and c.zero.stage > 0,
             f"optim.name=muon with zero.stage={c.zero.stage}: DeepSpeed would clip Muon's orthogonalised update, "
             "not the gradient; use zero.stage=0 or optim.name=adamw",

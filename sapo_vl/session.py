@@ -68,10 +68,7 @@ def open_session(
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     folder = examine(model_config.path, model_config.revision)
     model_config = model_config.model_copy(update={"path": str(folder.path)})
-    if replay != "none" and not is_moe(folder.config):
-        raise ModelError(f"replay={replay}: {folder.path} is a dense model, it has no experts; use replay=none")
-    if replay == "r3":
-        check_route_source(rollout.engine, on_cpu=world.device.type == "cpu")
+    check_replay(replay, folder, rollout.engine, world.device.type)
     seed_everything(seed, world.rank)
     # transformers shards weights while it reads them only as long as this object lives.
     sharding = HfDeepSpeedConfig(deepspeed_config(optim, zero, model_config.dtype)) if zero.stage == 3 else None
@@ -122,6 +119,17 @@ def open_rollouts(
     if out is None:
         raise ValueError("rollout.engine=vllm_server needs a run folder to hand weights over in")
     return VllmServerEngine(model_config, config.server, chat, weights, theirs, world, out, **limits)
+
+
+def check_replay(replay: Replay, folder: ModelFolder, engine: str, device: str) -> None:
+    """Raises ModelError if the model cannot replay, and RoutesMissing if vLLM in this process returns no routes.
+
+    A server answers for itself, when it is asked for its settings.
+    """
+    if replay != "none" and not is_moe(folder.config):
+        raise ModelError(f"replay={replay}: {folder.path} is a dense model, it has no experts; use replay=none")
+    if replay == "r3" and engine == "vllm":
+        check_route_source(engine, on_cpu=device == "cpu")
 
 
 def _routes(model: torch.nn.Module, replay: Replay) -> RouteSpec | None:

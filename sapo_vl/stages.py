@@ -43,7 +43,7 @@ from sapo_vl.record.identity import (
 from sapo_vl.record.run_log import RunLog, check_trackers, write_json
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.scoring.scorer import Scorer
-from sapo_vl.session import open_session, peak_memory, setup_logging, versions
+from sapo_vl.session import check_replay, open_session, peak_memory, setup_logging, versions
 from sapo_vl.sft import cold_start
 from sapo_vl.train import train
 
@@ -70,6 +70,8 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     check_lengths(config)
     check_tokenizer(load_processor(config.model.path, config.model.revision), folder)
     if stage != "eval":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+        check_replay(config.replay, folder, config.rollout.engine, device)
         carried_files(folder, config.model.dtype)  # a dry export: what the end would refuse is known now
     if config.rollout.engine != "transformers":
         check_layout_for_vllm(folder)

@@ -27,7 +27,8 @@ class FlipStats:
     def add(self, mb: MicroBatch, tape: RouteTape) -> None:
         """The routing of one micro-batch, which has old_routes, in the forward pass of the update."""
         assert mb.old_routes is not None
-        old, used, native = (routes[mb.predictor_index] for routes in (mb.old_routes, tape.used, tape.native))
+        # As int: torch cannot index uint16 everywhere.
+        old, used, native = (routes.int()[mb.predictor_index] for routes in (mb.old_routes, tape.used, tape.native))
         columns = [torch.ones(len(old), 1, device=old.device), other_set(used, old), other_set(native, old)]
         per_token = torch.cat([c.float() for c in columns], dim=1).cpu().numpy().astype(np.float64)  # [N, 1 + 2L]
         advantage = np.repeat(mb.advantages.cpu().numpy(), mb.lengths.cpu().numpy())

@@ -103,6 +103,7 @@ class TransformersEngine:
             logits, _ = self.policy(Decode(ids=ids[:, None], positions=position, cache=cache), tape=tape)
             if tape is not None:
                 step = tape.native
+                step = step.view(torch.int16) if step.dtype == torch.uint16 else step  # torch cannot index uint16
                 routes_out.append(step.new_zeros((len(ids_out), *step.shape[1:])).index_copy_(0, rows, step))
         groups = self._collect(prompts, params.n, ids_out.cpu().numpy(), logprobs_out.cpu().numpy(), done.cpu().numpy())
         if prompt_routes is None:
@@ -163,7 +164,7 @@ def _with_routes(groups: Sequence[RolloutGroup], prompts: Tensor, steps: Sequenc
     """The groups with their routes: prompts [T, L, k] one after the other, steps of [responses, L, k]."""
     of_prompts = np.split(prompts.cpu().numpy(), np.cumsum([len(g.prompt.ids) for g in groups])[:-1])
     empty = prompts.new_zeros((sum(len(g.rollouts) for g in groups), 0, *prompts.shape[1:]))
-    of_responses = iter((torch.stack(list(steps), dim=1) if steps else empty).cpu().numpy())
+    of_responses = iter((torch.stack(list(steps), dim=1) if steps else empty).cpu().numpy().view(of_prompts[0].dtype))
     out = []
     for group, own in zip(groups, of_prompts, strict=True):
         rollouts = tuple(

@@ -26,6 +26,8 @@ from helpers_models import (
 )
 from torch import Tensor, nn
 
+from sapo_vl.distributed import World
+from sapo_vl.learning.replay import FlipStats
 from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.errors import ModelError
 from sapo_vl.model.loading import ModelConfig, base_model
@@ -308,6 +310,32 @@ def test_more_than_256_experts_keep_their_ids(seed: int) -> None:
     tape.close()
     assert tape.native.dtype == torch.uint16
     assert torch.equal(RouteTape(spec, tape.native).route(0, native.flip(0)), native)
+
+
+def test_the_engine_records_more_than_256_experts(seed: int) -> None:
+    """As wide ids as a model of so many experts has, on the model of 8."""
+    case = routed_case(seed)
+    narrow = spec_of(case.policy)
+    engine = TransformersEngine(case.policy, case.chat, prompts_per_batch=2)
+    params = SamplingParams(n=2, max_new_tokens=5, temperature=1.0, seed=seed, routes=True)
+    prompts = [g.prompt for g in case.groups[:2]]
+    expected = engine.generate(prompts, params)
+    case.policy.routes = dataclasses.replace(narrow, experts=300)
+    found = engine.generate(prompts, params)
+    for a, b in zip(expected, found, strict=True):
+        assert b.prompt_routes is not None
+        assert b.prompt_routes.dtype == np.uint16
+        assert np.array_equal(a.prompt_routes, b.prompt_routes)  # type: ignore[arg-type]
+        for r, s in zip(a.rollouts, b.rollouts, strict=True):
+            assert s.routes is not None
+            assert s.routes.dtype == np.uint16
+            assert np.array_equal(r.routes, s.routes)  # type: ignore[arg-type]
+    batch = flat(case.chat, found)
+    tape = RouteTape(spec_of(case.policy), batch.old_routes)
+    case.policy(batch, tape=tape)
+    stats = FlipStats(spec_of(case.policy))
+    stats.add(batch, tape)
+    assert stats.reduce(World(rank=0, size=1, device=torch.device("cpu")))["routing/flip"] == 0
 
 
 def test_rows_must_cover_the_row(seed: int) -> None:

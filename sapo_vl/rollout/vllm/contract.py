@@ -28,7 +28,7 @@ def installed_version() -> str:
     )
 
 
-class RoutesMissing(RuntimeError):
+class RoutesMissing(VllmMissing):
     """This engine cannot return the experts of its tokens. Says what is needed."""
 
 

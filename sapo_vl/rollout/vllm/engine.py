@@ -80,8 +80,9 @@ class VllmEngine:
         self.contract.wake(self.llm)
         answers = self._answers(prompts, params)
         self.contract.sleep(self.llm)
+        routes = self._routes if params.routes else None  # evaluations and parity checks need none
         groups = [
-            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size, self._routes)
+            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size, routes)
             for p, a in zip(prompts, answers, strict=True)
         ]
         self._watch.record(groups)

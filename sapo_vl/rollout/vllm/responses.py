@@ -59,7 +59,7 @@ def to_group(
 def _with_routes(group: RolloutGroup, given: Sequence[np.ndarray | None], spec: RouteSpec) -> RolloutGroup:
     """The group with its routes; a response whose routes do not cover it, or are none, becomes a failed one.
 
-    The prompt is in the trainer's row once, so its routes must be those of the group's first usable response.
+    The prompt is in the trainer's row once, with the routes of the group's first usable response.
     """
     size = len(group.prompt.ids)
     of_prompt: np.ndarray | None = None
@@ -74,8 +74,6 @@ def _with_routes(group: RolloutGroup, given: Sequence[np.ndarray | None], spec: 
                 raise RouteFault(fault)
             if of_prompt is None:
                 of_prompt = mine[:size].astype(spec.dtype)
-            elif not np.array_equal(of_prompt, mine[:size]):
-                raise RouteFault("its prompt went through other experts than that of the group's first response")
             rollouts.append(dataclasses.replace(rollout, routes=mine[size:].astype(spec.dtype)))
         except RouteFault as fault:
             rollouts.append(failed(f"routes: {fault}", rollout.weight_version))
@@ -99,7 +97,7 @@ def moe_layers(rows: np.ndarray | None, spec: RouteSpec) -> np.ndarray:
 
 def repeat_greedy(answer: Answer, n: int) -> Answer:
     """The one greedy response n times, with the log-prob of a law that has no other: 0."""
-    sure = tuple(Sample(s.ids, np.zeros(len(s.ids), np.float32), s.finish) for s in answer.samples)
+    sure = tuple(dataclasses.replace(s, logprobs=np.zeros(len(s.ids), np.float32)) for s in answer.samples)
     return Answer(prompt_ids=answer.prompt_ids, samples=sure * n)
 
 

@@ -106,8 +106,9 @@ class VllmServerEngine:
         if self._package is None:  # an evaluation, say: nothing was trained, and servers may hold anything
             self.sync(self.weight_version)
         answers = self._answers(prompts, params)
+        routes = self._routes if params.routes else None  # evaluations and parity checks need none
         groups = [
-            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size, self._routes)
+            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size, routes)
             for p, a in zip(prompts, answers, strict=True)
         ]
         self._watch.record(groups)

@@ -14,6 +14,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import Annotated, Any
 
 import httpx
@@ -123,10 +124,10 @@ def _array(text: str) -> np.ndarray:
         file = io.BytesIO(raw)
         read_header = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}[npy.read_magic(file)]
         shape, fortran, dtype = read_header(file)
-    except (ValueError, KeyError) as error:
-        raise BadAnswer(f"its routed_experts are no array ({error})") from error
+    except (ValueError, KeyError, SyntaxError, TokenError, RecursionError, MemoryError) as error:  # of its header
+        raise BadAnswer(f"its routed_experts are no array ({str(error)[:200]})") from error
     body = raw[file.tell() :]
-    if dtype.kind not in "iu" or math.prod(shape) * dtype.itemsize != len(body):
+    if dtype.kind not in "iu" or min(shape, default=1) < 0 or math.prod(shape) * dtype.itemsize != len(body):
         raise BadAnswer(f"its routed_experts are {dtype} of shape {shape} in {len(body)} bytes")
     return np.frombuffer(body, dtype).reshape(shape, order="F" if fortran else "C")
 
