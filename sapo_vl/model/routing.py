@@ -175,10 +175,12 @@ def _router_hook(given: list[RouteTape], at: int) -> Callable[..., Any]:
             return None
         logits, weights, native = output
         ids = given[0].route(at, native)
+        if ids is native:
+            return None  # recorded only: the router's own weights stand, whatever its rule
         if not proved:
             _prove(logits, weights, native)
             proved = True
-        return output if ids is native else (logits, gate_weights(logits, ids), ids)
+        return logits, gate_weights(logits, ids), ids
 
     return choose
 

@@ -394,8 +394,13 @@ def test_another_rule_of_weights_is_told(seed: int) -> None:
         return logits, weights, ids
 
     gate.forward = MethodType(forward, gate)
+    batch = flat(case.chat, case.groups)
+    plain, _ = case.policy(batch)
+    tape = RouteTape(spec_of(case.policy))
+    recorded, _ = case.policy(batch, tape=tape)
+    assert torch.equal(plain, recorded), "a record costs nobody a run"
     with pytest.raises(RouteError, match="another rule"):
-        case.policy(flat(case.chat, case.groups), tape=RouteTape(spec_of(case.policy)))
+        case.policy(batch, tape=RouteTape(spec_of(case.policy), tape.native))
 
 
 def test_weights_of_experts_that_lost() -> None:
