@@ -5,6 +5,7 @@ Time is bounded by limits given to the engine, not measured: each test would han
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 import logging
@@ -25,6 +26,7 @@ from helpers_models import MODEL, make_policy, make_prompts
 from sapo_vl.distributed import World
 from sapo_vl.learning.weights import ManifestError
 from sapo_vl.model.chat import Chat
+from sapo_vl.model.routing import RouteSpec
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.failures import RolloutStopped
 from sapo_vl.rollout.vllm.config import ServerConfig
@@ -62,13 +64,13 @@ class Setup:
         self.servers += [FakeServer(token, mark=len(self.servers) + i) for i in range(count)]
         return self.servers
 
-    def engine(self, **changes: Any) -> VllmServerEngine:
+    def engine(self, routes: RouteSpec | None = None, **changes: Any) -> VllmServerEngine:
         config = ServerConfig(urls=tuple(s.url for s in self.servers), **(LIMITS | changes))
         world = World(rank=0, size=1, device=torch.device("cpu"))
         shapes = {k: tuple(v.shape) for k, v in WEIGHTS.items()}
         return VllmServerEngine(
             MODEL, config, self.chat, lambda: iter(self.weights.items()), shapes, world, self.folder,
-            max_new_tokens=32, max_failed_share=1.0,
+            max_new_tokens=32, max_failed_share=1.0, routes=routes,
         )  # fmt: skip
 
 
@@ -282,6 +284,21 @@ def test_answers_that_cannot_be_used_fail_with_a_reason(setup: Setup, fault: str
     assert sum(len(s.asked) for s in servers) == len(setup.prompts)
     assert len(failures(groups)) == N * len(setup.prompts)
     assert all(USELESS[fault][1] in reason for reason in failures(groups))
+
+
+def test_routes_are_asked_of_training_rollouts_alone(setup: Setup) -> None:
+    """With replay=r3 a response without them cannot be replayed; an evaluation, greedy or not, needs none."""
+    (server,) = setup.add(1)
+    spec = RouteSpec(layers=(0,), experts=8, top_k=2)
+    with pytest.raises(ServersUnusable, match="without --enable-return-routed-experts"):
+        setup.engine(routes=spec, startup_s=0.0)
+    server.settings["routes"] = True
+    engine = setup.engine(routes=spec)
+    asked = engine.generate(setup.prompts, dataclasses.replace(SAMPLING, routes=True))
+    assert set(failures(asked)) == {"routes: none were returned"}
+    assert len(failures(asked)) == N * len(setup.prompts)
+    for temperature in (1.0, 0.0):
+        assert not failures(engine.generate(setup.prompts, dataclasses.replace(SAMPLING, temperature=temperature)))
 
 
 def test_a_missing_logprob_fails_its_response_alone(setup: Setup) -> None:
