@@ -31,8 +31,9 @@ check() {
 check 'ruff check' ruff check --quiet --output-format concise .
 check 'ruff format' ruff format --check --quiet --output-format concise .
 check 'pyright' pyright --pythonpath "$(command -v python)"
-# Two files at a time: much of the time a test waits for processes of its own. `-n 0` among the arguments undoes it.
-check 'pytest' python -m pytest -n 2 --dist loadfile --durations=15 --durations-min=1 "$@"
+# Three files at a time, slow ones first: much of the time a test waits for processes of its own. `-n 0` among the
+# arguments undoes it.
+check 'pytest' python -m pytest -n 3 --dist loadfile --no-loadscope-reorder --durations=40 --durations-min=1 "$@"
 
 # Silence on success keeps pytest's closing line the last one.
 if ((${#failed[@]})); then

@@ -67,6 +67,14 @@ def seed_of_the_code() -> int:
     return int(hashlib.blake2b(found.stdout.encode(), digest_size=4).hexdigest(), 16) >> 1
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Files whose tests are slow come first: where files run side by side, none of them is left alone at the end."""
+    slow: dict[Path, list[bool]] = {}
+    for item in items:
+        slow.setdefault(item.path, []).append(item.get_closest_marker("slow") is not None)
+    items.sort(key=lambda item: -sum(slow[item.path]) / len(slow[item.path]))  # stable: files stay whole
+
+
 def pytest_report_header(config: pytest.Config) -> str:
     return f"seed: {config.option.seed}"
 

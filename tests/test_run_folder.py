@@ -301,7 +301,7 @@ def test_nothing_left_to_learn_is_known_from_the_config(start, inputs):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(900)
 def test_a_finished_run_is_evaluated_again_and_other_rows_are_refused(inputs, tmp_path):
     """One rank, one step, no setting of checkpoints: the default saves the last step."""
     out = tmp_path / "run"

@@ -17,7 +17,7 @@ from sapo_vl.record.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ROOT / "scripts" / "walkthrough_steps.sh"
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(1000)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(1400)]
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     paths = {"PATH": f"{Path(sys.executable).parent}:{environment()['PATH']}", "HF_DATASETS_OFFLINE": "1"}
     ended = subprocess.run(
         ["bash", str(STEPS), str(out)],
-        env=environment() | paths, capture_output=True, text=True, timeout=900, check=False,
+        env=environment() | paths, capture_output=True, text=True, timeout=1300, check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
     return out, ended.stdout

@@ -51,7 +51,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     out = tmp_path_factory.mktemp("checkpoints")
     for kind in KINDS:
         save_hf_folder(make_case(kind, seed).policy.hf, processor(), out / kind)
-    run_ranks(RANKS, "checkpoint_worker.py", out, str(seed), timeout=300)
+    run_ranks(RANKS, "checkpoint_worker.py", out, str(seed), timeout=600)
     return out
 
 

@@ -100,7 +100,7 @@ def launched(folder: Path, run_seed: int) -> dict[int, Path]:
         out[ranks].mkdir()
         for kind in KINDS:
             (out[ranks] / kind).symlink_to(folder / kind)
-        run_ranks(ranks, "distributed_worker.py", out[ranks], str(run_seed), timeout=400)
+        run_ranks(ranks, "distributed_worker.py", out[ranks], str(run_seed), timeout=800)
     return out
 
 

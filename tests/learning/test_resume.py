@@ -68,7 +68,7 @@ def train(setup: Path, out: Path, *overrides: str) -> str:
     """`sapo-vl train` on two ranks; what they printed."""
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2")
     command = ("-m", "sapo_vl", "train", "--config", setup / "config.yaml", "--out", out, *overrides)
-    return run_python(*launcher, *command, timeout=240).stdout
+    return run_python(*launcher, *command, timeout=600).stdout
 
 
 @pytest.fixture(scope="module")

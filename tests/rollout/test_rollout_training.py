@@ -17,7 +17,7 @@ from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.record.rollout_log import read_rollouts
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS, ROUNDS, PROMPTS, TASKS = 4, 2, 8, ("count", "text_compare")
 
 # Whether a group is dead is decided by the problem's name: for three in five. Else its responses score apart.

@@ -29,7 +29,7 @@ from sapo_vl.scoring.failure_watch import ScoringStopped
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.types import Rollout
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 PATIENT: dict[str, Any] = {"timeout_s": 50, "deadline_s": 55, "canary_limit": 1.0, "pause_s": 3600}
 
 
