@@ -15,13 +15,15 @@ from data_recipes import find_recipe
 from data_recipes.arguments import build_recipe, recipe_arguments
 from sapo_vl.config import ConfigError, RunConfig, save_config
 from sapo_vl.data.problem_set import BadRow, ProblemSet, split_names
+from sapo_vl.launching import launch
 from sapo_vl.model.tiny import init_tiny
 from sapo_vl.record.identity import differing_settings
 from sapo_vl.record.report import write_report
+from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.record.run_log import write_json
 from sapo_vl.session import quiet_libraries
 from sapo_vl.sft import COLD_START_MODEL
-from sapo_vl.stages import COLD_START_RESULT, check_room, fitted, launch, preflight
+from sapo_vl.stages import COLD_START_RESULT, check_room, fitted, preflight
 from sapo_vl.types import Problem
 
 PREPARED_CONFIG = "prepared.yaml"
@@ -52,7 +54,15 @@ def _texts_of(problem: Problem) -> Iterator[str]:
 
 
 def run(config: RunConfig, out: Path) -> str:
-    """All stages in order; returns the report. Each stage's seconds go to summary.json under wall_s."""
+    """All stages in order; returns the report. Each stage's seconds go to summary.json under wall_s.
+
+    Raises FolderTaken if another run is at work in `out`, Stopped if this one was told to stop."""
+    _check_given(config)
+    with hold_folder(out, "sapo-vl run"):
+        return _run(config, out)
+
+
+def _run(config: RunConfig, out: Path) -> str:
     seconds: dict[str, float] = {}
     config = _prepare(config, out, seconds)
     _timed(seconds, "rl", lambda: launch("train", config, out))
@@ -68,14 +78,15 @@ def prepare(config: RunConfig, out: Path) -> Path:
     """What comes before training, for several trainings to start from: data, tiny model, cold start.
 
     Returns the config of such a training, `out`/prepared.yaml: the given one with the paths of what was made."""
-    config = _prepare(config, out, {})
-    save_config(config, out / PREPARED_CONFIG)
+    _check_given(config)
+    with hold_folder(out, "sapo-vl run --prepare"):
+        config = _prepare(config, out, {})
+        save_config(config, out / PREPARED_CONFIG)
     return out / PREPARED_CONFIG
 
 
 def _prepare(config: RunConfig, out: Path, seconds: dict[str, float]) -> RunConfig:
     """Puts the seconds of each stage into `seconds`; returns the config of the training."""
-    _check_given(config)
     quiet_libraries()
     out.mkdir(parents=True, exist_ok=True)
     _same_settings(config, out)

@@ -7,21 +7,30 @@ only the objective differs. It can stop at a measured pass rate, since RL needs 
 from __future__ import annotations
 
 import logging
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from sapo_vl.config import RunConfig
+from sapo_vl.config import ColdStartConfig, RunConfig
 from sapo_vl.data.feed import ProblemFeed
 from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.evaluation.config import EvalConfig
+from sapo_vl.learning.checkpoint import (
+    CHECKPOINTS,
+    checkpoint_for,
+    load_checkpoint,
+    set_aside_from,
+)
 from sapo_vl.learning.final import make_probe, proof_values, save_model
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import global_denominators, imitation_objective
+from sapo_vl.learning.saving import Saver
+from sapo_vl.lifeline import StopRequest, stopped
 from sapo_vl.model.batching import make_micro_batches
 from sapo_vl.model.chat import Chat
 from sapo_vl.record.run_log import RunLog
@@ -48,13 +57,18 @@ def demonstration(prompt: Prompt, chat: Chat) -> RolloutGroup:
     return RolloutGroup(prompt=prompt, rollouts=(response,))
 
 
-def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, out: Path) -> dict[str, Any]:
+def cold_start(
+    config: RunConfig, session: Session, scorer: Scorer, run_log: RunLog, out: Path, stop: StopRequest
+) -> dict[str, Any]:
     """Trains until `steps` or the target pass rate; writes the model to a folder inside `out`, the run's.
 
     Returns {"steps", "dropped", "bad_rows", "pass_rate", "seconds", "loss", "model"}; dropped counts the updates
     that were not applied, bad_rows the rows that could not be read or imitated, each time one was drawn.
 
-    Raises NonFiniteUpdate if too many of them come in a row.
+    Every checkpoint.every steps its state is saved, and it goes on from there as a training does; the checkpoints are
+    deleted once the model is written.
+
+    Raises NonFiniteUpdate if too many of them come in a row, Stopped once what is done is saved.
     """
     sft = config.cold_start
     if sft is None:
@@ -66,9 +80,19 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
     feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world, solutions=True)
     measure = ProblemSet(config.data.path, config.data.train_split) if sft.target_pass_rate else None
     measure_config = EvalConfig(max_per_task=sft.measure_per_task)
-    run_log.truncate_from(0, phases=("sft",))  # what a cold start that was cut off has left: this one begins anew
-    started, pass_rate, loss, step, dropped = time.monotonic(), None, float("nan"), 0, 0
-    for step in range(1, sft.steps + 1):
+    started = time.monotonic()
+    root = out / CHECKPOINTS["sft"]
+    step, so_far = _resume(config.resume, root, session, feed)
+    pass_rate, loss, dropped = so_far["pass_rate"], so_far["loss"], so_far["dropped"]
+    run_log.truncate_from(step + 1, phases=("sft",))
+    saver = Saver(root, engine, config.checkpoint, step)
+    while step < sft.steps and not _good_enough(sft, pass_rate):
+        if told := stop.agreed(world):
+            if step > saver.last:
+                saver.save(step, _state(feed, so_far), at_the_end=True)
+            run_log.close()
+            raise stopped(told, step, "of the cold start", saver.last, out)
+        step += 1
         batch = make_micro_batches(
             [demonstration(p, chat) for p in feed.next()], chat, config.batch.tokens_per_micro_batch
         )
@@ -98,11 +122,14 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
         run_log.metrics(step, "sft", values)
         if step % sft.measure_every == 0:
             log.info("cold start step %d: loss %.3f, pass rate %s", step, loss, pass_rate)
-        if pass_rate is not None and pass_rate >= sft.target_pass_rate:
-            break
+        so_far = {"pass_rate": pass_rate, "loss": loss, "dropped": dropped}
+        if saver.due(step):
+            saver.save(step, _state(feed, so_far))
     seconds = time.monotonic() - started
     model = config.model
     proof = save_model(engine, session.folder, model.dtype, out / COLD_START_MODEL, probe)
+    if world.is_main:
+        shutil.rmtree(root, ignore_errors=True)
     return {
         "steps": step,
         "dropped": dropped,
@@ -112,3 +139,24 @@ def cold_start(config: RunConfig, session: Session, scorer: Scorer, run_log: Run
         "loss": loss,
         "model": proof_values(proof),
     }
+
+
+def _good_enough(sft: ColdStartConfig, pass_rate: float | None) -> bool:
+    return pass_rate is not None and pass_rate >= sft.target_pass_rate
+
+
+def _resume(resume: str, root: Path, session: Session, feed: ProblemFeed) -> tuple[int, dict[str, Any]]:
+    """(steps done, what was measured of them). A checkpoint that `resume` names is one of the training."""
+    folder = checkpoint_for("no" if resume == "no" else "auto", root, session.world)
+    if folder is None:
+        set_aside_from(root, 0, session.world)
+        return 0, {"pass_rate": None, "loss": float("nan"), "dropped": 0}
+    state = load_checkpoint(folder, session.engine)
+    feed.load_state_dict(state["per_rank"])
+    set_aside_from(root, state["step"], session.world, but=folder)
+    log.info("the cold start goes on from %s", folder)
+    return state["step"], state["so_far"]
+
+
+def _state(feed: ProblemFeed, so_far: dict[str, Any]) -> dict[str, Any]:
+    return {"so_far": so_far, "per_rank": feed.state_dict()}

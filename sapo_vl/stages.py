@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch.distributed import run as torchrun
-from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from sapo_vl.config import ConfigError, RunConfig, save_config
 from sapo_vl.data.problem_set import DataError, ProblemSet
@@ -20,8 +19,10 @@ from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_benchmarks
 from sapo_vl.evaluation.table import figures_table
-from sapo_vl.learning.checkpoint import MANIFEST, complete_checkpoints
+from sapo_vl.launching import STOPPED_FILE, num_processes
+from sapo_vl.learning.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.lifeline import LAUNCHER, Stopped, StopRequest
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
 from sapo_vl.model.folder import ModelError, ModelFolder, check_layout_for_vllm, examine, is_moe, read_config
@@ -40,6 +41,7 @@ from sapo_vl.record.identity import (
     read_identity,
     write_identity,
 )
+from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.record.run_log import RunLog, check_trackers, write_json
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.scoring.scorer import Scorer
@@ -50,11 +52,6 @@ from sapo_vl.train import train
 COLD_START_RESULT = "cold_start.json"
 GIB = 2**30
 log = logging.getLogger(__name__)
-
-
-def num_processes(config: RunConfig) -> int:
-    """Ranks on this machine: as configured, or one per GPU, or 2 on a CPU."""
-    return config.processes or torch.cuda.device_count() or min(2, os.cpu_count() or 1)
 
 
 def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
@@ -231,7 +228,7 @@ def _recorded(folder: Path, stage: str) -> Identity | None:
 
 def _has_results(out: Path, stage: str) -> bool:
     finished = any((out / name).exists() for name in FINISHED[stage])
-    return finished or (stage == "train" and bool(complete_checkpoints(out / "checkpoints")))
+    return finished or (stage in CHECKPOINTS and bool(complete_checkpoints(out / CHECKPOINTS[stage])))
 
 
 def _check_not_read(config: RunConfig, stage: str, out: Path) -> None:
@@ -285,71 +282,61 @@ def _check_trackers(config: RunConfig) -> None:
         raise ConfigError(str(error)) from error
 
 
-class StageFailed(RuntimeError):
-    """A rank of a stage ended with an error, which it has printed itself."""
-
-
-def launch(stage: str, config: RunConfig, out: Path) -> None:
-    """Runs a stage under torchrun on this machine and waits for it. Raises StageFailed if a rank fails.
-
-    For several machines, start the same command on each with torchrun yourself: inside a launcher a stage runs at
-    once on its rank.
-    """
-    ranks = num_processes(config)
-    out.mkdir(parents=True, exist_ok=True)
-    path = out / f".launch.{stage}.yaml"
-    save_config(config, path)
-    # Threads beyond the cores slow every rank down; a number that the user has set is meant.
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
-    command = ["-m", "sapo_vl", stage, "--config", str(path), "--out", str(out)]
-    try:
-        torchrun.run(torchrun.parse_args(["--standalone", "--nproc_per_node", str(ranks), *command]))
-    except ChildFailedError as error:
-        rank, failure = error.get_first_failure()
-        raise StageFailed(f"stage {stage}: rank {rank} ended with status {failure.exitcode}") from None
-    finally:
-        path.unlink()
-
-
 def run_stage(stage: str, config: RunConfig, out: Path) -> None:
-    """A stage on this rank. Results go into the run folder."""
+    """A stage on this rank. Results go into the run folder.
+
+    Raises Stopped if the stage was told to stop, FolderTaken if another run is at work in `out`.
+    """
     config = fitted(config)
     world = init_world()
     setup_logging(world)
     if world.is_main:
         # Under a launcher of the user's own nobody has done so; after `launch` it costs a second.
         preflight(config, stage, world.size)
-        _take_run_folder(config, stage, out)
-        save_config(config, out / CONFIG_FILES[stage])
-    world.barrier()
-    with Scorer(config.rewards, world) as scorer:
-        {"sft": _sft, "train": _train, "eval": _eval}[stage](config, out, world, scorer)
-    world.barrier()
+    with StopRequest(config.checkpoint.grace_s) as stop, _held(out, stage, world):
+        if world.is_main:
+            _take_run_folder(config, stage, out)
+            save_config(config, out / CONFIG_FILES[stage])
+        world.barrier()
+        with Scorer(config.rewards, world) as scorer:
+            try:
+                {"sft": _sft, "train": _train, "eval": _eval}[stage](config, out, world, scorer, stop)
+            except Stopped as stopped:
+                if world.is_main:
+                    write_json(out / STOPPED_FILE, {"message": str(stopped), "status": stopped.status})
+                world.barrier()
+                said = LAUNCHER in os.environ or not world.is_main  # by another process
+                raise Stopped("" if said else str(stopped), stopped.status) from None
+        world.barrier()
     shutdown_world()
 
 
-def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
+def _held(out: Path, stage: str, world: World) -> contextlib.AbstractContextManager[None]:
+    return hold_folder(out, f"stage {stage}") if world.is_main else contextlib.nullcontext()
+
+
+def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> None:
     assert config.cold_start is not None  # preflight
     sft = config.cold_start
     # Its few measurements do not pay for the start of a second engine.
     rollout = config.rollout.model_copy(update={"engine": "transformers"})
     session = open_session(config.model, sft.optim, sft.zero, rollout, world, total_updates=sft.steps, seed=config.seed)
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
-    result = cold_start(config, session, scorer, run_log, out)
+    result = cold_start(config, session, scorer, run_log, out, stop)
     run_log.close()
     if world.is_main:
         write_json(out / COLD_START_RESULT, result)
 
 
-def _train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
-    result = train(config, out, world, scorer)
+def _train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> None:
+    result = train(config, out, world, scorer, stop)
     memory = peak_memory(world)
     if world.is_main:
         about: dict[str, Any] = {"seed": config.seed, "loss": config.loss.name, "ranks": world.size}
         write_json(out / "summary.json", about | result | {"peak_memory": memory, "versions": versions()})
 
 
-def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer) -> None:
+def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> None:
     started = time.monotonic()
     session = open_session(
         config.model, OptimConfig(), ZeroConfig(stage=config.zero.stage), engine_rollout(config), world,

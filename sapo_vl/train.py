@@ -19,12 +19,15 @@ from sapo_vl.distributed import World
 from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_values
 from sapo_vl.learning.advantage import assign_advantages
-from sapo_vl.learning.checkpoint import checkpoint_for, load_checkpoint, save_checkpoint, set_aside_from
+from sapo_vl.learning.checkpoint import CHECKPOINTS, checkpoint_for, load_checkpoint, set_aside_from
 from sapo_vl.learning.diagnostics import rollout_stats
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.negative_tokens import NegativeTokens
 from sapo_vl.learning.reference import load_reference
+from sapo_vl.learning.saving import Saver
+from sapo_vl.lifeline import StopRequest, stopped
+from sapo_vl.record.files import Unwritten
 from sapo_vl.record.progress import PhaseTimer, Progress
 from sapo_vl.record.rollout_log import RolloutLog, write_step
 from sapo_vl.record.run_log import RunLog
@@ -41,10 +44,10 @@ from sapo_vl.updates import mismatch_of, pack_mini_batches, run_update, sequence
 log = logging.getLogger(__name__)
 
 
-def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[str, Any]:
+def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> dict[str, Any]:
     """Runs all steps and returns {"accuracy": {"cold_start", "final"}, "wall_s", ...} for summary.json.
 
-    Data, quotas and rewards are checked before the model is loaded.
+    Data, quotas and rewards are checked before the model is loaded. Raises Stopped once what is done is saved.
     """
     problems = ProblemSet(config.data.path, config.data.train_split)
     rows = world.gather(problems.digest() if world.is_main else "")[0]
@@ -69,10 +72,12 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         reference = load_reference(config.model, session.chat.banned_ids, config.rollout.temperature, world.device)
     feed = ProblemFeed(problems, sampler, session.chat, config.data.max_bad_share, world)
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
+    unwritten = Unwritten()
     rollout_log = RolloutLog(out / "rollouts", config.log.save_images)
 
     first, accuracy_before, ahead = _resume(config, out, session, feed, run_log)
     step = first
+    saver = Saver(out / CHECKPOINTS["train"], session.engine, config.checkpoint, first)
     progress = Progress(config.steps, enabled=world.is_main, start_step=step)
     timer = PhaseTimer(on_phase=progress.phase)
     gate = _parity_gate(config, session, problems)
@@ -95,6 +100,13 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
 
     constant = ConstantWatch()
     while step < config.steps:
+        if told := stop.agreed(world):
+            if step > saver.last:
+                saver.save(step, _state(source, accuracy_before), at_the_end=True)
+            source.close()
+            session.rollouts.close()
+            run_log.close()
+            raise stopped(told, step, f"of {config.steps}", saver.last, out)
         with timer("rollout"):
             drawn = source.next()
         drawn, found = _scored_and_resampled(config, drawn, feed, source, scorer, timer, world)
@@ -125,26 +137,27 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         run_log.metrics(step, "train", values)
         progress.step(step, values)
         if _due(config.log.save_rollouts_every, step):
-            rollout_log.write(step, groups, world.rank)
+            unwritten.attempt("rollouts", rollout_log.write, step, groups, world.rank)
         if _due(config.log.save_sequences_every, step):
-            write_step(out / "sequences", step, world.rank, sequence_lines(step, batches, updates))
+            lines = sequence_lines(step, batches, updates)
+            unwritten.attempt("sequences", write_step, out / "sequences", step, world.rank, lines)
         if _due(config.eval.every, step) and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
-        if _due(config.checkpoint.every, step) and step < config.steps:
+        if saver.due(step) and step < config.steps:
             with timer("checkpoint"):
-                _save(config, out, session, source, step, accuracy_before)
+                saver.save(step, _state(source, accuracy_before))
 
     source.close()
     with timer("export"):
         try:
             proof = save_model(session.engine, session.folder, config.model.dtype, out / "final", probe)
         except ExportError:  # on all ranks; what was learned is kept all the same
-            _save(config, out, session, source, step, accuracy_before)
+            saver.save(step, _state(source, accuracy_before), at_the_end=True)
             raise
     if step > first:
         with timer("checkpoint"):  # behind the model, which takes a fraction of the room
-            _save(config, out, session, source, step, accuracy_before)
+            saver.save(step, _state(source, accuracy_before), at_the_end=True)
     with timer("eval"):
         accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()
@@ -156,6 +169,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer) -> dict[st
         "steps": step,
         "model": proof_values(proof),
         "bad_rows": feed.bad_rows.bad,
+        "unwritten": {"checkpoints": saver.failed, **unwritten.counts},
         "scoring": dict(zip(map(str, scorer.counts), map(int, world.sum([*scorer.counts.values()])), strict=True)),
         "wall_s": {**timer.totals, "train_stage": time.monotonic() - started},
     }
@@ -242,7 +256,7 @@ def _resume(
     config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
 ) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
     """(first step to run, accuracy measured before it if known, the rollouts sampled ahead for it if there are any)."""
-    root = out / "checkpoints"
+    root = out / CHECKPOINTS["train"]
     folder = checkpoint_for(config.resume, root, session.world)
     if folder is None:
         set_aside_from(root, 0, session.world)
@@ -260,17 +274,9 @@ def _resume(
     return state["step"], state["accuracy_before"], state["per_rank"].get("ahead")
 
 
-def _save(
-    config: RunConfig,
-    out: Path,
-    session: Session,
-    source: RolloutSource,
-    step: int,
-    accuracy_before: dict[str, Any] | None,
-) -> None:
-    """A checkpoint after `step` steps."""
-    state = {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
-    save_checkpoint(out / "checkpoints", step, session.engine, state, config.checkpoint.keep)
+def _state(source: RolloutSource, accuracy_before: dict[str, Any] | None) -> dict[str, Any]:
+    """What a checkpoint has beside the engine."""
+    return {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
 
 
 def _throughput(groups: Sequence[RolloutGroup], world: World, seconds: dict[str, float]) -> dict[str, float]:

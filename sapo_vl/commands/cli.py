@@ -10,13 +10,14 @@ from data_recipes.arguments import UsageError
 from sapo_vl import __version__
 from sapo_vl.commands import data, evaluation, experiments, model, recipe, reward, training
 from sapo_vl.commands.adding import adder
+from sapo_vl.lifeline import Stopped
 
 FAMILIES = (recipe, model, training, evaluation, experiments, reward)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs one sub-command; 0 if it succeeded, 1 if a check found something, 2 for bad input (one message, no
-    traceback)."""
+    traceback), STOPPED or CUT_OFF of sapo_vl.lifeline for a run that was told to stop."""
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:2] == ["recipe", "check"]:  # whoever has just built a set looks for it there
         words[0] = "data"
@@ -31,6 +32,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except _bad_input() as error:
         print(f"sapo-vl {args.command}: {type(error).__name__}: {error}", file=sys.stderr)
         return 2
+    except Stopped as stopped:
+        if str(stopped):
+            print(f"sapo-vl {args.command}: {stopped}", file=sys.stderr)
+        return stopped.status
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -51,13 +56,14 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.data.problem_set import DataError, TooManyBadRows
     from sapo_vl.data.sampler import QuotaError
     from sapo_vl.evaluation.errors import EvaluationError
-    from sapo_vl.experiments.jobs import FolderTaken
-    from sapo_vl.learning.checkpoint import CheckpointError
+    from sapo_vl.launching import StageFailed
+    from sapo_vl.learning.checkpoint import CheckpointError, SaveFailed
     from sapo_vl.learning.final import ExportError
     from sapo_vl.learning.nonfinite import NonFiniteUpdate
     from sapo_vl.learning.weights import ManifestError
     from sapo_vl.model.chat import PromptError
     from sapo_vl.model.loading import ModelError
+    from sapo_vl.record.run_lock import FolderTaken
     from sapo_vl.rollout.failures import RolloutStopped
     from sapo_vl.rollout.parity import ParityError
     from sapo_vl.rollout.vllm.contract import VllmMissing
@@ -67,11 +73,10 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.scoring.failure_watch import ScoringStopped
     from sapo_vl.scoring.lines import RewardLinesError
     from sapo_vl.scoring.scorer import ScoringError
-    from sapo_vl.stages import StageFailed
 
     return (
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
-        ScoringStopped, CheckpointError, NonFiniteUpdate, StageFailed, ExportError,
+        ScoringStopped, CheckpointError, SaveFailed, NonFiniteUpdate, StageFailed, ExportError,
         WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
         ServeError, ServersUnusable, EvaluationError, FolderTaken,
     )  # fmt: skip

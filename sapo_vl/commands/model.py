@@ -1,4 +1,4 @@
-"""Model folders and the installation: init-tiny, convert, doctor."""
+"""Model folders and the installation: init-tiny, convert, export, doctor."""
 
 from __future__ import annotations
 
@@ -22,6 +22,12 @@ def add_parsers(add: Add) -> None:
     )
     conversion.add_argument("folder", help="a model folder, or a hub id where a hub can be reached")
     conversion.add_argument("--out", type=Path, required=True)
+
+    export = add("export", _export, "Write the model of a checkpoint as a Hugging Face folder; no GPU is needed.")
+    export.add_argument("checkpoint", type=Path, help="a checkpoint, or a run folder: its newest whole one")
+    export.add_argument("--out", type=Path, required=True)
+    export.add_argument("--adapters", action="store_true", help="the adapters alone, as peft loads them; else merged")
+    export.add_argument("--model", default="", help="the folder that the run started from, where it has moved")
 
     doctor = add("doctor", _doctor, "Prove on tiny models that this installation fits together.")
     doctor.add_argument(
@@ -47,6 +53,21 @@ def _convert(args: argparse.Namespace) -> None:
     print(
         f"wrote {args.out}: {counts['weights']} weights, {counts['turned']} expert weights turned, {counts['joined']} "
         "single experts joined"
+    )
+
+
+def _export(args: argparse.Namespace) -> None:
+    from sapo_vl.learning.exporting import export, find_checkpoint, model_of_run
+    from sapo_vl.session import quiet_libraries
+
+    check_folder(args.out, new=True)
+    quiet_libraries()
+    checkpoint = find_checkpoint(args.checkpoint)
+    found = export(checkpoint, model_of_run(checkpoint, args.model), args.out, only_adapters=args.adapters)
+    what = "weights of adapters" if args.adapters else "weights"
+    print(
+        f"wrote {args.out}: step {found.step} of {found.checkpoint}, {found.weights} {what}, "
+        f"{found.bytes / 2**20:.1f} MiB" + (f", digest {found.digest}" if found.digest else "")
     )
 
 

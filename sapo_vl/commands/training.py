@@ -14,6 +14,7 @@ import yaml
 from data_recipes.arguments import UsageError
 from sapo_vl.commands.adding import Add
 from sapo_vl.commands.output import check_folder
+from sapo_vl.lifeline import die_with_launcher
 
 
 def add_parsers(add: Add) -> None:
@@ -56,7 +57,10 @@ def _config(args: argparse.Namespace) -> Any:
 
 def _stage(args: argparse.Namespace) -> None:
     """One stage: in this process if a launcher started it, else through torchrun with the configured ranks."""
+    if "RANK" in os.environ:
+        die_with_launcher()  # before anything that takes time
     from sapo_vl import stages
+    from sapo_vl.launching import launch
 
     if names := getattr(args, "benchmark", None):
         args.pairs = [f"eval.benchmarks={json.dumps(names.split(','))}", *args.pairs]
@@ -67,7 +71,7 @@ def _stage(args: argparse.Namespace) -> None:
     config = stages.fitted(config)
     stages.preflight(config, args.command)
     stages.check_run_folder(config, args.command, Path(args.out))
-    stages.launch(args.command, config, Path(args.out))
+    launch(args.command, config, Path(args.out))
 
 
 def _run(args: argparse.Namespace) -> None:

@@ -7,10 +7,6 @@ from pathlib import Path
 from typing import Any
 
 
-class FolderTaken(RuntimeError):
-    """Two calls at once would run the same jobs in the same folders."""
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """Commands, one after the other, that fill a folder."""

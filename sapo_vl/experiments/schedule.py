@@ -19,8 +19,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import IO, Any
 
-from sapo_vl.experiments.jobs import FolderTaken, Job
+from sapo_vl.experiments.jobs import Job
 from sapo_vl.record.files import set_aside
+from sapo_vl.record.run_lock import LOCK_FILE, FolderTaken
 
 JOB_FILE, LOG_FILE = "job.json", "log.txt"
 POLL_S = 0.2
@@ -60,7 +61,7 @@ def only_one(out: Path) -> Iterator[int]:
     """Holds `out` for this call and the processes it starts, which inherit the lock: one that outlived a killed call
     keeps it too. Raises FolderTaken if somebody else has it."""
     out.mkdir(parents=True, exist_ok=True)
-    with (out / ".lock").open("w") as file:
+    with (out / LOCK_FILE).open("w") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

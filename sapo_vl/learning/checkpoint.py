@@ -15,6 +15,8 @@ import os
 import random
 import re
 import shutil
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +35,7 @@ from sapo_vl.strict import Strict
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+CHECKPOINTS = {"train": "checkpoints", "sft": "cold_start_checkpoints"}  # stage -> folder inside the run's
 # The classes that DeepSpeed puts into its optimizer shards beside tensors and plain values.
 SHARD_CLASSES = [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
 
@@ -56,25 +59,60 @@ class CheckpointConfig(Strict):
     50 steps of a real model are an hour or a few, which is what a crash may cost."""
     keep: int = Field(default=2, ge=1)
     """The newest that stay on disk: one more than is needed, should the newest turn out damaged."""
+    max_failures: int = Field(default=3, ge=1)
+    """Saves in a row that may fail, of a full disk for one, before the run ends."""
+    grace_s: float = Field(default=300.0, gt=0)
+    """Seconds that a run which is told to stop (SIGTERM, SIGINT, SIGUSR1) has for the step under way and its save."""
 
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used. The message names the folder and the reason."""
 
 
-class RestrictedCheckpointEngine(TorchCheckpointEngine):
-    """DeepSpeed's file access, but loading runs no code from the file: tensors, plain values and named classes only."""
+class SaveFailed(RuntimeError):
+    """A checkpoint could not be written. The message has the step, the reason, and the room there is."""
 
-    def load(self, path: str, map_location: Any = None) -> Any:
-        """Raises CheckpointError naming the file if it cannot be read, or holds anything else."""
+
+class RestrictedCheckpointEngine(TorchCheckpointEngine):
+    """DeepSpeed's file access, but loading runs no code from the file: tensors, plain values and named classes only.
+
+    A file that cannot be written is noted in `fault` ("": none), so that DeepSpeed goes on to where all ranks meet.
+    """
+
+    fault = ""
+
+    def save(self, state_dict: Any, path: str) -> None:
+        """In torch's archive format, which can be mapped; DeepSpeed's own choice is the older one."""
         try:
+            with open(path, "wb") as file:  # of ours: torch's own would not say why it cannot be written
+                torch.save(state_dict, file)
+        except (OSError, RuntimeError) as error:
+            reason = _of_the_disk(error)
+            if reason is None:
+                raise
+            self.fault = self.fault or f"{path}: {reason}"
+
+    def load(self, path: str, map_location: Any = None, *, mapped: bool = False) -> Any:
+        """`mapped`: tensors are views of the file where its format allows that.
+
+        Raises CheckpointError naming the file if it cannot be read, or holds anything else.
+        """
+        try:
+            mapped = mapped and zipfile.is_zipfile(path)
             with torch.serialization.safe_globals([*SHARD_CLASSES, *MEMBERS]):
-                return torch.load(path, map_location=map_location, weights_only=True)
+                return torch.load(path, map_location=map_location, weights_only=True, mmap=mapped)
         except Exception as error:  # which ones torch raises for a file that it cannot read is written down nowhere
             raise CheckpointError(
                 f"{path} cannot be read as tensors and plain values ({type(error).__name__}: {error}); resume from "
                 "another checkpoint (resume=FOLDER), and do not trust one that you have not written yourself"
             ) from error
+
+
+def _of_the_disk(error: BaseException | None) -> OSError | None:
+    """What the disk said: torch's writer goes on to its own end, where it raises something else, without a class."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return error
 
 
 def step_dir(root: Path, step: int) -> Path:
@@ -85,43 +123,91 @@ def save_checkpoint(root: Path, step: int, engine: PolicyEngine, state: dict[str
     """Saves on all ranks together; of the older checkpoints in `root`, the newest keep - 1 stay.
 
     `state` is JSON-like and the same on all ranks, but for its entry "per_rank". One of the same step is replaced.
+    Raises SaveFailed, on all ranks, if the disk of any of them fails; what was written is deleted then.
     """
     world = engine.world
     final, beside = step_dir(root, step), root / f".writing_step_{step:08d}"
-    if world.is_main:
-        shutil.rmtree(beside, ignore_errors=True)
-        beside.mkdir(parents=True)
-    world.barrier()
-    engine.ds.checkpoint_engine = RestrictedCheckpointEngine()
-    engine.ds.save_checkpoint(str(beside), tag="shards", save_latest=False)
-    mine = {"random": random_state(), "per_rank": state.get("per_rank", {})}
-    _write(beside / f"rank_{world.rank}.json", json.dumps(mine))
-    # Each rank digests its share of the files, so that large checkpoints are hashed in parallel.
-    world.barrier()
-    files = sorted(p for p in beside.rglob("*") if p.is_file())
-    digests = {str(p.relative_to(beside)): _digest(p) for p in files[world.rank :: world.size]}
-    manifest = {
-        "step": step,
-        "world_size": world.size,
-        "zero_stage": engine.zero.stage,
-        "learning": learning_digest(engine),
-        "updates": engine.updates,
-        "dropped_in_a_row": engine.dropped_in_a_row,
-        "state": {name: value for name, value in state.items() if name != "per_rank"},
-        "files": {k: v for part in world.gather(digests) for k, v in part.items()},
-    }
-    if world.is_main:
-        _write(beside / MANIFEST, seal(manifest))
-        publish(beside, final)
-        prune(root, step, keep)
+    try:
+        _agreed(world, _attempt(lambda: _make_anew(beside)) if world.is_main else "")
+        files = RestrictedCheckpointEngine()
+        engine.ds.checkpoint_engine = files
+        engine.ds.save_checkpoint(str(beside), tag="shards", save_latest=False)
+        mine = json.dumps({"random": random_state(), "per_rank": state.get("per_rank", {})})
+        _agreed(world, files.fault or _attempt(lambda: _write(beside / f"rank_{world.rank}.json", mine)))
+        manifest = {
+            "step": step,
+            "world_size": world.size,
+            "zero_stage": engine.zero.stage,
+            "learning": learning_digest(engine),
+            "updates": engine.updates,
+            "dropped_in_a_row": engine.dropped_in_a_row,
+            "state": {name: value for name, value in state.items() if name != "per_rank"},
+            "files": _digests(beside, world),
+        }
+        _agreed(world, _attempt(lambda: _finish(beside, final, manifest)) if world.is_main else "")
+    except OSError as error:
+        if world.is_main:
+            shutil.rmtree(beside, ignore_errors=True)
+        world.barrier()
+        raise SaveFailed(f"the checkpoint of step {step} was not saved: {error}{_room(root)}") from None
+    if world.is_main and (fault := _attempt(lambda: prune(root, step, keep))):
+        log.warning("an older checkpoint could not be deleted: %s", fault)
     world.barrier()
     return final
+
+
+def _make_anew(beside: Path) -> None:
+    shutil.rmtree(beside, ignore_errors=True)
+    (beside / "shards").mkdir(parents=True)
+
+
+def _finish(beside: Path, final: Path, manifest: dict[str, Any]) -> None:
+    _write(beside / MANIFEST, seal(manifest))
+    publish(beside, final)
+
+
+def _attempt(work: Callable[[], None]) -> str:
+    """Why the disk did not let `work` be done; "" if it did."""
+    try:
+        work()
+    except OSError as error:
+        return str(error)
+    return ""
+
+
+def _agreed(world: World, fault: str) -> None:
+    """Raises OSError on all ranks if there is a fault on any of them: the first."""
+    if found := next(filter(None, world.gather(fault)), ""):
+        raise OSError(found)
+
+
+def _digests(beside: Path, world: World) -> dict[str, str]:
+    """Name -> digest of all files. Each rank reads a share, so that large checkpoints are hashed in parallel."""
+    files = sorted(p for p in beside.rglob("*") if p.is_file())
+    mine: dict[str, str] = {}
+    fault = _attempt(
+        lambda: mine.update({str(p.relative_to(beside)): _digest(p) for p in files[world.rank :: world.size]})
+    )
+    _agreed(world, fault)
+    return {name: digest for part in world.gather(mine) for name, digest in part.items()}
+
+
+def _room(root: Path) -> str:
+    try:
+        return f" ({shutil.disk_usage(root).free / 2**30:.2f} GiB are free in {root})"
+    except OSError:  # the disk is away
+        return ""
 
 
 def publish(beside: Path, final: Path) -> None:
     """Gives a written checkpoint its final name. What has that name is deleted only when the new one is in place."""
     replaced = set_aside(final) if final.exists() else None
-    os.rename(beside, final)
+    try:
+        os.rename(beside, final)
+    except OSError:
+        if replaced is not None:
+            os.rename(replaced, final)
+        raise
     if replaced is not None:
         shutil.rmtree(replaced)
 

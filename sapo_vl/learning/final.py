@@ -64,6 +64,15 @@ class Proof:
     probe: str  # "", or why it was not taken
 
 
+@dataclass(frozen=True, slots=True)
+class Asked:
+    """A probe and what the trained model says to it."""
+
+    batch: MicroBatch
+    logprobs: Tensor  # [N] fp32
+    banned_ids: Sequence[int]
+
+
 def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path, probe: MicroBatch | None) -> Proof:
     """Writes the policy, adapters merged, to `out`, reads it back, and gives it its name. All ranks together.
 
@@ -73,15 +82,15 @@ def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path,
     world = engine.world
     fault, proof = "", None
     beside = out.with_name(f".{out.name}.writing-{os.getpid()}")
-    wanted = None if probe is None else engine.logprobs([probe], probe)[0][0].float().cpu()
-    banned_ids = engine.module.head.banned_ids.tolist()
-    sent: dict[str, tuple[tuple[int, ...], str]] = {}
-    weights = _in_layout(hub_weights(engine), export_layout(folder), tied=folder.tied)
+    asked: Asked | str = "no probe could be made a prompt"
+    if probe is not None:
+        asked = Asked(
+            probe, engine.logprobs([probe], probe)[0][0].float().cpu(), engine.module.head.banned_ids.tolist()
+        )
+    weights = hub_weights(engine)
     try:
         if world.is_main:
-            _start(beside, folder, dtype)
-            write_weights(_noted(weights, sent), beside)
-            proof = _prove(beside, folder, dtype, sent, banned_ids, wanted, probe)
+            proof = write_proved(weights, folder, dtype, beside, asked)
     except (OSError, SafetensorError, ModelError) as error:
         fault = str(error)
     for _ in weights:  # of what the main rank did not take: the other ranks gather along
@@ -95,6 +104,20 @@ def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path,
     world.barrier()
     assert proof is not None
     return proof
+
+
+def write_proved(
+    weights: Iterator[tuple[str, Tensor]], folder: ModelFolder, dtype: str, beside: Path, asked: Asked | str
+) -> Proof:
+    """Writes `weights`, which have the hub's names and layout, as the folder `beside` of a model trained from `folder`,
+    and reads it back. `asked`: the probe, or why there is none.
+
+    Raises OSError or SafetensorError if the disk fails, ModelError if the folder is not the model.
+    """
+    sent: dict[str, tuple[tuple[int, ...], str]] = {}
+    _start(beside, folder, dtype)
+    write_weights(_noted(_in_layout(weights, export_layout(folder), tied=folder.tied), sent), beside)
+    return _prove(beside, folder, dtype, sent, asked)
 
 
 def make_probe(chat: Chat) -> MicroBatch | None:
@@ -162,9 +185,7 @@ def _prove(
     folder: ModelFolder,
     dtype: str,
     sent: Mapping[str, tuple[tuple[int, ...], str]],
-    banned_ids: Sequence[int],
-    wanted: Tensor | None,
-    probe: MicroBatch | None,
+    asked: Asked | str,
 ) -> Proof:
     written = examine(str(beside))
     if written.tied != folder.tied:
@@ -175,7 +196,7 @@ def _prove(
     check_tokenizer(load_processor(str(beside)), written)
     if (beside / GENERATION).exists():
         GenerationConfig.from_pretrained(beside)
-    gap, why_not = _probe_gap(written, dtype, banned_ids, wanted, probe)
+    gap, why_not = (None, asked) if isinstance(asked, str) else _probe_gap(written, dtype, asked)
     if gap is not None and not gap <= PROBE_LIMITS[dtype]:
         raise ModelError(
             f"a model loaded from what was written gives log-probs {gap:.3g} from the trained model's on average, more "
@@ -198,19 +219,15 @@ def check_values(folder: Path, sent: Mapping[str, tuple[tuple[int, ...], str]]) 
         raise ModelError(f"{len(wrong)} weights were not read back as they were written: {', '.join(wrong[:4])}")
 
 
-def _probe_gap(
-    written: ModelFolder, dtype: str, banned_ids: Sequence[int], wanted: Tensor | None, probe: MicroBatch | None
-) -> tuple[float | None, str]:
-    if probe is None or wanted is None:
-        return None, "no probe could be made a prompt"
+def _probe_gap(written: ModelFolder, dtype: str, asked: Asked) -> tuple[float | None, str]:
     size = {"float32": 4, "bfloat16": 2}[dtype]
     needed, free = written.numel * size, _free_memory()
     if needed > 0.8 * free:
         return None, f"a second copy takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of main memory are free"
     loaded = load_model(ModelConfig(path=str(written.path), dtype=dtype), written)  # type: ignore[arg-type]
     with torch.no_grad():
-        given = PolicyModule(loaded, banned_ids).eval()(probe)[0].float()
-    return float((given - wanted).abs().mean()), ""
+        given = PolicyModule(loaded, asked.banned_ids).eval()(asked.batch)[0].float()
+    return float((given - asked.logprobs).abs().mean()), ""
 
 
 def _free_memory() -> int:

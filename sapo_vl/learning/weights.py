@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -34,11 +34,23 @@ def hub_weights(engine: PolicyEngine, bucket_bytes: int = SHARD_BYTES) -> Iterat
     the consumer may keep what it is given: the extra memory is two buckets. Below stage 3 nothing is copied but
     merged adapters and transposed expert weights, and a consumer must not change what it is given.
     """
-    sharded, pairs = engine.zero.stage == 3, adapters(engine.module.hf)
-    for bucket in _buckets(_pieces(engine.module.hf), bucket_bytes):
-        parameters = {name: p for piece in bucket for name, p in piece.parameters.items()}
-        with gathered(list(parameters.values()), engine.zero.stage):
-            state = {name: p.detach().clone() if sharded else p.detach() for name, p in parameters.items()}
+    stage = engine.zero.stage
+
+    def whole(parameters: Mapping[str, Any]) -> dict[str, Tensor]:
+        with gathered(list(parameters.values()), stage):
+            return {name: p.detach().clone() if stage == 3 else p.detach() for name, p in parameters.items()}
+
+    yield from in_hub_layout(engine.module.hf, whole, bucket_bytes)
+
+
+def in_hub_layout(
+    model: torch.nn.Module, whole: Callable[[Mapping[str, Any]], dict[str, Tensor]], bucket_bytes: int = SHARD_BYTES
+) -> Iterator[tuple[str, Tensor]]:
+    """The weights of `model`, perhaps inside peft, as the hub has them; `whole` gives the values of some parameters,
+    at most `bucket_bytes` (or one weight's) at a time, by name in `model`."""
+    pairs = adapters(model)
+    for bucket in _buckets(_pieces(model), bucket_bytes):
+        state = whole({name: p for piece in bucket for name, p in piece.parameters.items()})
         yield from hub_layout(merged_state(state, pairs)).items()
 
 

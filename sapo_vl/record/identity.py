@@ -45,10 +45,10 @@ BOUND: dict[str, tuple[str, ...]] = {
 # somewhere. A folder without any of that is free: what started there left nothing to be mixed up with.
 RESULTS: dict[str, tuple[str, ...]] = {
     "train": ("final", "summary.json", "rollouts", "sequences", "benchmarks"),
-    "sft": ("cold_start", "cold_start.json"),
+    "sft": ("cold_start", "cold_start.json", "cold_start_checkpoints"),
     "eval": ("eval.json", "benchmarks"),
 }
-FINISHED = {"train": ("final", "summary.json"), "sft": RESULTS["sft"], "eval": RESULTS["eval"]}
+FINISHED = {"train": ("final", "summary.json"), "sft": ("cold_start", "cold_start.json"), "eval": RESULTS["eval"]}
 WHAT = {"model.path": "other weights or another config.json", "data.path": "other rows"}
 
 

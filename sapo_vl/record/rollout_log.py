@@ -59,8 +59,11 @@ class RolloutLog:
             path.parent.mkdir(exist_ok=True)
             # Another rank may be writing the same image: each writes its own file, the last rename wins.
             beside = path.with_name(f".{name}.{os.getpid()}.tmp")
-            beside.write_bytes(encode_png(image.convert("RGB")))
-            beside.replace(path)
+            try:
+                beside.write_bytes(encode_png(image.convert("RGB")))
+                beside.replace(path)
+            finally:
+                beside.unlink(missing_ok=True)
         return name
 
 
@@ -72,9 +75,12 @@ def write_step(folder: Path, step: int, rank: int, lines: Iterable[Mapping[str, 
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"step_{step:06d}.rank{rank}.jsonl"
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="ascii") as file:
-        file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
-    beside.replace(path)
+    try:
+        with beside.open("w", encoding="ascii") as file:
+            file.writelines(json.dumps(line, allow_nan=False) + "\n" for line in lines)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)  # a part of it would keep a full disk full
     return path
 
 

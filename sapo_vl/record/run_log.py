@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
+import logging
 import math
 import numbers
 import os
@@ -25,6 +27,7 @@ Phase = Literal["train", "eval", "sft"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Tracker = TensorBoardTracker | WandBTracker | TrackioTracker
 METRICS_FILE = "metrics.jsonl"
+log = logging.getLogger(__name__)
 OWN_KEYS = ("step", "phase", "time", "nonfinite")
 
 
@@ -86,16 +89,17 @@ class RunLog:
         row |= {name: _finite(value) for name, value in plain.items()}
         if broken := [name for name, value in plain.items() if _finite(value) != value]:
             row["nonfinite"] = broken
-        self._file.write(_json(row) + "\n")
-        self._file.flush()
+        self._unwritten += _json(row) + "\n"
+        self._write()
         numbers_only = {name: v for name, v in plain.items() if isinstance(v, int | float)}
         scalars = {f"{phase}/{name}": v for name, v in numbers_only.items() if math.isfinite(v)}
         for tracker in self._trackers:
-            if isinstance(tracker, WandBTracker):
-                # Its own step may only grow, ours starts over with each phase.
-                tracker.log({f"{phase}/step": step, **scalars})
-            else:
-                tracker.log(scalars, step=step)
+            # wandb's own step may only grow, ours starts over with each phase.
+            own = isinstance(tracker, WandBTracker)
+            try:
+                tracker.log({f"{phase}/step": step, **scalars} if own else scalars, step=None if own else step)
+            except OSError as error:
+                log.warning("%s did not take step %d: %s", tracker.name, step, error)
 
     def truncate_from(self, step: int, phases: Collection[Phase] = ("train", "eval")) -> None:
         """Drops the lines of these phases of `step` and later; the file is replaced as a whole.
@@ -109,11 +113,30 @@ class RunLog:
         rows = read_metrics(self._path)
         self._continue([row for row in rows if row["phase"] not in phases or row["step"] < step])
 
+    def _write(self) -> None:
+        """Writes what is to be written; what the disk does not take now is kept for the next time, whole lines."""
+        before = os.fstat(self._file.fileno()).st_size
+        data = memoryview(self._unwritten.encode())
+        try:
+            while data:
+                data = data[self._file.write(data) :]
+        except OSError as error:
+            with contextlib.suppress(OSError):
+                os.truncate(self._path, before)
+            log.warning("%s could not be written (%s); its lines are kept for later", self._path, error)
+            return
+        self._unwritten = ""
+
     def close(self) -> None:
         """Closes the file and ends the trackers' runs."""
         if not self._is_main:
             return
+        self._write()
         self._file.close()
+        if self._unwritten:
+            log.error(
+                "%s lacks its last %d lines, which the disk did not take", self._path, self._unwritten.count("\n")
+            )
         for tracker in self._trackers:
             tracker.finish()
 
@@ -127,7 +150,8 @@ class RunLog:
         """Makes `rows` the content of the file and opens it for more."""
         _replace(self._path, "".join(_json(row) + "\n" for row in rows))
         self._start = time.monotonic() - max((row["time"] for row in rows), default=0.0)
-        self._file = self._path.open("a", encoding="utf-8")
+        self._file = self._path.open("ab", buffering=0)
+        self._unwritten = ""  # whole lines
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:

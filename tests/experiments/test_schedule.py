@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from sapo_vl.experiments.jobs import FolderTaken, Job
+from sapo_vl.experiments.jobs import Job
 from sapo_vl.experiments.schedule import Status, only_one, outcome_before, run_jobs
+from sapo_vl.record.run_lock import FolderTaken
 
 
 def job(folder: Path, *programs: str, name: str = "", after: str = "", hash: str = "h") -> Job:

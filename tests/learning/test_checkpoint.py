@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from checkpoint_worker import CHECKPOINTED, Malicious
+from checkpoint_worker import CHECKPOINTED, FAULTY_DISK, Malicious
 from distributed_worker import VARIANTS
 from helpers_launch import run_ranks
 from helpers_models import KINDS, make_case, processor
@@ -57,6 +57,24 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 def seen(folder: Path, name: str) -> list[dict[str, Any]]:
     return [json.loads((folder / f"{name}.rank{r}of{RANKS}.json").read_text()) for r in range(RANKS)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAULTY_DISK)
+def test_a_disk_that_fails_costs_the_save_and_nothing_else(name: str, folder: Path) -> None:
+    """Whichever operation of whichever rank it is that fails."""
+    ranks = [record["disk"] for record in seen(folder, name)]
+    assert [turn["fault"] for turn in ranks[0]] == [turn["fault"] for turn in ranks[1]], "both ranks are told"
+    turns = ranks[0]
+    assert sum(turn["fired"] for turn in turns) >= 8, "files of shards, of ranks, the manifest, folders, the rename"
+    for turn in turns:
+        assert not [n for n in turn["names"] if n.startswith(".") or "superseded" in n], "nothing half written is left"
+        if turn["fault"]:
+            assert turn["fired"] and turn["whole"] == [3], "the older one stays"
+            assert turn["fault"].startswith("the checkpoint of step 4 was not saved: ")
+            assert os.strerror(turn["errno"]) in turn["fault"] and "GiB are free in" in turn["fault"]
+        else:
+            assert 4 in turn["whole"]
 
 
 @pytest.mark.slow

@@ -9,7 +9,10 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import errno
+import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +24,7 @@ from sapo_vl.distributed import World
 from sapo_vl.learning.checkpoint import (
     MANIFEST,
     CheckpointError,
+    SaveFailed,
     _digest,
     find_damage,
     load_checkpoint,
@@ -35,6 +39,8 @@ from sapo_vl.learning.optim import ZeroConfig
 from sapo_vl.session import Session
 
 CHECKPOINTED = ("dense-0", "dense-1", "dense-2", "dense-3", "moe-3", "moe-3-lora")
+FAULTY_DISK = ("dense-1", "moe-3")
+ERRORS = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS)
 MARKER = "executed"
 
 
@@ -88,6 +94,7 @@ def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, worl
         out[f"malicious {kind}"] = refusal(folder / f"malicious-{name}" / kind, engine, plant=root / "step_00000003")
     out["executed"] = (folder / MARKER).exists()
     out["damage"] = damages(root / "step_00000003", folder / f"damaged-{name}", world)
+    out["disk"] = disk_faults(root, engine) if name in FAULTY_DISK else []
     engine.ds.destroy()
     return out
 
@@ -141,6 +148,56 @@ def damages(whole: Path, root: Path, world: World) -> dict[str, Any]:
         if world.is_main and name:
             shutil.copy(whole / name, copy / name)
     return out
+
+
+class Disk:
+    """Fails one of the operations that change a folder, the `number`th that Python asks the system for."""
+
+    def __init__(self, root: Path) -> None:
+        self._root, self._number, self._errno, self._count = str(root), -1, 0, 0
+        sys.addaudithook(self._look)
+
+    def arm(self, number: int, error: int) -> None:
+        self._number, self._errno, self._count = number, error, 0
+
+    @property
+    def fired(self) -> bool:
+        return 0 <= self._number < self._count
+
+    def _look(self, event: str, args: tuple[Any, ...]) -> None:
+        changes = event in ("os.rename", "os.mkdir") or (event == "open" and isinstance(args[2], int) and args[2] & 3)
+        if self._number < 0 or not changes or not str(args[0]).startswith(self._root):
+            return
+        self._count += 1
+        if self._count == self._number + 1:
+            raise OSError(self._errno, os.strerror(self._errno), args[0])
+
+
+def disk_faults(root: Path, engine: PolicyEngine) -> list[dict[str, Any]]:
+    """Saves step 4 again and again; each time another operation fails on one of the ranks, until there is none left."""
+    world, disk, found = engine.world, Disk(root), []
+    for turn in range(200):
+        number, victim = divmod(turn, world.size)
+        disk.arm(number if world.rank == victim else -1, ERRORS[turn % len(ERRORS)])
+        try:
+            save_checkpoint(root, 4, engine, {"per_rank": {}}, keep=2)
+            fault = ""
+        except SaveFailed as error:
+            fault = str(error)
+        fired = world.any(disk.fired)
+        disk.arm(-1, 0)
+        names = sorted(p.name for p in root.iterdir())
+        whole = [
+            step for step in (3, 4) if f"step_{step:08d}" in names and not find_damage(step_dir(root, step), world)
+        ]
+        found.append({"fired": fired, "fault": fault, "names": names, "whole": whole, "errno": ERRORS[turn % 4]})
+        world.barrier()
+        if world.is_main:
+            shutil.rmtree(step_dir(root, 4), ignore_errors=True)
+        world.barrier()
+        if victim == world.size - 1 and not any(last["fired"] for last in found[-world.size :]):
+            return found
+    raise AssertionError("there is always another operation")
 
 
 if __name__ == "__main__":

@@ -43,16 +43,23 @@ def prepare(folder: Path, seed: int, reward: str = REWARD) -> dict[str, Any]:
     }
 
 
-def run_all(folder: Path, runs: Mapping[str, Mapping[str, Any]], cut: Mapping[str, str], ranks: int = 1) -> str:
-    """Trains into folder/name for each name, in order; what was printed. `cut`: name -> the run that it resumes."""
+def run_all(
+    folder: Path,
+    runs: Mapping[str, Mapping[str, Any]],
+    cut: Mapping[str, str],
+    ranks: int = 1,
+    fails: Mapping[str, str] | None = None,
+) -> str:
+    """Trains into folder/name for each name, in order; what was printed. `cut`: name -> the run that it resumes;
+    `fails`: name -> what the error says that it ends with."""
     jobs = [
-        {"out": str(folder / name), "settings": dict(settings)}
+        {"out": str(folder / name), "settings": dict(settings), "fails": (fails or {}).get(name, "")}
         | ({"cut_from": str(folder / cut[name])} if name in cut else {})
         for name, settings in runs.items()
     ]
     path = folder / f"runs-{ranks}.json"
     path.write_text(json.dumps(jobs))
-    return run_ranks(ranks, "train_worker.py", path)
+    return run_ranks(ranks, "train_worker.py", path, timeout=600)
 
 
 def steps(out: Path) -> list[dict[str, Any]]:

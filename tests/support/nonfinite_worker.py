@@ -20,6 +20,7 @@ import sapo_vl.train
 from sapo_vl.config import RunConfig, load_config
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.learning.nonfinite import NonFiniteUpdate
+from sapo_vl.lifeline import StopRequest
 from sapo_vl.model.batching import MicroBatch
 from sapo_vl.record.run_log import RunLog
 from sapo_vl.scoring.scorer import Scorer
@@ -55,13 +56,13 @@ def sft(config: RunConfig, out: Path, world: World, poison: Poison) -> dict[str,
     s = config.cold_start
     session = open_session(config.model, s.optim, s.zero, config.rollout, world, total_updates=s.steps, seed=0)
     with Scorer(config.rewards, world) as scorer, RunLog(out, config.log, {}, world) as run_log:
-        return cold_start(config, poison.plant(session), scorer, run_log, out)
+        return cold_start(config, poison.plant(session), scorer, run_log, out, StopRequest(1))
 
 
 def train(config: RunConfig, out: Path, world: World, poison: Poison) -> dict[str, Any]:
     sapo_vl.train.open_session = lambda *args, **kwargs: poison.plant(open_session(*args, **kwargs))
     with Scorer(config.rewards, world) as scorer:
-        return sapo_vl.train.train(config, out, world, scorer)
+        return sapo_vl.train.train(config, out, world, scorer, StopRequest(1))
 
 
 CASES: dict[str, tuple[Callable[..., dict[str, Any]], set[Place]]] = {

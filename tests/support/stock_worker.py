@@ -31,6 +31,7 @@ import sapo_vl.train as training
 from rewards import REWARDS, RewardInput, RewardOutput
 from sapo_vl.config import load_config
 from sapo_vl.distributed import World, init_world, shutdown_world
+from sapo_vl.lifeline import StopRequest
 from sapo_vl.model.batching import pack
 from sapo_vl.session import Session, setup_logging
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup
@@ -124,7 +125,7 @@ def run(out: Path, settings: dict[str, Any], world: World) -> dict[str, Any]:
     started = time.process_time()
     try:
         with scoring.Scorer(config.rewards, world) as scorer:
-            result = training.train(config, out, world, scorer)
+            result = training.train(config, out, world, scorer, StopRequest(1))
         tensors = {name: value.contiguous() for name, value in whole(watched.session)}
         save_file(tensors, out / "trained.safetensors")
         return {

@@ -2,8 +2,9 @@
 
     train_worker.py RUNS.json
 
-RUNS.json is a list of {"out": folder, "settings": {key: value}, "cut_from": folder or none}. With "cut_from" the run
-folder is first made a copy of that one, as it lay on disk when the run died after its next to last checkpoint.
+RUNS.json is a list of {"out": folder, "settings": {key: value}, "cut_from": folder or none, "fails": text or none}.
+With "cut_from" the run folder is first made a copy of that one, as it lay on disk when the run died after its next to
+last checkpoint. With "fails" the run must end with an error that says so.
 
 Processes that score read this file as well, so it loads nothing large before it is run.
 """
@@ -17,9 +18,10 @@ from pathlib import Path
 from typing import Any
 
 
-def run(out: Path, settings: dict[str, Any], cut_from: str, world: Any) -> None:
+def run(out: Path, settings: dict[str, Any], cut_from: str, fails: str, world: Any) -> None:
     from sapo_vl.config import load_config
     from sapo_vl.learning.checkpoint import complete_checkpoints
+    from sapo_vl.lifeline import StopRequest
     from sapo_vl.record.run_log import write_json
     from sapo_vl.scoring.scorer import Scorer
     from sapo_vl.train import train
@@ -32,7 +34,13 @@ def run(out: Path, settings: dict[str, Any], cut_from: str, world: Any) -> None:
     world.barrier()
     config = load_config(None, [f"{key}={value}" for key, value in settings.items()])
     with Scorer(config.rewards, world) as scorer:
-        result = train(config, out, world, scorer)
+        try:
+            result = train(config, out, world, scorer, StopRequest(1))
+        except ValueError as error:
+            if not fails or fails not in str(error):
+                raise
+            return
+    assert not fails, f"{out} was to fail with {fails!r}"
     if world.is_main:
         write_json(out / "summary.json", result)
 
@@ -47,7 +55,7 @@ def main() -> None:
     world = init_world()
     setup_logging(world)
     for job in json.loads(Path(sys.argv[1]).read_text()):
-        run(Path(job["out"]), job["settings"], job.get("cut_from", ""), world)
+        run(Path(job["out"]), job["settings"], job.get("cut_from", ""), job.get("fails", ""), world)
     shutdown_world()
 
 

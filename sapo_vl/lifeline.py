@@ -1,0 +1,157 @@
+"""The processes of a run end together, and a run that is told to stop saves what it has and says how to go on."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import logging
+import os
+import select
+import signal
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from sapo_vl.distributed import World
+
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOPPED = 75  # exit status of a run that was told to stop and has saved; EX_TEMPFAIL of sysexits.h
+CUT_OFF = 76  # of one that ended before it could: what it did since its last checkpoint is lost
+LAUNCHER = "SAPO_VL_LAUNCHER"  # process id of the launcher, for the ranks it starts
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+# Ctrl-C and schedulers signal every process of a group, and a launcher passes on what it gets: signals so close
+# together are one.
+_ONE_S = 1.0
+_CLOSED = 0  # in place of a signal's number: nobody watches any more
+log = logging.getLogger(__name__)
+
+
+class Stopped(RuntimeError):
+    """The run was told to stop. `status` is what the process should end with; "" as message: another one says it."""
+
+    def __init__(self, message: str, status: int = STOPPED) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+def stopped(told: str, step: int, of: str, saved: int, out: Path) -> Stopped:
+    """What a run says that was told to stop by `told` after `step` steps, the newest saved one being `saved`."""
+    if step == saved:
+        return Stopped(
+            f"stopped by {told} after step {step} {of}, which is saved; the same command goes on from there: {out}"
+        )
+    return Stopped(
+        f"stopped by {told} after step {step} {of}, which could not be saved; the same command goes on after step "
+        f"{saved}: {out}",
+        CUT_OFF,
+    )
+
+
+def die_with_launcher() -> None:
+    """From now on the kernel kills this process when the one that started it is gone, whatever that died of.
+
+    Only for a rank that a launcher started: a run in the background of a shell that ends shall go on.
+    """
+    launched = LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" in os.environ
+    if not launched:
+        return
+    launcher = int(os.environ.get(LAUNCHER) or os.getppid())
+    libc = ctypes.CDLL(None, use_errno=True)
+    if libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0) != 0:
+        log.warning("this rank may outlive its launcher: prctl failed (%s)", os.strerror(ctypes.get_errno()))
+    if os.getppid() != launcher:  # it was gone before
+        raise SystemExit(CUT_OFF)
+
+
+class StopRequest:
+    """Whether this run was told to stop: by SIGTERM, SIGINT or SIGUSR1 to any of its ranks.
+
+    A rank that is not done `grace_s` seconds later ends at once, as it does on a second signal, with status CUT_OFF.
+    The signals are its own inside `with`, in the main thread; one that is ignored, as by nohup, stays so. A thread sees
+    them, so that a main thread in the middle of a collective does not delay it.
+    """
+
+    def __init__(self, grace_s: float) -> None:
+        self._grace_s, self._name = grace_s, ""
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> StopRequest:
+        self._signals, self._written = os.pipe()
+        os.set_blocking(self._written, False)
+        self._wakeup_before = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
+        for number in STOP_SIGNALS:
+            if (before := signal.getsignal(number)) is not signal.SIG_IGN:
+                self._before[number] = before
+                signal.signal(number, lambda *_: None)  # what is to be done the thread does
+        self._thread = threading.Thread(target=self._watch, name="stop request", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        signal.set_wakeup_fd(self._wakeup_before)
+        for number, before in self._before.items():
+            signal.signal(number, before)
+        os.close(self._written)
+        self._thread.join()
+        os.close(self._signals)
+
+    def agreed(self, world: World) -> str:
+        """The name of the signal if any rank was told to stop, on all of them; else "". All ranks call it together."""
+        return next(filter(None, world.gather(self._name)), "") if world.any(bool(self._name)) else ""
+
+    def _watch(self) -> None:
+        while (first := self._next(None)) is None:
+            pass
+        if first == _CLOSED:
+            return
+        self._name = signal.Signals(first).name
+        if _rank_is_gone():
+            log.error("another rank of this machine has ended; this one ends too")
+            os._exit(CUT_OFF)
+        log.warning("%s: this run stops after this step, or in %g s", self._name, self._grace_s)
+        until = time.monotonic() + self._grace_s
+        apart = time.monotonic() + _ONE_S
+        while (left := until - time.monotonic()) > 0:
+            found = self._next(left)
+            if found == _CLOSED:
+                return
+            if found is not None and time.monotonic() > apart:
+                log.error("a second signal: this run ends at once")
+                os._exit(CUT_OFF)
+        log.error(
+            "the step was not done %g s after %s (checkpoint.grace_s): this run ends, and goes on from its newest "
+            "checkpoint when it is started again",
+            self._grace_s, self._name,
+        )  # fmt: skip
+        os._exit(CUT_OFF)
+
+    def _next(self, timeout_s: float | None) -> int | None:
+        """The number of a signal of ours, or _CLOSED; None if another one came, or none in so many seconds."""
+        ready, _, _ = select.select([self._signals], [], [], timeout_s)
+        if not ready:
+            return None
+        read = os.read(self._signals, 1)
+        number = read[0] if read else _CLOSED
+        return number if number in (_CLOSED, *STOP_SIGNALS) else None
+
+
+def _rank_is_gone() -> bool:
+    """Whether fewer ranks than there should be are left of those that this one's launcher started: a launcher tells the
+    others to end when one has failed, by the same signal as somebody who wants the run to stop."""
+    expected = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    if LAUNCHER not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
+        return False
+    mine = Path("/proc/self/cmdline").read_bytes()
+    children: list[str] = []
+    for task in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            children += task.read_text().split()
+    alive = 0
+    for child in children:
+        with contextlib.suppress(OSError):
+            running = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+            alive += running and Path(f"/proc/{child}/cmdline").read_bytes() == mine
+    return alive < expected

@@ -1,0 +1,206 @@
+"""The processes of a run end together; a run that is told to stop saves, and goes on as if nothing had been."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+from helpers_launch import environment, run_python
+
+from data_recipes import RECIPES
+from sapo_vl.config import load_config, save_config
+from sapo_vl.lifeline import CUT_OFF, STOPPED
+from sapo_vl.pipeline import build_tiny_model
+
+pytestmark = pytest.mark.slow
+
+LIMIT_S = 240  # far more than anything waited for here takes
+CLOCK = ("time", "seconds", "tokens_per_s")
+# A file of the user's is scored in worker processes, and an untrained model earns something by this one.
+REWARD = """
+from rewards.base import RewardOutput
+
+def by_tokens(x):
+    return RewardOutput(sum(x.token_ids) % 7 / 6)
+"""
+
+
+@pytest.fixture(scope="module")
+def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with data, model and config.yaml: two ranks, a worker each."""
+    seed = int(request.config.option.seed) % 10_000
+    folder = tmp_path_factory.mktemp("life")
+    RECIPES["visual_puzzles"](folder / "data", seed=seed, n_cold_start=24, n_train=60, n_test=6, image_size=32)
+    build_tiny_model("dense", folder / "data", folder / "model", seed)
+    (folder / "reward.py").write_text(REWARD)
+    settings = {
+        "seed": seed,
+        "steps": 8,
+        "processes": 2,
+        "model.path": folder / "model",
+        "model.min_pixels": 256,
+        "data.path": folder / "data",
+        "rewards.path": f"{folder / 'reward.py'}:by_tokens",
+        "rewards.by_task": '{"*": custom}',
+        "rewards.workers": 1,
+        "rollout.prompts_per_step": 4,
+        "rollout.group_size": 2,
+        "rollout.max_new_tokens": 6,
+        "batch.mini_batches": 1,
+        "optim.lr": 0.003,
+        "cold_start.steps": 8,
+        "cold_start.batch_size": 4,
+        "cold_start.optim.lr": 0.001,
+        "eval.before": False,
+        "eval.max_per_task": 1,
+        "eval.modes": "[greedy]",
+        "checkpoint.every": 3,
+        "log.trackers": "[]",
+    }
+    config = load_config(None, [f"{k}={v}" for k, v in settings.items()])
+    save_config(config, folder / "config.yaml")
+    return folder
+
+
+def command(setup: Path, stage: str, out: Path, *overrides: str) -> tuple[str, ...]:
+    return ("-m", "sapo_vl", stage, "--config", str(setup / "config.yaml"), "--out", str(out), *overrides)
+
+
+@contextmanager
+def started(*words: str) -> Iterator[subprocess.Popen[str]]:
+    """A run in a session of its own; whatever is left of it at the end is killed."""
+    process = subprocess.Popen(
+        [sys.executable, *words],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+    try:
+        yield process
+    finally:
+        for left in psutil.Process().children(recursive=True):
+            if left.pid != process.pid:
+                left.kill()
+        process.kill()
+        process.wait()
+
+
+def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+    until = time.monotonic() + LIMIT_S
+    while not condition():
+        assert process.poll() is None, f"ended with {process.returncode}: {process.stdout and process.stdout.read()}"
+        assert time.monotonic() < until, "waited in vain"
+        time.sleep(0.05)
+
+
+def rows(out: Path, phase: str = "train") -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl without what the clock decides."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    found = [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCK)} for line in lines]
+    return [row for row in found if row["phase"] == phase]
+
+
+def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+    me = psutil.Process(process.pid)
+    return [me, *me.children(recursive=True)]
+
+
+def ranks_of(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+    """RANK -> process."""
+    children = psutil.Process(process.pid).children()
+    return {p.environ()["RANK"]: p for p in children if "RANK" in p.environ() and "sapo_vl" in p.cmdline()}
+
+
+@pytest.mark.parametrize("killed", ["launcher", "0", "1"])
+def test_whoever_is_killed_nobody_is_left(setup: Path, tmp_path: Path, killed: str) -> None:
+    out = tmp_path / "run"
+    with started(*command(setup, "train", out, "steps=100000", "checkpoint.every=0")) as process:
+        wait_for(lambda: len(rows(out)) > 1, process)
+        family = family_of(process)
+        ranks = ranks_of(process)
+        assert ranks.keys() == {"0", "1"} and len(family) >= 5, "a launcher, two ranks, a worker of rewards for each"
+        if killed == "launcher":
+            again = run_python(*command(setup, "train", out), check=False)
+            assert again.returncode == 2
+            assert f"stage train, process {process.pid} on " in again.stdout and "stop it first" in again.stdout
+        victim = psutil.Process(process.pid) if killed == "launcher" else ranks[killed]
+        victim.kill()
+        gone, alive = psutil.wait_procs(family, timeout=LIMIT_S)
+        assert not alive
+        if killed != "launcher":
+            printed = process.stdout.read() if process.stdout else ""
+            # psutil has taken the status of the launcher, a child of this process, and Popen finds none.
+            assert [p.returncode for p in gone if p.pid == process.pid] == [2]  # type: ignore[attr-defined]
+            assert f"stage train: rank {killed} ended with status -9" in printed
+
+
+def test_a_worker_that_is_killed_is_replaced(setup: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with started(*command(setup, "train", out)) as process:
+        wait_for(lambda: len(rows(out)) > 0, process)
+        rank = ranks_of(process)["1"]
+        workers = [p for p in rank.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
+        assert workers
+        for worker in workers:
+            worker.kill()
+        printed, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 0, printed
+    assert [row["step"] for row in rows(out)] == list(range(1, 9))
+
+
+def digests(folder: Path) -> dict[str, str]:
+    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
+
+
+@pytest.mark.parametrize(
+    ("stage", "number", "to", "model"),
+    [("train", signal.SIGTERM, "launcher", "final"), ("sft", signal.SIGUSR1, "1", "cold_start")],
+)
+def test_a_run_that_is_told_to_stop_goes_on_where_it_was(
+    setup: Path, tmp_path: Path, stage: str, number: signal.Signals, to: str, model: str
+) -> None:
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    run_python(*command(setup, stage, whole))
+    with started(*command(setup, stage, cut)) as process:
+        wait_for(lambda: len(rows(cut, stage)) > 0, process)
+        os.kill(process.pid if to == "launcher" else ranks_of(process)[to].pid, number)
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    done = len(rows(cut, stage))
+    assert process.returncode == STOPPED, printed
+    assert done < 8 and f"stopped by {number.name} after step {done} of" in printed and "goes on from there" in printed
+    assert not (cut / model).exists()
+
+    run_python(*command(setup, stage, cut))
+    assert rows(cut, stage) == rows(whole, stage) and len(rows(cut, stage)) == 8
+    assert digests(cut / model) == digests(whole / model)
+    if stage == "sft":
+        assert not (cut / "cold_start_checkpoints").exists()
+
+
+def test_a_second_signal_or_a_step_that_takes_too_long_ends_it_at_once(tmp_path: Path) -> None:
+    """The main thread is busy in one long call all the while."""
+    program = """
+import sys, time
+from sapo_vl.lifeline import StopRequest
+with StopRequest(float(sys.argv[1])):
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    for grace, signals in ((600.0, 2), (0.5, 1)):
+        with started("-c", program, str(grace)) as process:
+            assert process.stdout is not None and process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
+            if signals == 2:
+                time.sleep(1.5)  # closer together they are one: those of a terminal come to every process of a group
+                process.send_signal(signal.SIGTERM)
+            assert process.wait(LIMIT_S) == CUT_OFF
