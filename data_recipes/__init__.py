@@ -23,6 +23,7 @@ from data_recipes import (
     virl39k,
 )
 from data_recipes.arguments import UsageError
+from data_recipes.building import HubSet
 from data_recipes.custom import is_custom, load_recipe
 from data_recipes.visual_puzzles import recipe as visual_puzzles
 
@@ -41,6 +42,23 @@ RECIPES: dict[str, Callable[..., dict[str, Any]]] = {
     "reasoning_gym": reasoning_gym.build,
     "columns": columns.build,
     "mixture": mixture.build,
+}
+
+# Of the recipes that read a set of others, and nothing but it.
+SETS: dict[str, HubSet] = {
+    module.SET.name: module.SET
+    for module in (
+        geometry3k,
+        clevr_count,
+        geoqa,
+        virl39k,
+        mmk12,
+        open_r1_multimodal,
+        refcoco,
+        dapo_math,
+        deepmath,
+        code_problems,
+    )
 }
 
 

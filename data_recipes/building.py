@@ -5,9 +5,9 @@ A recipe is a HubSet, whose reader turns one row into a problem, and `build = re
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from data_recipes.golds import UNCHECKED, Judge, gold_reasons
 from data_recipes.reading import LeftOut, ReadRow, Row
 from sapo_vl.data.images import ImageRefused
 from sapo_vl.data.problem_set import BadRow, BadRows, DataError
-from sapo_vl.data.source import Source, open_source
+from sapo_vl.data.source import Layout, Source, open_source
 from sapo_vl.data.writer import Card, write_splits
 from sapo_vl.types import Problem
 
@@ -41,6 +41,7 @@ class HubSet:
     train: str = "train"  # split of the source
     test: str = ""  # split of the source that becomes our test split; "" = rows drawn from `train`
     config: str = ""  # configuration of the hub set
+    layout: Layout | None = None  # which files hold the rows, where the id alone does not say
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -69,6 +70,7 @@ def recipe(data: HubSet) -> Callable[..., dict[str, Any]]:
         *,
         seed: int = 0,
         source: str = data.card.source,
+        config: str = data.config,
         train_from: str = data.train,
         test_from: str = data.test,
         test_rows: int = 200,
@@ -80,7 +82,8 @@ def recipe(data: HubSet) -> Callable[..., dict[str, Any]]:
         """Writes the data set folder `out` with the splits test and train, and returns its manifest.
 
         seed: which rows are drawn, where test_rows or max_rows draw any.
-        source: a hub id, a local copy of it, or one file (sapo_vl.data.source.open_source).
+        source: a hub id, a local copy of it, or one file (sapo_vl.data.source.open_source); config is that of a hub set
+            that has several, or a subfolder of a local one.
         train_from, test_from: splits of the source. With test_from "", or a source that is one file, test_rows rows of
             train_from become the test split.
         max_rows: at most so many rows are taken for training; 0 = all.
@@ -89,13 +92,14 @@ def recipe(data: HubSet) -> Callable[..., dict[str, Any]]:
         Raises DataError if the source lacks splits or columns, or no row is left of a split.
         """
         arguments = {
-            "seed": seed, "source": source, "train_from": train_from, "test_from": test_from, "test_rows": test_rows,
-            "max_rows": max_rows, "max_tokens": max_tokens, "check_golds": check_golds, "max_bad_share": max_bad_share,
+            "seed": seed, "source": source, "config": config, "train_from": train_from, "test_from": test_from,
+            "test_rows": test_rows, "max_rows": max_rows, "max_tokens": max_tokens, "check_golds": check_golds,
+            "max_bad_share": max_bad_share,
         }  # fmt: skip
         rules = Rules(max_tokens=max_tokens, check_golds=check_golds, max_bad_share=max_bad_share)
 
         def opened(split: str) -> Source:
-            return open_source(source, split, config=data.config or None, columns=data.columns)
+            return open_source(source, split, config=config or None, columns=data.columns, layout=data.layout)
 
         parts = split_rows(opened, source, train_from, test_from, test_rows, max_rows, seed)
         return write_set(out, data.name, data.card, parts, data.read, rules, arguments)
@@ -150,6 +154,22 @@ def write_set(
         return write_splits(splits, Path(out), recipe=name, arguments=arguments, notes=notes, card=card)
 
 
+def look_through(
+    name: str, parts: Mapping[str, Part], read: ReadRow, rules: Rules, workers: int
+) -> dict[str, dict[str, Any]]:
+    """The notes that `write_set` would write in the manifest, by split. Nothing is written, and bad rows stop nothing.
+
+    Raises DataError for a reward that cannot run here.
+    """
+    notes: dict[str, dict[str, Any]] = {}
+    seen, all_of_them = Seen(), replace(rules, max_bad_share=1.0)
+    with Judge(workers) as judge:
+        for split, part in parts.items():
+            here = notes.setdefault(split, {})
+            deque(_problems(name, split, part, read, all_of_them, seen, judge, here, empty=True), maxlen=0)
+    return notes
+
+
 def _problems(
     name: str,
     split: str,
@@ -159,7 +179,9 @@ def _problems(
     seen: Seen,
     judge: Judge,
     notes: dict[str, Any],
+    empty: bool = False,
 ) -> Iterator[Problem]:
+    """The problems that are kept; `notes` is filled at their end. Raises DataError if none is, unless `empty`."""
     tally = _Tally(BadRows(rules.max_bad_share, total=len(part.indices)))
     new = _new(name, split, part, read, rules, seen, tally)
     kept = without_image = 0
@@ -170,7 +192,7 @@ def _problems(
             yield problem
     counts = {"rows": len(part.indices), "kept": kept, "without_image": without_image}
     notes |= {"from": part.origin, **counts, **tally.notes()}
-    if not kept:
+    if not kept and not empty:
         raise DataError(f"nothing is left of split {split!r}: {_counts(tally.left_out) or 'it has no rows'}")
 
 

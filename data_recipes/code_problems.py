@@ -8,7 +8,8 @@ The cases are JSON, in one of the shapes in circulation:
 * {"assert_case": ["assert f(1) == 2", ...]}, or such a list of texts.
 
 They stand in `verification_info`, `test_cases`, `tests` or `reward_model`["ground_truth"]; the problem in `problem`,
-`question` or `prompt`; a reference program, if there is one, in `gold_standard_solution` or `solution`: it must pass.
+`problem_statement`, `question` or `prompt`; a reference program, if there is one, in `gold_standard_solution` or
+`solution`: it must pass.
 """
 
 from __future__ import annotations
@@ -20,13 +21,13 @@ from typing import Any
 from data_recipes.building import HubSet, recipe
 from data_recipes.forms import one_exchange
 from data_recipes.reading import PROGRAM, LeftOut, Row, system_turn, turn
-from rewards.code import MAX_CASES
 from sapo_vl.data.writer import Card
 from sapo_vl.types import Problem
 
 CASES = ("verification_info", "test_cases", "tests", "reward_model")
-QUESTIONS = ("problem", "question", "prompt")
+QUESTIONS = ("problem", "problem_statement", "question", "prompt")
 PROGRAMS = ("gold_standard_solution", "solution")
+MAX_CASES = 100  # of a problem: all of them share rewards.params.code.total_s
 
 
 def read(row: Row) -> Problem:

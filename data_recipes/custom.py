@@ -18,6 +18,16 @@ def load_recipe(spec: str) -> Callable[..., dict[str, Any]]:
     Raises:
         UsageError: the file is not there, or has no such function. What the file itself raises is raised.
     """
+    module, function = load_file(spec)
+    build: Any = getattr(module, function, None)
+    if not callable(build):
+        there = sorted(n for n, v in vars(module).items() if isinstance(v, types.FunctionType))
+        raise UsageError(f"{module.__file__} has no function {function!r} (it has: {', '.join(there) or 'none'})")
+    return cast(Callable[..., dict[str, Any]], build)
+
+
+def load_file(spec: str) -> tuple[types.ModuleType, str]:
+    """Runs the file of "path/to/file.py:name": the module, and the name, which it need not have."""
     path_text, _, function = spec.rpartition(":")
     path = Path(path_text).expanduser().absolute()
     if not function.isidentifier() or not path.is_file():
@@ -30,11 +40,7 @@ def load_recipe(spec: str) -> Callable[..., dict[str, Any]]:
     module = importlib.util.module_from_spec(found)
     sys.modules[name] = module  # dataclasses and typing look a class's module up by name
     found.loader.exec_module(module)
-    build: Any = getattr(module, function, None)
-    if not callable(build):
-        there = sorted(n for n, v in vars(module).items() if isinstance(v, types.FunctionType))
-        raise UsageError(f"{path} has no function {function!r} (it has: {', '.join(there) or 'none'})")
-    return cast(Callable[..., dict[str, Any]], build)
+    return module, function
 
 
 def is_custom(name: str) -> bool:

@@ -1,7 +1,10 @@
 """dapo_math: competition mathematics with integer answers (DAPO-Math-17k).
 
 The hub file holds every problem about a hundred times: 1.79 million rows, some 17,000 problems. The copies are left
-out as duplicates and counted. Its own instruction around the problem is replaced by ours.
+out as duplicates and counted. Its own instruction around the problem is replaced by ours. The set that others have
+de-duplicated has a config for each language and one for both:
+
+    sapo-vl recipe dapo_math --out DIR source=open-r1/DAPO-Math-17k-Processed config=en
 """
 
 from data_recipes.building import HubSet, recipe

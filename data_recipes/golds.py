@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from rewards import IN_PROCESS, REWARDS, RewardInput
 from rewards.base import needs_images
@@ -42,14 +43,24 @@ def _in_unit_of_answer(problem: Problem) -> str:
     return _BOX.sub(scaled, problem.answer)
 
 
+def _no_solution(problem: Problem) -> str:
+    """What shows whether a problem without a reference solution makes sense. Tests that are texts are looked at with no
+    program to run, for there may be hundreds; asserts must be Python, which one run of all of them tells."""
+    texts_alone = problem.reward == "code" and not problem.meta.get("asserts")
+    return "<answer></answer>" if texts_alone else "<answer>```python\npass\n```</answer>"
+
+
 class Judge:
     """Scores responses by the rewards that the problems name, those that may hang in workers that can be killed.
 
     Use it as a context manager.
     """
 
-    def __init__(self, workers: int = 2, timeout_s: float = TIMEOUT_S) -> None:
-        self._plan, self._workers = Plan({OWN: 1.0}, {}, timeout_s), workers
+    def __init__(
+        self, workers: int = 2, timeout_s: float = TIMEOUT_S, params: Mapping[str, Mapping[str, Any]] | None = None
+    ) -> None:
+        """params: name of a reward -> its arguments."""
+        self._plan, self._workers = Plan({OWN: 1.0}, params or {}, timeout_s), workers
         self._pool: RewardPool | None = None
         self._checked: set[str] = set()
 
@@ -73,11 +84,11 @@ class Judge:
     def _job(self, problem: Problem, response: str) -> Job:
         name = problem.reward
         if name not in self._checked:
-            if wrong := setting_problem(name, {}, self._plan.timeout_s):
+            if wrong := setting_problem(name, self._plan.params.get(name, {}), self._plan.timeout_s):
                 raise DataError(f"problem {problem.id} of task {problem.task}: its gold cannot be checked: {wrong}")
             self._checked.add(name)
         length = len(response.split())
-        images = problem.images if needs_images(REWARDS[name]) else ()
+        images = problem.images if needs_images(REWARDS[name], {}) else ()
         return Job(
             name,
             RewardInput(
@@ -91,7 +102,7 @@ def gold_reasons(judge: Judge, problems: Sequence[Problem]) -> list[tuple[str, s
     """(reason, detail) of each problem's gold; the reason is "" if its own reward gives it 1, UNCHECKED if there is
     nothing to check. A program's tests are checked as such even without a reference program."""
     responses = [gold_response(p) for p in problems]
-    given = [r if r is not None else "<answer>```python\npass\n```</answer>" for r in responses]
+    given = [r if r is not None else _no_solution(p) for r, p in zip(responses, problems, strict=True)]
     reasons = []
     for response, result in zip(responses, judge.results(zip(problems, given, strict=True)), strict=True):
         if result.status == "unscorable":

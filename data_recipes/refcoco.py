@@ -1,13 +1,17 @@
 """refcoco: find what a phrase describes (RefCOCO, RefCOCO+, RefCOCOg), answered in thousandths as Qwen3-VL does.
 
 Training rows are VLM-R1's: JSON lines with `image` (a path), and `conversations` whose answer has a box in pixels,
-x1 y1 x2 y2. Put the lines beside the COCO folder: source=/data/rec/refcoco_train.jsonl. Rows of the evaluation sets
-(lmms-lab/RefCOCO, RefCOCOplus, RefCOCOg: `answer`, a list of phrases, and `bbox`, x y width height) are read as well:
-source=lmms-lab/RefCOCO train_from=val test_from=testA.
+x1 y1 x2 y2. Put the lines beside the COCO folder: source=/data/rec/refcoco_train.jsonl.
+
+Rows of the evaluation sets are read as well: those of lmms-lab (a region a row: `answer`, a list of phrases, and
+`bbox`, x y width height) and those of jxu124/refcoco-benchmark (a picture a row: `ref_list`). From the latter is what
+is built without a source: UNC's val, 1500 pictures, of each the first region, tested on UNC's testA. Its pictures are
+in neither testA nor testB; the benchmark `refcoco_unc_val` measures nothing after training on it. Do not train on
+"val" of lmms-lab/RefCOCO or RefCOCOg: Google's partition is mixed in, with pictures of every test set.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from data_recipes.building import HubSet, recipe
@@ -24,7 +28,8 @@ _PHRASE = re.compile(r"(?:describes|sentence describes|phrase):\s*(.+?)\.?\s*$",
 
 
 def read(row: Row) -> Problem:
-    phrase, corners, cells = _evaluation(row) if "bbox" in row.cells else _training(row)
+    form = _picture if "ref_list" in row.cells else _region if "bbox" in row.cells else _training
+    phrase, corners, cells = form(row)
     images = pictures(row, cells)
     if len(images) != 1:
         raise ValueError(f"the row has {len(images)} images, not 1")
@@ -61,22 +66,39 @@ def _training(row: Row) -> tuple[str, list[float], Sequence[Any]]:
     return (phrase[1] if phrase else text), [float(number) for number in box.groups()], found.cells
 
 
-def _evaluation(row: Row) -> tuple[str, list[float], Sequence[Any]]:
+def _region(row: Row) -> tuple[str, list[float], Sequence[Any]]:
     """The first phrase; the others describe the same region."""
-    phrases, box = cells_of(row.cells.get("answer")), row.cells["bbox"]
+    phrases = cells_of(row.cells.get("answer"))
     if not phrases or not isinstance(phrases[0], str) or not phrases[0].strip():
         raise ValueError("answer has no phrase")
+    return phrases[0].strip(), _corners(row.cells["bbox"], "bbox"), cells_in(row, "image")
+
+
+def _picture(row: Row) -> tuple[str, list[float], Sequence[Any]]:
+    """The first phrase of the first region, so that no picture is shown twice."""
+    first = cells_of(row.cells["ref_list"])[:1]
+    region = first[0] if first and isinstance(first[0], Mapping) else {}
+    box, said = region.get("ann_info"), region.get("ref_info")
+    sentences = cells_of(said.get("sentences")) if isinstance(said, Mapping) else []
+    phrase = sentences[0].get("sent") if sentences and isinstance(sentences[0], Mapping) else None
+    if not isinstance(box, Mapping) or not isinstance(phrase, str) or not phrase.strip():
+        raise ValueError("ref_list[0] has no ann_info.bbox, or no text in ref_info.sentences[0].sent")
+    return phrase.strip(), _corners(box.get("bbox"), "ann_info.bbox"), cells_in(row, "image")
+
+
+def _corners(box: Any, name: str) -> list[float]:
+    """x1, y1, x2, y2 of [x, y, width, height]."""
     if not isinstance(box, list) or len(box) != 4 or not all(isinstance(n, int | float) for n in box):
-        raise ValueError(f"bbox is {str(box)[:60]}, not [x, y, width, height]")
+        raise ValueError(f"{name} is {str(box)[:60]}, not [x, y, width, height]")
     x, y, width, height = map(float, box)
-    return phrases[0].strip(), [x, y, x + width, y + height], cells_in(row, "image")
+    return [x, y, x + width, y + height]
 
 
 SET = HubSet(
     name="refcoco",
     card=Card(
         name="RefCOCO, RefCOCO+, RefCOCOg",
-        source="lmms-lab/RefCOCO",
+        source="jxu124/refcoco-benchmark",
         licence="COCO terms of use; the images have licences of their own",
         url="https://huggingface.co/datasets/omlab/VLM-R1 (training rows), https://cocodataset.org (images)",
         paper="arXiv 1608.00272",
@@ -84,7 +106,7 @@ SET = HubSet(
     ),
     columns=("image",),
     read=read,
-    train="val",
-    test="testA",
+    train="refcoco_unc_val",
+    test="refcoco_unc_testA",
 )
 build = recipe(SET)

@@ -70,6 +70,7 @@ IN_PROCESS = frozenset(
 PRELOAD = {
     "judge": "rewards.judging.client",
     "math": "rewards.answers.symbolic",
+    "official_mathvision": "rewards.answers.symbolic",  # of rewards.official
 }
 
 __all__ = ["IN_PROCESS", "PRELOAD", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

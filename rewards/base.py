@@ -22,10 +22,11 @@ class RewardInput:
     token_ids: tuple[int, ...] = ()  # [R] ids of the response
     id: str = ""  # id of the problem
     task: str = ""  # task of the problem
+    reward: str = ""  # the reward that the problem itself names, which a config may replace
     answer: str = ""  # the reference answer ("gold")
     question: str = ""  # what the user's turns of the problem say, images left out
     meta: Mapping[str, Any] = field(default_factory=dict)  # whatever else the problem carries for its reward
-    images: tuple[Image.Image, ...] = ()  # RGB; empty unless the reward sets `needs_images = True`
+    images: tuple[Image.Image, ...] = ()  # RGB; empty unless the reward says that it looks at them: `needs_images`
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,9 +63,13 @@ def missing(answer: str | None) -> str:
     return "" if answer.strip() else EMPTY
 
 
-def needs_images(reward: RewardFn) -> bool:
-    """Whether the reward looks at the images (it carries the attribute `needs_images = True`)."""
-    return bool(getattr(reward, "needs_images", False))
+def needs_images(reward: RewardFn, params: Mapping[str, Any]) -> bool:
+    """Whether the reward looks at the images when it is called with `params`.
+
+    It says so by its attribute `needs_images`: True, or, where it depends on the params, a function of them.
+    """
+    need = getattr(reward, "needs_images", False)
+    return bool(need(params) if callable(need) else need)
 
 
 def signature_problem(reward: RewardFn, params: Mapping[str, Any]) -> str:

@@ -13,21 +13,28 @@ MAX_OPTIONS = 100
 _MAX_LISTED = 600  # characters of a list of labels
 _LABEL = re.compile(r"[A-Za-z0-9]{1,3}")
 # "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option; "B:red" is how MathVerse writes options.
-_NAMED = re.compile(r"\(([A-Za-z0-9]{1,3})\)(?: (.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?|([A-Za-z]{1,3}):(.+)")
+_NAMED = re.compile(
+    r"\(([A-Za-z0-9]{1,3})\)(?:[.:]? ?(.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?|([A-Za-z]{1,3}):(.+)"
+)
+# "B (red)", "B - red", "B red": a letter with the text of its option, which must be no label.
+_BESIDE = re.compile(r"([A-Za-z]{1,3}) ?\((.+)\)|([A-Za-z]{1,3}) (?:[-\u2013\u2014=] )?(.+)")
 _BETWEEN_LABELS = re.compile(r"[,;/&]| and |\s")
 # \text{B}, \text{B. red} and \textbf{(B) }red, as LaTeX sets a label.
-_SET_LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{([^{}\\]*)\}")
+_SET_LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{(?!~)([^{}\\]*)\}")
 # "**B.** red" and "**(B)** red", as Markdown sets it.
 _MARKED_LABEL = re.compile(r"\A(\*{1,3}|_{1,3})(\([A-Za-z0-9]{1,3}\)|[A-Za-z0-9]{1,3}[.):]?)\1(?= |[.:])")
+# A label in math marks of its own: `$B$ red`, `\( B \): red`.
+_MATH_LABEL = re.compile(r"\A(?:\$ ?([A-Za-z0-9]{1,3}) ?\$|\\\( ?([A-Za-z0-9]{1,3}) ?\\\))[.):]?(?= )")
 
 
 def choice(x: RewardInput) -> RewardOutput:
     r"""1 if the answer names the gold option, by its label or by its text, else 0.
 
-    The whole answer must name it: "B", "(B)", "B. red", `\text{(B)}` and "red" do (if option B reads "red"); "B or
-    C", "B. blue" and a sentence with a B in it do not. Case does not matter, nor Markdown around all and a full stop,
-    nor how a text is set: `$45^\circ$` is the option 45° (rewards.answers.typeset). Of options that differ in such
-    things only, the one that is written like the answer is meant; if none is, the answer names none. The options are
+    The whole answer must name it: "B", "(B)", "B. red", "(B)red", "B (red)", "B - red", "B red", `$\text{B}$ red` and
+    "red" do (if option B reads "red"); "B or C", "B. blue" and a sentence with a B in it do not. Case does not matter,
+    nor Markdown around all and a full stop, nor how a text is set: `$45^\circ$` is the option 45°
+    (rewards.answers.typeset). Of options that differ in such things only, the one that is written like the answer is
+    meant; if none is, the answer names none. The options are
 
     * meta["options"], a mapping {"A": text, ...}: labels of one to three letters or digits. An answer that is
       literally a label means that label, also where another option reads like it. A text may be "" (a picture).
@@ -38,16 +45,21 @@ def choice(x: RewardInput) -> RewardOutput:
     An answer that is no option's text but a number ("5.0", "1/2") means the option whose text is that number
     ("5", "0.5"), if exactly one is.
 
+    meta["same"], a mapping {"D": "C"}, says that option D is as good as C: options that read the same, of which each is
+    right. One of them has a text, the others "". Not together with `several`.
+
     With meta["several"] = true a question may have several right options: gold and answer are sets of labels, such
     as "A, C", "(A) and (C)" or "AC", and must be the same set. One option is named as above.
 
     Raises:
         Unscorable: the gold names no option, two options read the same, or the options are malformed.
     """
-    options = _Options(x.meta.get("options"), x.meta.get("choices"))
+    options = _Options(x.meta.get("options"), x.meta.get("choices"), x.meta.get("same"))
     several = x.meta.get("several", False)
     if not isinstance(several, bool):
         raise Unscorable(f"meta['several'] must be true or false, got {several!r}")
+    if several and x.meta.get("same"):
+        raise Unscorable("meta['same'] and meta['several'] are both given; give one")
     read = options.set_named if several else options.named
     gold = read(x.answer)
     if gold is None:
@@ -64,7 +76,7 @@ def choice(x: RewardInput) -> RewardOutput:
 class _Options:
     """Labels and texts of the options, case-folded."""
 
-    def __init__(self, labelled: Any, listed: Any):
+    def __init__(self, labelled: Any, listed: Any, same: Any):
         if labelled is not None and listed is not None:
             raise Unscorable("meta['options'] and meta['choices'] are both given; give one")
         texts = _labelled(labelled) if labelled is not None else _listed(listed)
@@ -77,12 +89,17 @@ class _Options:
         # An answer is at most so long: a label, the text of an option, and what sets it.
         self._longest = _MAX_LISTED + 4 * max(map(len, texts.values()), default=0)
         self._shown = {label.casefold(): text for label, text in texts.items() if folded(text)}
+        self._same = _same(same, self._texts)
 
     def __str__(self) -> str:
         return str(self._texts)[:200] if self._texts else "A-Z"
 
     def named(self, text: str) -> str | None:
-        """Label of the option that `text` names, or None."""
+        """Label of the option that `text` names, or None; of options that are as good as each other, one label."""
+        label = self._named(text)
+        return label if label is None else self._same.get(label, label)
+
+    def _named(self, text: str) -> str | None:
         text = plain(text)
         if len(text) > self._longest:
             return None
@@ -113,15 +130,22 @@ class _Options:
         return frozenset(label for label in labels if label is not None) if labels and None not in labels else None
 
     def _by_label(self, text: str) -> str | None:
-        match = _NAMED.fullmatch(_label_apart(text))
-        if match is None:
-            return None
-        label, said = (match[1] or match[3] or match[5]).casefold(), match[2] or match[4] or match[6]
+        apart = _label_apart(text)
+        match = _NAMED.fullmatch(apart)
+        if match is not None:
+            label, said = (match[1] or match[3] or match[5]).casefold(), match[2] or match[4] or match[6]
+        else:
+            match = _BESIDE.fullmatch(apart)
+            if match is None:
+                return None
+            label, said = (match[1] or match[3]).casefold(), match[2] or match[4]
+            if said.casefold() in self._texts:
+                return None
         if not self._texts:  # letters are all that is known
             return label if said is None and len(label) == 1 and label.isalpha() else None
         if label not in self._texts or said is None:
             return label if label in self._texts else None
-        shown = self._shown.get(label, "")
+        shown = self._shown.get(self._same.get(label, label), "")
         agree = any(form(said) == of_options(shown) for form, of_options in _READINGS)
         return label if agree else None
 
@@ -145,7 +169,8 @@ def _loosely(text: str) -> str:
 
 
 def _label_apart(text: str) -> str:
-    return _MARKED_LABEL.sub(r"\2", bare(_SET_LABEL.sub(r"\1", bare(text))))
+    text = _MARKED_LABEL.sub(r"\2", bare(_SET_LABEL.sub(r"\1", bare(text))))
+    return _MATH_LABEL.sub(r"(\1\2)", text)
 
 
 def _set(text: str) -> str:
@@ -163,6 +188,18 @@ def _labelled(options: Any) -> Mapping[str, str]:
         if not isinstance(label, str) or not _LABEL.fullmatch(label) or not isinstance(text, str):
             raise Unscorable(f"meta['options'] must map labels like 'A' to texts, got {label!r}: {text!r}")
     return options
+
+
+def _same(same: Any, texts: Mapping[str, str]) -> Mapping[str, str]:
+    """Label -> the label that stands for it, case-folded."""
+    if same is None:
+        return {}
+    if not isinstance(same, Mapping) or not all(isinstance(label, str) for pair in same.items() for label in pair):
+        raise Unscorable(f"meta['same'] must map labels to labels, got {str(same)[:60]!r}")
+    found = {label.casefold(): other.casefold() for label, other in same.items()}
+    if not {*found, *found.values()} <= texts.keys() or found.keys() & set(found.values()):
+        raise Unscorable(f"meta['same'] must map labels of options to others of them, got {str(same)[:60]!r}")
+    return found
 
 
 def _listed(choices: Any) -> Mapping[str, str]:

@@ -24,8 +24,8 @@ def json_grid(x: RewardInput) -> RewardOutput:
     "House 1" and so on. The answer is the last complete JSON object in the last `<answer>...</answer>`, or,
     where there is no answer tag, after the thinking; the grid may be the whole object or its "solution". Names
     and cells are compared without regard to case and the amount of white space. Rows and columns that the gold
-    does not have are ignored. Not JSON, a key given twice, or a cell that is a list (of candidates, say) make
-    the object or the cell wrong.
+    does not have are ignored. A cell that is a list of one value is that value. Not JSON, a key given twice, or a cell
+    that is a list of several (of candidates, say) make the object or the cell wrong.
 
     parts["cells"], in [0, 1], is the share of the gold's cells that are right.
 
@@ -83,7 +83,7 @@ def _grid(value: Any) -> Grid:
             place = row, _comparable(column)
             if place in grid:
                 raise ValueError(f"the column {column[:40]!r} occurs twice")
-            grid[place] = _comparable(cell)
+            grid[place] = _comparable(cell[0] if isinstance(cell, list) and len(cell) == 1 else cell)
     return grid
 
 

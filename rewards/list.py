@@ -6,6 +6,8 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from fractions import Fraction
+from itertools import zip_longest
+from typing import Any
 
 from rewards.answers.blocks import parse_json
 from rewards.answers.extract import last_answer as final_answer
@@ -17,32 +19,38 @@ _SPELLINGS = {",": ",\uff0c\u3001", ";": ";\uff1b", "\n": "\n"}  # Chinese and J
 MAX_ITEMS = 1000
 _MAX_CHARS = 20_000
 _BULLET = re.compile(r"^(?:[-*\u2022]|[0-9]{1,3}[.)]) +(?=\S)")
+_LATEX_SIZE = re.compile(r"\\(?:left|right) ?(?=[()\[\]])")
+_LATEX_BLANK = re.compile(r"(?<!\\)\\[,;! ]")
+_VALUE = re.compile(r"-?[0-9]+(?:/[0-9]+)?")  # a number as `_comparable` writes it
 _NUMBER = re.compile(r"[+-]?[0-9]{1,30}(?:\.[0-9]{1,30})?")
 _PAIRS = ("[]", "()", "{}", "\uff08\uff09")
 _QUOTES = ('""', "''", "``", "\u201c\u201d")
 
 
 def list_items(x: RewardInput) -> RewardOutput:
-    """1 if the answer lists exactly the items of the gold, each as often as the gold does, else 0.
+    r"""1 if the answer lists exactly the items of the gold, each as often as the gold does, else 0.
 
     With meta["ordered"] = true they must come in the order of the gold; the default is any order. An item too
-    many scores 0 like one too few, so listing everything gains nothing.
+    many scores 0 like one too few, so listing everything gains nothing. With meta["tolerance"], a number >= 0, which
+    needs an order, an item that is a number need only be so close to that of the gold.
 
     Gold and answer are read alike: a JSON array of texts and numbers, or items between commas, semicolons (full-width
     ones too) or line breaks, with or without one pair of brackets around all. A separator that occurs inside an item
     of the gold does not separate (such a gold is written as a JSON array). Items are compared without regard to case,
     the amount of white space, a bullet ("- ", "2. ") before them, quotes and Markdown around them and a full stop
-    behind them; numbers by value ("1.50" is "1.5"). A separator at the end of a line is ignored; an empty item
-    elsewhere is an item.
+    behind them; numbers by value ("1.50" is "1.5"). `\left(`, `\right)` and LaTeX's blanks are brackets and blanks. A
+    separator at the end of a line is ignored; an empty item elsewhere is an item.
 
     parts["overlap"], in [0, 1], is the F1 of the items without regard to order.
 
     Raises:
-        Unscorable: the gold has no items, or more than 1000, or meta["ordered"] is not a truth value.
+        Unscorable: the gold has no items, or more than 1000, meta["ordered"] is not a truth value, or the tolerance is
+            no such number or without an order.
     """
     ordered = x.meta.get("ordered", False)
     if not isinstance(ordered, bool):
         raise Unscorable(f"meta['ordered'] must be true or false, got {ordered!r}")
+    tolerance = _tolerance(x.meta.get("tolerance"), ordered)
     inside = set("".join(_array(x.answer) or []))
     separators = "".join(mark for mark in SEPARATORS if inside.isdisjoint(_SPELLINGS[mark]))
     gold = _items(x.answer, separators)
@@ -52,9 +60,27 @@ def list_items(x: RewardInput) -> RewardOutput:
     answer = _items(found or "", separators)
     if not answer:
         return RewardOutput(0.0, {"overlap": 0.0}, missing(found) or "not a list")
+    if tolerance:
+        answer = [_near(item, wanted, tolerance) for item, wanted in zip_longest(answer, gold[: len(answer)])]
     common = (Counter(gold) & Counter(answer)).total()
     same = answer == gold if ordered else common == len(gold) == len(answer)
     return RewardOutput(float(same), {"overlap": 2 * common / (len(gold) + len(answer))}, "" if same else WRONG)
+
+
+def _tolerance(value: Any, ordered: bool) -> Fraction:
+    if value is None:
+        return Fraction(0)
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        raise Unscorable(f"meta['tolerance'] must be a finite number >= 0, got {value!r}")
+    if not ordered:
+        raise Unscorable("meta['tolerance'] needs meta['ordered'] = true: else it is open which item is which")
+    return Fraction(str(value))
+
+
+def _near(item: str, wanted: str | None, tolerance: Fraction) -> str:
+    """`wanted` if both are numbers that close to each other, else the item itself."""
+    numbers = wanted is not None and _VALUE.fullmatch(item) and _VALUE.fullmatch(wanted)
+    return wanted if wanted and numbers and abs(Fraction(item) - Fraction(wanted)) <= tolerance else item
 
 
 def _items(text: str, separators: str) -> list[str]:
@@ -64,7 +90,7 @@ def _items(text: str, separators: str) -> list[str]:
     text = undressed(text)
     texts = _array(text)
     if texts is None:
-        texts = _split(text, separators)
+        texts = _split(_LATEX_BLANK.sub(" ", _LATEX_SIZE.sub("", text)), separators)
     return [] if len(texts) > MAX_ITEMS else [_comparable(item) for item in texts]
 
 

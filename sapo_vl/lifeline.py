@@ -105,6 +105,7 @@ class StopRequest:
     def _watch(self) -> None:
         while (first := self._next(None)) is None:
             pass
+        told_at = time.monotonic()
         if first == _CLOSED:
             return
         self._name = signal.Signals(first).name
@@ -112,13 +113,11 @@ class StopRequest:
             log.error("another rank of this machine has ended; this one ends too")
             os._exit(CUT_OFF)
         log.warning("%s: this run stops after this step, or in %g s", self._name, self._grace_s)
-        until = time.monotonic() + self._grace_s
-        apart = time.monotonic() + _ONE_S
-        while (left := until - time.monotonic()) > 0:
+        while (left := told_at + self._grace_s - time.monotonic()) > 0:
             found = self._next(left)
             if found == _CLOSED:
                 return
-            if found is not None and time.monotonic() > apart:
+            if found is not None and time.monotonic() > told_at + _ONE_S:
                 log.error("a second signal: this run ends at once")
                 os._exit(CUT_OFF)
         log.error(

@@ -73,6 +73,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         *BASIS[:2],
     ),
     "rewards/answers/*": ("rewards.answers", "rewards.base"),
+    "rewards/official/*": ("rewards.official", "rewards.answers", "rewards.base", "rewards.ocr"),
     "rewards/judging/*": ("rewards.judging", "rewards.base", "sapo_vl.strict"),
     "rewards/sandbox/*": ("rewards.sandbox", "rewards.base"),
     "rewards/*": ("rewards", *BASIS[:2]),

@@ -200,7 +200,9 @@ with StopRequest(float(sys.argv[1])):
         with started("-c", program, str(grace)) as process:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGINT)
-            if signals == 2:
-                time.sleep(1.5)  # closer together they are one: those of a terminal come to every process of a group
+            for _ in range(LIMIT_S if signals == 2 else 0):
+                time.sleep(1.2)  # closer together they are one: those of a terminal come to every process of a group
                 process.send_signal(signal.SIGTERM)
+                if process.poll() is not None:
+                    break
             assert process.wait(LIMIT_S) == CUT_OFF

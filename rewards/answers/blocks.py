@@ -30,11 +30,11 @@ def answer_or_reply(text: str) -> str | None:
     return written_answer(text) if _ANSWER_TAG.search(after) else after
 
 
-def last_fenced(text: str, languages: Collection[str]) -> str | None:
+def last_fenced(text: str, languages: Collection[str] | None) -> str | None:
     """Content of the last closed block between lines of three backticks whose opening line names a language.
 
-    Case does not matter; `languages` are in lower case, "" stands for a block that names none. A block ends at
-    the first line that consists of three backticks.
+    Case does not matter; `languages` are in lower case, "" stands for a block that names none; None: any block. A
+    block ends at the first line that consists of three backticks.
     """
     found: str | None = None
     language, lines = None, []
@@ -44,7 +44,7 @@ def last_fenced(text: str, languages: Collection[str]) -> str | None:
             if mark.startswith("```"):
                 language, lines = mark[3:].strip().lower(), []
         elif mark == "```":
-            if language in languages:
+            if languages is None or language in languages:
                 found = "\n".join(lines)
             language = None
         else:

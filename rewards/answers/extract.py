@@ -1,7 +1,8 @@
 r"""Find the final answer in a response. One reading, shared by every reward that compares answers:
 
-the last complete `<answer>...</answer>`; else the last balanced `\boxed{...}`; else a last line `Answer: ...`;
-else there is none. Only the part after the thinking is looked at. `written_answer` is the whole of it.
+the last complete `<answer>...</answer>`; else the last balanced `\boxed{...}` or what follows the last "Answer:" of the
+closing lines, whichever begins last; else there is none. Only the part after the thinking is looked at.
+`written_answer` is the whole of it.
 
 Whatever the shape of a response, at most one string in it is its answer, and which one never depends on the
 reference answer: listing candidates gains nothing.
@@ -15,13 +16,17 @@ their time grows linearly with its length whatever a model writes.
 
 import re
 import unicodedata
+from collections import deque
 
 _ANSWER_TAG = re.compile(r"</?answer>")
 # What moves the depth of braces; a line break `\\` and an escaped brace do not. `\\boxed{` is a `\boxed{`
 # escaped once too often, as in JSON.
 _BRACE = re.compile(r"\\boxed ?\{|\\\\(?!boxed ?\{)|\\[{}]|[{}]")
-# "Answer:" with the marks of Markdown that stand around the word alone: `**Answer:** B`, `*Answer*: B`.
-_ANSWER_LINE = re.compile(r"(\*{1,3}|_{1,3}|)Answer(?:\1:|:\1)(.*)")
+# "Answer:", whatever stands before it on its line, also with marks between word and colon: `*Answer*: B`. The colon
+# may be full-width (U+FF1A).
+_ANSWER_WORD = re.compile(r"(?<![^\W_])(?:Answer|ANSWER|[Ff]inal answer)(?:\*{1,3}|_{1,3}|`|\}|)[:\uff1a]")
+_BEFORE_CHARS = 200  # before "Answer:" in which a bracket may open that closes behind it
+_CLOSING_LINES = 5  # lines at the end of a reply, blank ones aside, in which an "Answer:" counts
 # Full-width ASCII (common after Chinese text) and the Unicode minus have one plain equivalent each.
 # Look-alikes from other alphabets are left alone: a Cyrillic letter is not the Latin option letter.
 _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ", 0x2212: "-"}
@@ -29,6 +34,9 @@ _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ",
 _MATH_MARKS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox) ?\{([^{}\\$]*)\}")
 
+# What may open before "Answer:" and close behind it: `**Answer: B**`, `\[ \text{Answer: B} \]`.
+_AROUND = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"))
+_MATH_LINES = frozenset(mark for pair in _AROUND[:-1] for mark in pair)
 _MARKDOWN = ("**", "__", "*", "_", "``", "`")  # longer ones first; a fence of three backticks is a block, not a mark
 _MARKS_AND_BLANKS = "*_` \t\n"
 _STOPS = (".", "\u3002", "\uff0e")  # the latter two after Chinese and Japanese text
@@ -101,20 +109,24 @@ def written_answer(text: str) -> str | None:
       between them. Tags that do not pair up are ignored, of nested pairs the innermost counts. Tags are
       lower case and without blanks. Content that is one `\boxed{...}`, with or without math marks around
       it, is what the box holds.
+    * Of the following two the one that begins last: a value in a box before "Answer: B" is a step on the way to it,
+      and that of "Answer: \boxed{B}" is in the box.
     * The content of the last `\boxed{...}` whose braces balance; of nested ones the innermost.
-    * What follows "Answer:" on the last line that is not blank, if that line starts with it. Marks of Markdown may
-      stand around the word, with or without its colon, or around the line.
+    * What follows the last "Answer:" (or "ANSWER:", "Final answer:", "final answer:") in the last five lines that are
+      not blank, up to the end of its line; if that is nothing, the next line that is something. Before the word there
+      may be anything ("Final Answer:", `### Answer:`). Of marks that open before the word and close behind it
+      (`**Answer: B**`, `**Answer:** B`, `**Answer: B**.`, `\[ \text{Answer: B} \]`) the closing ones are no part of
+      the answer.
     """
     final = reply(text)
     tagged = _last_tagged(final)
     if tagged is not None:
         return _unboxed(tagged)
     box = max(_boxes(final), default=None)  # the last to open
-    if box is not None:
+    line = _closing_answer(final)
+    if box is not None and (line is None or line[0] < box[0]):
         return final[box[1] : box[2]].strip()
-    line = final.rstrip().rpartition("\n")[2].strip()
-    found = _ANSWER_LINE.fullmatch(line) or _ANSWER_LINE.fullmatch(settled(line))
-    return found[2].strip() if found else None
+    return None if line is None else line[1]
 
 
 def _last_tagged(text: str) -> str | None:
@@ -125,6 +137,63 @@ def _last_tagged(text: str) -> str | None:
         elif opened is not None:
             opened, content = None, text[opened : tag.start()].strip()
     return content
+
+
+def _closing_answer(text: str) -> tuple[int, str] | None:
+    """(where the last "Answer:" of the closing lines begins, what follows it); None if there is none."""
+    lines: deque[tuple[int, str]] = deque(maxlen=_CLOSING_LINES)  # where each begins, and its text
+    start = 0
+    for line in text.split("\n"):
+        if line.strip():
+            lines.append((start, line))
+        start += len(line) + 1
+    closing = [line for _, line in lines]
+    for number in reversed(range(len(closing))):
+        found = deque(_ANSWER_WORD.finditer(closing[number]), maxlen=1)
+        if found:
+            word = found[0]
+            before = "\n".join([*closing[:number], closing[number][: word.start()]])
+            values = (_uncovered(line, before) for line in [closing[number][word.end() :], *closing[number + 1 :]])
+            return lines[number][0] + word.start(), next((value for value in values if value), "")
+    return None
+
+
+def _uncovered(value: str, before: str) -> str:
+    r"""`value` without the marks at its ends that close what was opened in `before`; "" for a math mark alone.
+
+    Each pair of marks is taken at most twice, so that the time is linear.
+    """
+    value = value.strip()
+    if value in _MATH_LINES:
+        return ""
+    for _ in range(2):  # whichever of two pairs is the outer one
+        for left, right in (*_AROUND, *((mark, mark) for mark in _MARKDOWN)):
+            if _is_open(before, left, right) and _is_closed(value, left, right):
+                value = value.removeprefix(right).strip()
+                if _is_closed(value, left, right):
+                    unstopped = _unstopped(value)  # `**Answer: B**.`
+                    value = unstopped.removesuffix(right).strip() if unstopped.endswith(right) else value
+    return value
+
+
+def _is_open(text: str, left: str, right: str) -> bool:
+    """Whether a `left` of `text` has no `right`; a `right` of what comes before `text` does not count.
+
+    Of Markdown one mark is enough, whether or not their number is odd: `2**3`, bullets and x_1 have some, too.
+    """
+    if left in _MARKDOWN:
+        return left in text.replace(2 * left, "")
+    if left == right:
+        return text.count(left) % 2 == 1
+    depth = 0
+    for mark in re.findall(f"{re.escape(left)}|{re.escape(right)}", text[-_BEFORE_CHARS:]):
+        depth = depth + 1 if mark == left else max(depth - 1, 0)
+    return depth > 0
+
+
+def _is_closed(text: str, left: str, right: str) -> bool:
+    """Whether `text` has a `right` too many."""
+    return text.count(right) % 2 == 1 if left == right else text.count(right) > text.count(left)
 
 
 def _boxes(text: str) -> list[tuple[int, int, int]]:

@@ -32,6 +32,7 @@ _SEPARATOR = re.compile(r"\{,\}|\\,|,\\!|,")
 _UNIT_MARKUP = re.compile(r"\\(?:text|mathrm|rm|mbox)\b|\\[ ,;]|[{}~]")
 _DEGREE_SIGN = re.compile(r"\^?\ ?(?:\{\ ?\\circ\ ?\}|\\circ\b|\\degree\b|\u00b0)\ ?")
 _SCRIPT = re.compile(r"\ ?\^\ ?")
+_OVER = re.compile(r"\ ?/\ ?")
 _UNIT_CHARACTERS = str.maketrans({"\u00b2": "^2", "\u00b3": "^3", "\u00b5": "\u03bc", "\\": ""})
 _DEGREE = frozenset(["\u00b0", "degree", "degrees", "deg"])
 _CURRENCY = {
@@ -105,7 +106,7 @@ def read_numeral(text: str) -> Numeral | None:
 def unit_name(text: str) -> str:
     r"""Normal form of a unit: "cm^2" for `\text{ cm}^{2}` and "square centimeters", "°" for `^\circ` and "degrees"."""
     name = " ".join(_UNIT_MARKUP.sub(" ", _DEGREE_SIGN.sub("\u00b0", text)).split()).translate(_UNIT_CHARACTERS)
-    name = _SCRIPT.sub("^", name).removesuffix(".")
+    name = _OVER.sub("/", _SCRIPT.sub("^", name)).removesuffix(".")
     for prefix, power in _POWERS.items():
         if name.casefold().startswith(prefix):
             return _simple_unit(name[len(prefix) :]) + power

@@ -8,7 +8,7 @@ from rewards.answers.numerals import unit_name
 
 # Units that are recognised behind a number, in the normal form of unit_name without powers. Words that count ("dozen",
 # "million") are not among them: they change the number. Nor are single letters, which are variables, unless they are
-# set as text.
+# set as text, or stand in a gold behind a plain number.
 _UNITS = frozenset(
     re.split(
         r"\s+",
@@ -17,18 +17,22 @@ _UNITS = frozenset(
     )
 )
 _SET_UNITS = _UNITS | frozenset("VAWNJKCF")
+_LETTER_UNITS = frozenset("msghL")  # in a gold: "4.4 m", "685 m" and "4.4m"; "3m" and "x m" are products
 _COUNTING = frozenset(["hundred", "thousand", "million", "billion", "trillion", "dozen", "and", "or"])
 
+_AMOUNT = re.compile(r"[+-]? ?[0-9][0-9,]*(?: |\.[0-9]+ ?)")
 _CURRENCY = re.compile(r"([+-]? ?)(\\\$|[$\u20ac\u00a3\u00a5]) ?(?=[0-9.])")
 _SPACE_AT_END = re.compile(r"(?:\\[ ,;:!]|~|\\quad| )+\Z")
 _BEHIND = r"(?:(?<=[0-9)}\]!])|(?<=\ ))"
 _POWER = r"(?:\ ?\^\ ?(?:\{[23]\}|[23])|[\u00b2\u00b3])?"
+# "215\u00b0T" is a true bearing: the T says from where it is measured, and is no factor.
 _AT_END = re.compile(
     rf"""
-    (?: (?P<set>\\(?:text|textrm|textbf|mathrm|mbox)\ ?\{{[A-Za-z/.\ ]{{1,30}}\}}){_POWER}
-      | {_BEHIND}(?P<bare>[A-Za-z][A-Za-z/]{{1,14}}(?:\ [A-Za-z]{{2,14}})?){_POWER}
+    (?: (?P<set>\\(?:text|textrm|textbf|mathrm|mbox)\ ?\{{[A-Za-z/.~\ ]{{1,30}}\}}){_POWER}
+      | {_BEHIND}(?P<bare>[A-Za-z][A-Za-z/]{{1,14}}(?:\ [A-Za-z]{{2,14}}|\ ?/\ ?[A-Za-z]{{1,14}})?){_POWER}
       | {_BEHIND}(?P<letter>[A-Za-z]){_POWER}
-      | (?P<sign>\\?%|\^\ ?(?:\{{\ ?\\circ\ ?\}}|\\circ)|\u00b0|\\?\$|[\u20ac\u00a3\u00a5])
+      | (?P<degrees>\^\ ?(?:\{{\ ?\\circ\ ?\}}|\\circ)|\u00b0)(?:\ ?(?:T|\\(?:text|mathrm)\ ?\{{\ ?T\ ?\}}))?
+      | (?P<sign>\\?%|\\?\$|[\u20ac\u00a3\u00a5])
     )\Z
     """,
     re.VERBOSE,
@@ -40,7 +44,7 @@ def split_unit(text: str, also: str = "", trusted: bool = False) -> tuple[str, s
 
     Args:
         also: one more unit to recognise, a normal form: that of the gold, for an answer.
-        trusted: take any word behind the formula for its unit; for golds.
+        trusted: take any word behind the formula for its unit, and a letter behind a number; for golds.
     """
     text = _trimmed(bare(text).rstrip("."))
     if currency := _CURRENCY.match(text):
@@ -48,13 +52,16 @@ def split_unit(text: str, also: str = "", trusted: bool = False) -> tuple[str, s
     match = _AT_END.search(text)
     if match is None:
         return text, ""
-    formula, unit = _trimmed(text[: match.start()]), unit_name(match.group())
-    kind, plain_unit = match.lastgroup, unit.partition("^")[0]
-    known = {"set": plain_unit in _SET_UNITS, "bare": plain_unit in _UNITS, "letter": False, "sign": True}[kind or ""]
+    kind = match.lastgroup or ""
+    formula, unit = _trimmed(text[: match.start()]), "\u00b0" if kind == "degrees" else unit_name(match.group())
+    plain_unit = unit.partition("^")[0]
+    known = kind in ("sign", "degrees") or plain_unit in {"set": _SET_UNITS, "bare": _UNITS}.get(kind, ())
     if trusted and plain_unit not in _COUNTING:
-        known = known or kind == "set" or (kind == "bare" and len(plain_unit) > MAX_LETTERS)
+        named = kind == "bare" and all(part in _UNITS or len(part) > MAX_LETTERS for part in plain_unit.split("/"))
+        measured = kind == "letter" and unit in _LETTER_UNITS and _AMOUNT.fullmatch(text[: match.start()])
+        known = known or kind == "set" or named or bool(measured)
     return (formula, unit) if formula and (known or unit == also) else (text, "")
 
 
 def _trimmed(text: str) -> str:
-    return _SPACE_AT_END.sub("", text.strip())
+    return _SPACE_AT_END.sub("", text).strip()

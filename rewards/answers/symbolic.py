@@ -34,6 +34,7 @@ from sympy.core.function import AppliedUndef
 from sympy.core.random import seed
 from sympy.core.relational import Relational
 
+from rewards.answers.labelled import labelled
 from rewards.answers.latex import Formula, NotMath, formula, words
 from rewards.answers.quantity import split_unit
 from rewards.base import WRONG
@@ -43,6 +44,7 @@ MAX_TERMS = 500  # that a formula expands to: (x + 1)^100 has 101
 CLOSE = 1e-5  # relative difference at which two decimals may still be the same number
 MEMORY = 1 << 30  # bytes that one comparison may add to the process
 
+_GIVEN_UP = (TypeError, ValueError, ArithmeticError, AttributeError, NotImplementedError, RecursionError)
 _STATM = Path("/proc/self/statm")  # pages in use; where there is none (macOS) memory is not limited
 _NAME = re.compile(r"[A-Za-z0-9_{},+-]+")
 
@@ -70,8 +72,10 @@ def verdict(gold: str, answer: str) -> str:
 def difference(gold: str, answer: str) -> str:
     """Why `answer` is not what `gold` says, in a few fixed words; "" if it is.
 
-    Words ("no solution") are compared as words. Units: the same as the gold's, or none in one of the two; "20%" is
-    20 and 0.2. For the rest math-verify decides (`verify`, gold first), and beyond that these are wrong:
+    Words ("no solution") are compared as words. Values under names ("domain: ..., range: ...") must have the same
+    names, in any order, and are compared one by one (rewards.answers.labelled). Units: the same as the gold's, or none
+    in one of the two; "20%" is 20 and 0.2. For the rest math-verify decides (`verify`, gold first), and beyond that
+    these are wrong:
 
     * an unevaluated integral, sum, limit, ... where the gold has none;
     * a number in another base: 1011_3 for 1011_2;
@@ -83,6 +87,11 @@ def difference(gold: str, answer: str) -> str:
     Raises:
         NotMath: the answer (or the gold) is not plain mathematics, cannot be parsed, or is too large.
     """
+    if wanted_parts := labelled(gold):
+        parts = labelled(answer)
+        if parts.keys() != wanted_parts.keys():
+            return "other names"
+        return next(filter(None, (difference(wanted_parts[name], part) for name, part in parts.items())), "")
     gold_words, answer_words = words(gold), words(answer)
     if gold_words or answer_words:
         return "" if gold_words == answer_words else WRONG
@@ -104,9 +113,12 @@ def difference(gold: str, answer: str) -> str:
         value, gold_value = _parsed(given, is_real), _parsed(wanted, is_real)
         if given.items > 1 and (not _is_list(gold_value) or given.items > wanted.items > 1):
             return "more than one answer"
-        same = _equal(gold_value, value)
-        if percents and not same and isinstance(gold_value, sympy.Expr):
-            same = _equal(gold_value * sympy.Integer(100) ** -percents, value)
+        try:
+            same = _equal(gold_value, value)
+            if percents and not same and isinstance(gold_value, sympy.Expr):
+                same = _equal(gold_value * sympy.Integer(100) ** -percents, value)
+        except _GIVEN_UP as error:  # what SymPy raises where it cannot work with a value
+            raise NotMath("cannot be compared") from error
     return "" if same else WRONG
 
 
@@ -181,7 +193,13 @@ def _numbers(value: Any) -> list[Any]:
         parts = value.args if isinstance(value, sympy.FiniteSet | sympy.Tuple) else (value,)
     if not all(isinstance(part, sympy.Expr) and part.is_number for part in parts):
         return []
-    return sorted((part.evalf(20) for part in parts), key=lambda part: sympy.re(part))
+    return sorted(map(_evaluated, parts), key=lambda part: sympy.re(part))
+
+
+def _evaluated(number: Any) -> Any:
+    """20 digits of a number. A zero of which SymPy finds no digit (13 - 4 - 9) compares with nothing."""
+    value = number.evalf(20)
+    return sympy.Integer(0) if value.is_Float and not value.is_comparable else value
 
 
 def _close(a: Any, b: Any) -> bool:
@@ -229,6 +247,19 @@ def _largest(exponent: Any) -> float:
     if isinstance(exponent, sympy.Number) and exponent.is_finite:
         return max(1.0, min(abs(float(exponent)), 2.0**64))
     return 2.0 ** min(_check_size(exponent)[0], 64)
+
+
+def value_of(text: str) -> float | None:
+    """The finite real number that a formula works out to; None if it is none, or is no plain mathematics."""
+    try:
+        with _bounded():
+            value = _parsed(formula(text), is_real=True)
+            if not isinstance(value, sympy.Expr) or not value.is_number:
+                return None
+            number = complex(value.evalf(20))
+    except (NotMath, TypeError, ValueError, OverflowError):
+        return None
+    return number.real if math.isfinite(number.real) and not number.imag else None
 
 
 # SymPy imports its solvers, and the parser fills its tables, at first use. That belongs to the start of a worker too.

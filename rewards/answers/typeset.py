@@ -39,7 +39,7 @@ _ONE_SIGN = str.maketrans(
 
 _INLINE = re.compile(r"\$(?:(?=[^$]*[\\^_{])|(?![0-9 ]))([^$]*[^$ ])\$|\\\((.*?)\\\)")
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|,\\!)(?=[0-9]{3}(?![0-9]))")
-_SPACE = re.compile(r"\\[,;: ]|(?<=\w)~(?=[\w\\])|\\(?:quad|qquad|thinspace)(?![A-Za-z])")
+_SPACE = re.compile(r"\\[,;: ]|(?<=[\w{])~(?=[\w\\])|\\(?:quad|qquad|thinspace)(?![A-Za-z])")
 _IGNORED = re.compile(r"\\!|\\(?:left|right|displaystyle|textstyle|big|Big|bigg|Bigg)(?![A-Za-z])")
 _COMMAND = re.compile(r"\\([A-Za-z]+)(?:\{\}| ?)")  # the blank behind it ends it and is not shown
 _COMMAND_AT_END = re.compile(r"\\[A-Za-z]+\Z")
@@ -56,6 +56,7 @@ _FRACTION = re.compile(r"\\[dtc]?frac ?(?:\{([^{}]*)\}|([0-9A-Za-z])) ?(?:\{([^{
 _SCRIPT = re.compile(r" ?([\^_]) ?\{([^{}]*)\}")
 _ABOVE = re.compile(r"[\w.,]*(?:\u221a\([^()]*\))?")  # a product that needs no brackets over a fraction bar
 _BELOW = re.compile(r"[0-9.,]+|\w|[0-9]*\u221a\([^()]*\)")
+_FACTOR = re.compile(r"(?<=[0-9]) +(?=[\u0391-\u03a9\u03b1-\u03c9])")  # a Greek letter behind a number
 _BLANK = re.compile(r"(?<!\w) | (?!\w)")
 
 
@@ -72,7 +73,7 @@ def _typeset(text: str) -> str:
     text = _ESCAPED.sub(r"\1", text).replace("<=", "\u2264").replace(">=", "\u2265").replace("!=", "\u2260")
     for mark, run in zip("^_", _RUNS, strict=True):
         text = run.sub(lambda m, mark=mark: f"{mark}{{{m[0].translate(_PLAIN_SCRIPT)}}}", text)
-    text = _COMMAND.sub(lambda m: _SIGNS.get(m[1], m[0]), text)
+    text = _FACTOR.sub("", _COMMAND.sub(lambda m: _SIGNS.get(m[1], m[0]), text))
     text = _DEGREES.sub("\u00b0", _MINUS_UP.sub(r"^{\1}", text))
     text = re.sub(r"(?<![A-Za-z\\])sqrt ?(?=\()", "\u221a", text)
     for _ in range(_MAX_DEPTH):  # from the innermost groups outwards

@@ -1,6 +1,6 @@
 """One question to the judge over HTTP: tries, waits, and their bounds.
 
-Importing this module imports httpx: see rewards.PRELOAD.
+Importing this module imports httpx and Pillow: see rewards.PRELOAD.
 """
 
 from __future__ import annotations
@@ -12,16 +12,18 @@ import os
 import random
 import ssl
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
 import httpx
+from PIL import Image
 
 from rewards.base import Unscorable
 from rewards.judging.cache import Gate
+from rewards.judging.pictures import data_uri
 from rewards.judging.prompt import read_verdict, request_body
 from rewards.judging.settings import JudgeSettings, is_loopback
 
@@ -54,11 +56,14 @@ class Judge:
         self._gate = Gate(Path(settings.cache), settings.concurrency, settings.pause_s)
         self._structured = True  # until the server says that it knows no response_format
 
-    def verdict(self, question: str, gold: str, answer: str, deadline: float) -> bool:
+    def verdict(
+        self, question: str, gold: str, answer: str, deadline: float, pictures: Sequence[Image.Image] = ()
+    ) -> bool:
         """Whether `answer` says what `gold` says; nothing is cached here.
 
         Args:
             deadline: of time.monotonic; nothing of this takes longer.
+            pictures: of the question, shown with at most `image_pixels` of the settings.
 
         Raises:
             NoVerdict: no answer in time, an error, or a reply that is no verdict.
@@ -67,14 +72,16 @@ class Judge:
             raise NoVerdict(
                 f"it did not answer lately and is not asked for {self._settings.pause_s:g} s (judge.pause_s)"
             )
+        shown = [data_uri(picture, self._settings.image_pixels) for picture in pictures]
         with self._gate.slot(deadline) as mine:
             if not mine:
                 raise NoVerdict(
                     f"{self._settings.concurrency} others were asking all the time (judge.concurrency); raise it, or "
                     "judge.deadline_s"
                 )
+            ask = functools.partial(request_body, self._settings.model, question, gold, answer, pictures=shown)
             try:
-                reply = self._reply(question, gold, answer, deadline)
+                reply = self._reply(ask, deadline)
             except _Fault as fault:
                 if fault.again:
                     self._gate.report(answered=False)
@@ -89,8 +96,7 @@ class Judge:
         """Ask even if a run before this one found nobody there."""
         self._gate.forget()
 
-    def _reply(self, question: str, gold: str, answer: str, deadline: float) -> str:
-        ask = functools.partial(request_body, self._settings.model, question, gold, answer)
+    def _reply(self, ask: Callable[..., Mapping[str, Any]], deadline: float) -> str:
         if not self._structured:
             return self._tries(ask(structured=False), deadline)
         try:

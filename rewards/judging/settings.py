@@ -20,11 +20,22 @@ UNREAD: dict[str, frozenset[str]] = {
     "choice": frozenset({"not an option"}),
     "count": frozenset({"not a count"}),
     "math": frozenset(
-        {"words", "text in a formula", "not mathematics", "cannot be parsed", "a command that is not scored"}
+        {
+            "words",
+            "text in a formula",
+            "not mathematics",
+            "cannot be parsed",
+            "cannot be compared",
+            "a command that is not scored",
+            "other names",
+        }
     ),
     "number": frozenset({"not a number"}),
     "word": frozenset({"wrong"}),  # another spelling is all that it can tell
 }
+OF_PROBLEM = "problem"  # the rule that each problem itself names: benchmarks mix choices and formulas
+UNSURE, ALL = "unsure", "all"  # which answers the judge is asked about
+MIN_PIXELS = 1024  # of a picture; with fewer nothing is left to see
 
 
 @dataclass(frozen=True, kw_only=True)  # no slots: the reward takes its defaults from the class
@@ -33,8 +44,12 @@ class JudgeSettings:
 
     url: str  # base of an OpenAI-compatible API, https://host/v1
     model: str  # the name it serves the model under
-    rule: str  # the reward that is asked first: a key of UNREAD
+    rule: str  # the reward that is asked first: a key of UNREAD, or OF_PROBLEM
     cache: str  # folder for verdicts, and for what the processes that ask tell each other
+    ask: str = UNSURE  # about answers that the rule is not sure of, or about ALL: then the judge's verdict counts
+    sample: float = 0.0  # with UNSURE: share of the other answers that it is asked about too; the rule's verdict counts
+    images: bool = False  # show the pictures of the problem
+    image_pixels: int = 1 << 20  # a picture of more is scaled down to so many
     timeout_s: float = 4.0  # for one request
     deadline_s: float = 8.0  # for a response, with all tries and waits
     retries: int = 2  # times that a request without an answer is sent again
@@ -55,8 +70,10 @@ def judge_problem(params: Mapping[str, Any], timeout_s: float) -> str:
     values = JudgeSettings(**params)
     if problem := next(filter(None, (_type_problem(values, field.name) for field in fields(values))), ""):
         return f"judge: {problem}"
-    if values.rule not in UNREAD:
-        return f"judge: rule must be one of {', '.join(sorted(UNREAD))}, got {values.rule!r}"
+    if values.rule not in (*UNREAD, OF_PROBLEM):
+        return f"judge: rule must be one of {', '.join(sorted(UNREAD))}, or {OF_PROBLEM}, got {values.rule!r}"
+    if problem := _asking_problem(values):
+        return f"judge: {problem}"
     if values.canary_limit > 1:
         return f"judge: canary_limit is a share, at most 1, got {values.canary_limit}"
     if values.deadline_s + SPARE_S > timeout_s:
@@ -74,16 +91,29 @@ def judge_problem(params: Mapping[str, Any], timeout_s: float) -> str:
     return _url_problem(values)
 
 
+def _asking_problem(values: JudgeSettings) -> str:
+    """What is wrong with what is asked, or ""."""
+    if values.ask not in (UNSURE, ALL):
+        return f"ask must be {UNSURE} or {ALL}, got {values.ask!r}"
+    if values.sample > 1:
+        return f"sample is a share, at most 1, got {values.sample}"
+    if values.sample and values.ask == ALL:
+        return f"ask={ALL} asks about every answer, so there is nothing to sample; leave sample={values.sample:g} out"
+    if values.image_pixels < MIN_PIXELS:
+        return f"image_pixels must be at least {MIN_PIXELS}, got {values.image_pixels}"
+    return ""
+
+
 def _type_problem(values: JudgeSettings, name: str) -> str:
     """What is wrong with one value taken by itself, or ""."""
     value = getattr(values, name)
     kind = type(JudgeSettings.__dataclass_fields__[name].default)
-    if name == "allow_http":
-        return "" if isinstance(value, bool) else f"allow_http must be true or false, got {value!r}"
-    if name == "api_key_env" or name in ("url", "model", "rule", "cache"):
+    if name in ("allow_http", "images"):
+        return "" if isinstance(value, bool) else f"{name} must be true or false, got {value!r}"
+    if name == "api_key_env" or name in ("url", "model", "rule", "cache", "ask"):
         good = isinstance(value, str) and (bool(value.strip()) or name == "api_key_env")
         return "" if good else f"{name} must be a text, got {value!r}"
-    zero = name in ("retries", "canary_limit")
+    zero = name in ("retries", "canary_limit", "sample")
     number = isinstance(value, int if kind is int else int | float) and not isinstance(value, bool)
     if not number or not (value >= 0 if zero else value > 0) or not value < float("inf"):
         whole = "an integer" if kind is int else "a number"

@@ -30,6 +30,7 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from rewards.sandbox.packages import FOLDER, package_files
 from rewards.sandbox.seccomp import machines, seccomp_filter
 
 START_S = 15.0  # for a sandbox to be set up, before the clock of the program starts
@@ -37,7 +38,7 @@ _UIDS = (61184, 65519)  # users without account or files: the range of systemd's
 _ERROR_BYTES = 300
 _SET_CHILD_SUBREAPER, _GET_CHILD_SUBREAPER = 36, 37  # from linux/prctl.h
 _BOOT = resources.files("rewards.sandbox.inside").joinpath("boot.py").read_bytes()
-# -s -P -S: no user's packages, no folder of the script, no site-packages: the standard library alone.
+# -s -P -S: no user's packages, no folder of the script, no site-packages: the standard library, and `packages`.
 _PYTHON_FLAGS = ("-s", "-P", "-S", "-B", "-X", "utf8")
 _ENVIRONMENT = {"PYTHONHASHSEED": "0"}  # the order of a set should not decide about a reward
 
@@ -163,6 +164,7 @@ def start(
     stdout: int,
     arguments: Sequence[str] = (),
     keep: Sequence[int] = (),
+    packages: bool = False,
     unsafe: bool = False,
 ) -> Child:
     """Start the Python program `main`, one of `files`; it may still fail to start (Child.wait_ready).
@@ -172,6 +174,7 @@ def start(
         stdin, stdout: descriptors; the caller closes them. The standard error goes to Child.errors.
         arguments: of the program.
         keep: more descriptors that the program gets, under their numbers.
+        packages: it may import those of rewards.sandbox.packages.
         unsafe: no sandbox: the limits hold, but the program can read and write what the trainer can.
 
     Raises:
@@ -190,12 +193,20 @@ def start(
             ours.callback(shutil.rmtree, folder)
             for name, content in files.items():
                 Path(folder, name).write_bytes(content)
+            if packages:
+                Path(folder, FOLDER).mkdir()
+                for name, place in package_files().items():
+                    Path(folder, FOLDER, name).symlink_to(place)
         else:
             adopt_orphans(True)
             uid = random.SystemRandom().randint(*_UIDS) if os.geteuid() == 0 else -1
             data = {name: childs.enter_context(memory_file(content)) for name, content in files.items()}
             rules = childs.enter_context(memory_file(_filter()))
             command = [*_walls(uid >= 0), "--perms", "1777", "--size", str(limits.files_mb << 20), "--tmpfs", "/tmp"]
+            if packages:
+                command += ["--perms", "0755", "--dir", f"/{FOLDER}"]
+                for name, place in package_files().items():
+                    command += ["--ro-bind", place, f"/{FOLDER}/{name}"]
             for name, fd in data.items():
                 command += ["--perms", "0444", "--file", str(fd), f"/{name}"]
             command += ["--remount-ro", "/", "--chdir", "/tmp", "--seccomp", str(rules), "--info-fd", str(info), "--"]
@@ -222,8 +233,8 @@ def start(
         return Child(popen, ready, info, errors, ours.pop_all())
 
 
-def run(program: bytes, stdin: bytes, limits: Limits, unsafe: bool = False) -> Ended:
-    """Run a Python program to its end, with `stdin` as its input.
+def run(program: bytes, stdin: bytes, limits: Limits, unsafe: bool = False, packages: bool = False) -> Ended:
+    """Run a Python program to its end, with `stdin` as its input; `packages` as for `start`.
 
     Raises:
         SandboxError: it could not be started; none of it has run.
@@ -231,7 +242,9 @@ def run(program: bytes, stdin: bytes, limits: Limits, unsafe: bool = False) -> E
     with (
         memory_file(stdin) as given,
         pipe() as (read, write),
-        start({"main.py": program}, "main.py", limits, stdin=given, stdout=write, unsafe=unsafe) as child,
+        start(
+            {"main.py": program}, "main.py", limits, stdin=given, stdout=write, packages=packages, unsafe=unsafe
+        ) as child,
     ):
         return child.wait(read, limits)
 

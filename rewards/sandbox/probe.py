@@ -11,6 +11,7 @@ import tempfile
 from pathlib import Path
 
 from rewards.sandbox.launch import Limits, SandboxError, adopt_orphans, run
+from rewards.sandbox.packages import ALWAYS, package_files
 
 REMEDY = (
     "It needs Linux on x86_64 or aarch64 and bubblewrap 0.6 or newer (apt-get install bubblewrap, dnf install "
@@ -68,6 +69,28 @@ def probe() -> None:
     found = json.loads(ended.stdout)
     if found:
         raise SandboxError(f"the sandbox has a hole: a program in it {', '.join(found)}. {REMEDY}")
+
+
+@functools.cache
+def probe_packages(memory_mb: int) -> None:
+    """Import numpy in the sandbox, once in a process for each limit.
+
+    Raises:
+        SandboxError: it cannot be imported there; the message says what to do.
+    """
+    if ALWAYS not in package_files():
+        raise SandboxError(f"{ALWAYS} is not installed as a package of files; install it, or set packages=false")
+    adopted = adopt_orphans(True)
+    try:
+        limits = Limits(wall_s=30.0, cpu_s=20, memory_mb=memory_mb)
+        ended = run(f"import {ALWAYS}".encode(), b"", limits, packages=True)
+    finally:
+        adopt_orphans(adopted)
+    if (ended.how, ended.status) != ("exit", 0):
+        raise SandboxError(
+            f"{ALWAYS} cannot be imported in the sandbox ({ended.how}, {ended.status}): {ended.errors}. It needs "
+            f"memory_mb of 256 or more, and files in {package_files()[ALWAYS]} that everyone may read"
+        )
 
 
 def _home_files() -> list[str]:

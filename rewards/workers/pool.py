@@ -84,7 +84,8 @@ class RewardPool:
     def _prepare(self, jobs: Sequence[Job]) -> None:
         """Start the workers anew if they have not imported what `jobs` need; a response has no time for that."""
         used = {job.own if name == OWN else name for job in jobs for name in self._plan.weights}
-        used |= {str(self._plan.params.get(name, {}).get("rule")) for name in used & {"judge"}}  # it calls its rule
+        if "judge" in used:  # it calls its rule, or that of the problem
+            used |= {str(self._plan.params.get("judge", {}).get("rule")), *(job.input.reward for job in jobs)}
         names = frozenset(PRELOAD) & used
         if names <= self._preload:
             return

@@ -23,6 +23,7 @@ from typing import Any, NamedTuple
 
 from rewards import PRELOAD, REWARDS, RewardFn, RewardInput, RewardOutput, Unscorable
 from rewards.base import needs_images, signature_problem
+from rewards.official import OFFICIAL
 from rewards.weighted import OWN, weighted
 from rewards.workers.custom import CustomRewardError, CustomSource, load_custom
 
@@ -95,7 +96,11 @@ def inspect_custom(source: CustomSource, params: Mapping[str, Any]) -> tuple[str
             f"{problem}. Write it as `def {source.function}(x: RewardInput, ...) -> RewardOutput` and name "
             f"its other arguments in rewards.params.{source.name}."
         )
-    return problem, needs_images(function)
+        return problem, False
+    try:
+        return "", needs_images(function, params)
+    except Exception as error:
+        return f"{source.path}: needs_images({dict(params)}) of {source.function} failed: {describe(error)}", False
 
 
 def start_worker(custom: CustomSource | None, preload: Sequence[str] = ()) -> None:
@@ -135,7 +140,8 @@ def _bound_cpu(timeout_s: float) -> None:
 
 def _bound(plan: Plan, name: str) -> Callable[[RewardInput], RewardOutput]:
     custom = plan.custom
-    reward = load_custom(custom) if custom is not None and custom.name == name else REWARDS[name]
+    known = REWARDS if name in REWARDS else OFFICIAL
+    reward = load_custom(custom) if custom is not None and custom.name == name else known[name]
     return functools.partial(_checked, reward, name, plan.params.get(name, {}))
 
 

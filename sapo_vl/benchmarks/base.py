@@ -59,9 +59,15 @@ class Benchmark:
     """The problems of a row, mostly one. Problem.id must be stable and unique in the benchmark. Raises ValueError if
     the row is broken (it is named, counted and left out), LeftOut if it is fine but not to be asked."""
     config: str | None = None  # configuration of the hub set
+    rows: int = 0  # of the split, as the set's card says; 0 = unknown. `sapo-vl data doctor` compares
+    files: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Config -> files with its rows, of a set whose files a loading script would choose; {} for others."""
     k: int = 1  # responses an item that the benchmark is usually reported with
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Name of a reward -> arguments that its rule needs here; rewards.params of a config goes before them."""
     timeout_s: float = 0.0  # seconds that scoring a response may need; a larger rewards.timeout_s of a config stays
+    official: str = ""
+    """Name of a rule of rewards.official: that of the benchmark's own script, which its published figures come from,
+    where it says other things than ours. "" where ours is the same, or where theirs asks a language model."""
     metrics: Callable[[Sequence[ItemScores]], Mapping[str, float]] | None = None
     """Figures of the benchmark's own (worst case over variants, strict scores), in the order of the items."""

@@ -17,6 +17,7 @@ from sapo_vl.benchmarks.prompts import MARKER
 MAX_LIST_CHARS = 20_000  # of a list that is stored as the text of a Python list
 BLANKED = frozenset(["", "?", "___"])  # what test splits without answers have in their place
 IMAGE_NUMBER = re.compile(r"<image ?(\d{1,2})>")
+_DIRECTLY = re.compile(r"\s*Please answer directly with [^.\n]*\.?\s*\Z")  # the closing sentence of some sets
 _LETTERED = re.compile(r"^[ \t]*\(?([A-Z])[.:)][ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
 
 
@@ -34,6 +35,17 @@ def text(row: Row, name: str) -> str:
     if not isinstance(cell, str) or not cell.strip():
         raise ValueError(f"{name} is {str(cell)[:40]!r}, not a text")
     return cell.strip()
+
+
+def without_instruction(question: str) -> str:
+    """A question without its closing "Please answer directly with ...", where ours takes its place.
+
+    Raises ValueError if nothing is left.
+    """
+    left = _DIRECTLY.sub("", question)
+    if not left:
+        raise ValueError(f"question is {question[:40]!r}, an instruction alone")
+    return left
 
 
 def gold(row: Row, name: str) -> str:
@@ -54,7 +66,10 @@ def picture_cells(row: Row, name: str) -> list[Any]:
 
 
 def text_list(cell: Any, name: str) -> list[str]:
-    """A list of texts, also one that is stored as the text of a Python list: "['a', 'b']". Raises ValueError."""
+    """A list of texts, also one that is stored as the text of a Python list: "['a', 'b']". Raises ValueError.
+
+    A list whose one item is a list is that list: a row of MMMU-Pro has "[['a', 'b']]".
+    """
     value = cell
     if isinstance(cell, str):
         if len(cell) > MAX_LIST_CHARS:
@@ -65,6 +80,8 @@ def text_list(cell: Any, name: str) -> list[str]:
             raise ValueError(f"{name} is {cell[:40]!r}, not the text of a Python list") from error
     if value is None:
         return []
+    if isinstance(value, list | tuple) and len(value) == 1 and isinstance(value[0], list | tuple):
+        value = value[0]
     if not isinstance(value, list | tuple) or not all(isinstance(item, str | int | float) for item in value):
         raise ValueError(f"{name} is {str(cell)[:40]!r}, not a list of texts")
     return [str(item).strip() for item in value]
@@ -104,14 +121,12 @@ def option_meta(options: Mapping[str, str]) -> dict[str, str]:
     }
 
 
-def letter_of(answer: str, options: Mapping[str, str]) -> str:
-    """The letter of the one option whose text is `answer`. Raises ValueError if it is no option's, or two options'."""
+def letters_of(answer: str, options: Mapping[str, str]) -> list[str]:
+    """The letters of the options whose text is `answer`, one or more. Raises ValueError if it is no option's."""
     found = [label for label, option in options.items() if folded(option) == folded(answer)]
-    if len(found) != 1:
-        raise ValueError(
-            f"answer {answer[:40]!r} is the text of {len(found)} of the options {str(dict(options))[:200]}"
-        )
-    return found[0]
+    if not found:
+        raise ValueError(f"answer {answer[:40]!r} is the text of none of the options {str(dict(options))[:200]}")
+    return found
 
 
 def shown(options: Mapping[str, str]) -> str:

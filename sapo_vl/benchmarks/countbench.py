@@ -38,4 +38,5 @@ COUNTBENCH = Benchmark(
     licence="unknown",
     columns=("image", "question", "number"),
     problems=problems,
+    official="official_countbench",
 )

@@ -1,12 +1,18 @@
 r"""DynaMath (arXiv 2411.00836): 501 questions about pictures, each in 10 variants with other numbers or other drawings.
 
 Rows: id (of the question: the variants share it), question (with its options), decoded_image, ground_truth,
-answer_type ("float", "multiple choice", "text"). That `id` is the question's is read off a public kit that groups by
-it; `DynaMath/DynaMath_Sample` holds a split a variant, the default source all 5010 rows. The usual prompt asks for
-JSON with a "short answer"; here \boxed{}.
+answer_type ("float", "multiple choice", "text"). The default source has all 5010 rows in one split, the variants of a
+question 501 rows apart; `DynaMath/DynaMath_Sample` (apache-2.0) has the same columns in ten splits, sample_variant1 to
+sample_variant10: one of them is a benchmark without a worst case. The usual prompt asks for JSON with a "short
+answer"; here \boxed{}. As there, decimal numbers are to have three digits after the point, also in texts.
 
-Rules: a number within 0.001, a letter, the same text. (Kits take texts that have the gold in them, "uneven" for
-"even".)
+Rules: a number within 0.001, a letter, the same text. What kind of text decides how texts are compared
+(short_answers.rule_of). Of the authors' 310 text golds 100 are numbers in brackets or between commas, 20 equations, 20
+times, 10 a code of three digits; 160 are words, dates and names of edges or nodes.
+
+Not official: in the authors' script a text is right if the gold is in it, in VLMEvalKit if it is in the gold, blanks
+included. So "(5, -2)" is wrong there for "(5.000, -2.000)" and right here, "8:00" likewise for "8:0"; "uneven" for
+"even" is right in the authors' script and wrong here.
 
 Figures: the accuracy is the average over variants. `worst_case` is the share of questions with all ten variants right,
 among those of which all ten were asked (`questions`); `incomplete` counts the others. With k responses to each, the
@@ -21,7 +27,8 @@ from typing import Any
 
 from sapo_vl.benchmarks.base import Benchmark, ItemScores, Row
 from sapo_vl.benchmarks.cells import gold, grouped, ident, text
-from sapo_vl.benchmarks.prompts import BOXED_DECIMAL, BOXED_LETTER, BOXED_SHORT, ask_about
+from sapo_vl.benchmarks.prompts import BOXED_DECIMAL, BOXED_LETTER, BOXED_TEXT, ask_about
+from sapo_vl.benchmarks.short_answers import rule_of
 from sapo_vl.benchmarks.tally import right, rounds
 from sapo_vl.types import Problem
 
@@ -29,7 +36,7 @@ VARIANTS = 10
 RULES: dict[str, tuple[str, str, dict[str, Any]]] = {  # answer_type -> reward, instruction, meta
     "float": ("number", BOXED_DECIMAL, {"tolerance": 0.001}),
     "multiple choice": ("choice", BOXED_LETTER, {}),
-    "text": ("word", BOXED_SHORT, {}),
+    "text": ("", BOXED_TEXT, {}),  # the gold decides
 }
 
 
@@ -39,6 +46,8 @@ def problems(row: Row) -> Iterator[Problem]:
     if kind not in RULES:
         raise ValueError(f"answer_type is {kind!r}, none of {', '.join(RULES)}")
     reward, instruction, rule = RULES[kind]
+    if not reward:
+        reward, rule = rule_of(answer)
     question = ident(row, "id")
     groups = grouped(type=kind, subject=row.cells.get("subject"), level=row.cells.get("knowledge_level"))
     yield Problem(
@@ -72,8 +81,9 @@ DYNAMATH = Benchmark(
     name="dynamath",
     source="kcz358/DynaMath",
     split="test",
-    licence="unknown",
+    licence="Apache-2.0",
     columns=("id", "question", "decoded_image", "ground_truth", "answer_type"),
     problems=problems,
+    official="official_dynamath",
     metrics=worst_case,
 )

@@ -2,24 +2,37 @@
 
 Rows: question_id, question_content, starter_code ("" for programs that read and print), platform, difficulty,
 public_test_cases (JSON: [{"input", "output", "testtype": "stdin" or "functional"}, ...]), private_test_cases (the
-same, or that as a compressed pickle, which is read without running it: packed_text), metadata (JSON with "func_name").
-The hub's set is a loading script, which is not run: give the JSON lines (`test.jsonl` ... `test6.jsonl`; the last
-alone is the 175 problems that v6 added) as the source. The prompt is the official one in our words.
+same, or that as a compressed pickle, which is read without running it: packed_text), metadata (JSON with "func_name"),
+contest_date. The hub's set is a loading script, which is not run: its files are opened by name. The config says which,
+as the script does: release_v6 (all six files, 1055 problems of May 2023 to April 2025, 4.5 GB) and those before it, v6
+(what the sixth file added: 175 problems of 2025, 134 MB) and those before it, v4_v5 and the like. A local copy is a
+folder with files of these names, or one file. The prompt is the official one in our words.
+
+Dates: accuracy is given by month of the contest, and for the windows that are usually reported (WINDOWS), among the
+problems that were asked. config=v6 has all of 2025.02-2025.05.
 
 Programs run in the sandbox (reward "code"). "stdin": the printed lines, numbers by value. "functional": arguments and
-result are JSON, the arguments a line each, and a tuple is as good as a list. The imports that the official checker
-puts before each program are put there here too. The official limit is 6 seconds a test: evaluate with
-rewards.params.code={cpu_s: 6, wall_s: 8, total_s: 100} and a rewards.timeout_s above total_s.
+result are JSON, the arguments a line each, a tuple is as good as a list, and a plain function is as good as a method of
+Solution. The imports that the official checker puts before each program are put there here too, numpy and the others of
+rewards.sandbox.packages can be imported, and the last code block counts whatever its opening line names. Each test has
+6 s of CPU time and 7 s in all, with the start of the interpreter; officially 6 s, and it is started once for all tests.
+
+Left to differ: 2 GiB of memory a process, officially there is no limit; a program that prints the right thing and ends
+with another status than 0 fails; of more than MAX_CASES tests of a problem the first ones are taken.
 """
 
 from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime
+from itertools import combinations
 from typing import Any
 
-from sapo_vl.benchmarks.base import Benchmark, LeftOut, Row
+from rewards.code import MAX_CASES, most_seconds
+from sapo_vl.benchmarks.base import GROUPS, Benchmark, ItemScores, LeftOut, Row
 from sapo_vl.benchmarks.cells import grouped, ident, text
 from sapo_vl.benchmarks.packed_text import unpack_text
 from sapo_vl.benchmarks.prompts import STARTED_PROGRAM, STDIN_PROGRAM, ask_about
@@ -37,22 +50,36 @@ PRELUDE = "\n".join(
 )
 
 
+# (first month, last month) of contests, as papers report them: "2025.02-2025.05" ends before the first of May.
+WINDOWS = {"2024.08-2025.02": ("2024-08", "2025-01"), "2025.02-2025.05": ("2025-02", "2025-04")}
+# For answers that define a function and no class: what is called is a method.
+SOLUTION = """if "Solution" not in globals():
+    class Solution:
+        pass
+    Solution.{name} = staticmethod({name})"""
+FILES = ("test.jsonl", "test2.jsonl", "test3.jsonl", "test4.jsonl", "test5.jsonl", "test6.jsonl")
+WALL_S = 7.0  # of a test
+
+
 def problems(row: Row) -> Iterator[Problem]:
     """One problem a row."""
     cases = _cases(row.cells.get("public_test_cases"), "public_test_cases")
     cases += _cases(row.cells.get("private_test_cases"), "private_test_cases")
     if not cases:
         raise LeftOut("no tests")
+    cases = cases[:MAX_CASES]
     kinds = {case["testtype"] for case in cases}
     starter = row.cells.get("starter_code") or ""
     question = text(row, "question_content")
-    meta: dict[str, Any] = {"prelude": PRELUDE}
+    date = _date(row.cells.get("contest_date"))
+    meta: dict[str, Any] = {"prelude": PRELUDE, "contest_date": date}
     if kinds == {"stdin"}:
         tests = [{"input": case["input"], "output": case["output"]} for case in cases]
         meta |= {"tests": tests, "compare": "values"}
     elif kinds == {"functional"}:
         name = _function(row.cells.get("metadata"))
         meta["asserts"] = [_call(name, case) for case in cases]
+        meta["postlude"] = SOLUTION.format(name=name)
     else:
         raise ValueError(f"testtype is {sorted(kinds)}, neither 'stdin' nor 'functional'")
     if starter.strip():
@@ -62,8 +89,29 @@ def problems(row: Row) -> Iterator[Problem]:
         task="livecodebench",
         messages=ask_about(0, question, STARTED_PROGRAM if starter.strip() else STDIN_PROGRAM),
         reward="code",
-        meta=meta | grouped(difficulty=row.cells.get("difficulty"), platform=row.cells.get("platform")),
+        meta=meta | grouped(difficulty=row.cells.get("difficulty"), platform=row.cells.get("platform"), month=date[:7]),
     )
+
+
+def windows(items: Sequence[ItemScores]) -> Mapping[str, float]:
+    """The accuracy in each window of contest dates that has items, and how many."""
+    figures: dict[str, float] = {}
+    for name, (first, last) in WINDOWS.items():
+        months = [(x.meta.get(GROUPS, {}).get("month", ""), x.mean) for x in items]
+        means = [mean for month, mean in months if mean is not None and first <= month <= last]
+        if means:
+            figures |= {name: sum(means) / len(means), f"{name} items": len(means)}
+    return figures
+
+
+def _date(cell: Any) -> str:
+    """The day of a contest, "2025-02-01"; a column of dates may have become one of timestamps. "" if it is missing."""
+    if cell is None:
+        return ""
+    written = cell.isoformat() if isinstance(cell, datetime) else str(cell)
+    if not re.match(r"\d{4}-\d{2}-\d{2}(?!\d)", written):
+        raise ValueError(f"contest_date is {written[:40]!r}, not a date")
+    return written[:10]
 
 
 def _cases(cell: Any, name: str) -> list[dict[str, str]]:
@@ -116,7 +164,7 @@ LIVECODEBENCH = Benchmark(
     name="livecodebench",
     source="livecodebench/code_generation_lite",
     split="test",
-    licence="unknown",
+    licence="CC (the card says no more)",
     columns=(
         "question_id",
         "question_content",
@@ -127,8 +175,24 @@ LIVECODEBENCH = Benchmark(
         "private_test_cases",
         "metadata",
     ),
+    config="release_v6",
+    files={
+        **{f"release_v{i}": FILES[:i] for i in range(1, 7)},
+        **{f"v{i}": FILES[i - 1 : i] for i in range(1, 7)},
+        **{f"v{i}_v{j}": FILES[i - 1 : j] for i, j in combinations(range(1, 7), 2)},
+    },
     problems=problems,
     k=8,
-    params={"code": {"cpu_s": 6, "wall_s": 8.0, "total_s": 100.0}},  # the official checker gives a case 6 s
-    timeout_s=110.0,
+    params={
+        "code": {
+            "cpu_s": 6,
+            "wall_s": WALL_S,
+            "total_s": 0.0,  # no bound but that of each test
+            "memory_mb": 2048,
+            "packages": True,
+            "any_fence": True,
+        }
+    },
+    timeout_s=most_seconds(WALL_S) + 10,
+    metrics=windows,
 )

@@ -10,12 +10,15 @@ compares; public kits round to two decimals (3.14 is pi to them) or run `eval` o
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from sapo_vl.benchmarks.base import Benchmark, Row
 from sapo_vl.benchmarks.cells import IMAGE_NUMBER, gold, grouped, ident, lettered, option_meta, shown, text, text_list
 from sapo_vl.benchmarks.prompts import BOXED, BOXED_LETTER, MARKER, ask
 from sapo_vl.types import Problem
+
+_UNIT = re.compile(r"\{(square|cubic|)(degrees|inches|feet|units)\}\Z")  # "69{degrees}", a \text that was lost
 
 
 def problems(row: Row) -> Iterator[Problem]:
@@ -33,7 +36,7 @@ def problems(row: Row) -> Iterator[Problem]:
         task="mathvision",
         messages=ask(f"{question}\n{shown(options)}", BOXED_LETTER if options else BOXED),
         images=(row.image(row.cells.get("decoded_image")),),
-        answer=answer,
+        answer=answer if options else _UNIT.sub(r"\\text{ \1 \2}", answer),
         reward="choice" if options else "math",
         meta=meta | {"options": option_meta(options)} if options else meta,
     )
@@ -47,6 +50,7 @@ def _benchmark(name: str, split: str) -> Benchmark:
         licence="MIT",
         columns=("id", "question", "options", "decoded_image", "answer", "level", "subject"),
         problems=problems,
+        official="official_mathvision",
     )
 
 

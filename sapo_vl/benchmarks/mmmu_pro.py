@@ -56,6 +56,7 @@ def _benchmark(name: str, config: str, own: tuple[str, ...], problems: Callable[
         licence="Apache-2.0",
         columns=("id", "options", "answer", *own),
         problems=problems,
+        official="official_mmmu_pro",
     )
 
 

@@ -15,6 +15,11 @@ BOXED_LETTERS = (
     "all their letters there, separated by commas."
 )
 BOXED_SHORT = "Think step by step, and put the final answer, a single word, number or phrase, in \\boxed{}."
+BOXED_TEXT = (
+    "Think step by step, and put the final answer, a single word, number or phrase, in \\boxed{}. Decimal numbers in "
+    "it have three digits after the point."
+)
+BOXED_YES_NO = "Think step by step, and put the final answer, yes or no, in \\boxed{}."
 BOXED_NUMBER = "Think step by step, and put the final answer, a number alone, in \\boxed{}."
 BOXED_DECIMAL = (
     "Think step by step, and put the final answer, as a decimal number with three digits after the point, in \\boxed{}."

@@ -1,8 +1,9 @@
 r"""RealWorldQA (xAI): 765 questions about photographs, most with options.
 
 Rows: image, question (with its options, a line each, and an instruction of its own), answer. The prompt is the
-question as it is, with \boxed{}. A gold that is a letter is an option (its text is right as well), one in digits a
-count ("three" is 3), any other a text.
+question, with \boxed{} in place of its closing instruction ("Please answer directly with ..."), which contradicts ours;
+nothing else of it is changed. lmms-eval removes it likewise. A gold that is a letter is an option (its text is right as
+well), one in digits a count ("three" is 3), any other a text.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from collections.abc import Iterator
 from typing import Any
 
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, option_meta, options_in, text
+from sapo_vl.benchmarks.cells import gold, grouped, option_meta, options_in, text, without_instruction
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, BOXED_SHORT, ask_about
 from sapo_vl.types import Problem
 
 
 def problems(row: Row) -> Iterator[Problem]:
     """One problem a row."""
-    question, answer = text(row, "question"), gold(row, "answer")
+    question, answer = without_instruction(text(row, "question")), gold(row, "answer")
     meta: dict[str, Any] = {}
     if len(answer) == 1 and answer in "ABCDEFGH":
         reward, options = "choice", options_in(question)
@@ -40,7 +41,8 @@ REALWORLDQA = Benchmark(
     name="realworldqa",
     source="xai-org/RealworldQA",
     split="test",
-    licence="unknown",
+    licence="CC BY-ND 4.0",
     columns=("image", "question", "answer"),
     problems=problems,
+    official="official_realworldqa",
 )

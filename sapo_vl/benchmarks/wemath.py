@@ -4,6 +4,10 @@ Rows: ID (shared by a problem and its steps), key ("2steps_1", "2steps_2", "2ste
 "3steps_multi"), question, option ("A. 4; B. 5; ..."), answer (a letter), image_path (the picture), knowledge concept.
 The usual prompt is question and options; here with \boxed{}.
 
+Options are read letter by letter: 10 of the 1740 rows have a ";" inside an option ("around point ;O.;B. ...") or none
+before a letter, and are read by taking A, B, C, ... in turn. A list in which a letter could stand in two places is
+refused.
+
 Figures, from section 3.3 of the paper and its published code. Of each problem of several steps:
 
     IK insufficient knowledge      the problem is wrong, and a step is
@@ -31,6 +35,7 @@ from sapo_vl.types import Problem
 
 _KEY = re.compile(r"([23])steps_(multi|[123])")
 _OPTION = re.compile(r"(?:^|[;\uff1b\n])\s*([A-Z])\s*[.\uff0e:]\s*")
+_LOOSE = re.compile(r"(?<=\s)([A-Z])\s*[.\uff0e:]\s*")
 WHOLE = "multi"
 
 
@@ -55,12 +60,53 @@ def problems(row: Row) -> Iterator[Problem]:
 
 
 def _options(cell: str) -> dict[str, str]:
+    """Options by letter. Raises ValueError if they cannot be told apart."""
     pieces = _OPTION.split(cell)
     options = dict(zip(pieces[1::2], map(str.strip, pieces[2::2]), strict=True))
-    expected = [chr(ord("A") + i) for i in range(len(options))]
-    if pieces[0].strip() or len(options) < 2 or list(options) != expected or len(pieces) != 2 * len(options) + 1:
+    plain = not pieces[0].strip() and list(options) == _letters(len(options)) and len(pieces) == 2 * len(options) + 1
+    found = options if plain and len(options) > 1 else _in_turn(cell)
+    if len(found) < 2:
         raise ValueError(f"option is {cell[:60]!r}, not like 'A. 4; B. 5'")
-    return options
+    return found
+
+
+def _letters(count: int) -> list[str]:
+    return [chr(ord("A") + i) for i in range(count)]
+
+
+def _in_turn(cell: str) -> dict[str, str]:
+    """Options where ";" stands within one or lacks before one: A, then the first B behind it, and so on.
+
+    A letter behind a ";" goes before one behind a blank, which counts only where there is no other. {} if a letter has
+    two such places, or an option is lost: letters that are left over, with a text behind them.
+    """
+    after_mark = [match for match in _OPTION.finditer(cell) if _says_something(cell, match.end())]
+    after_blank = [match for match in _LOOSE.finditer(cell) if _says_something(cell, match.end())]
+    taken: list[re.Match[str]] = []
+    while True:
+        start, letter = (taken[-1].end() if taken else 0), _letters(len(taken) + 1)[-1]
+        marks = [match for match in after_mark if match[1] == letter and match.start() >= start]
+        loose = [match for match in after_blank if match[1] == letter and match.start() >= start]
+        last_mark = max((match.start() for match in after_mark if match[1] > letter), default=0)
+        # What only a blank parts must be followed by a later option, or nothing is parted by anything else.
+        loose = [match for match in loose if match.start() < last_mark or len(after_mark) <= 1]
+        found = marks or loose
+        if not found:
+            break
+        if len(found) > 1:
+            return {}
+        taken.append(found[0])
+    if not taken or cell[: taken[0].start()].strip():
+        return {}
+    if any(match.start() > taken[-1].start() for match in after_mark):
+        return {}
+    ends = [*(match.start() for match in taken[1:]), len(cell)]
+    return {match[1]: cell[match.end() : end].strip(" ;\uff1b\n\t") for match, end in zip(taken, ends, strict=True)}
+
+
+def _says_something(cell: str, end: int) -> bool:
+    """Whether a text follows, and not the next mark: "point ;O.;B. left" names a point."""
+    return cell[end : end + 1] not in ("", ";", "\uff1b", "\n")
 
 
 def mastery(items: Sequence[ItemScores]) -> dict[str, float]:
@@ -109,8 +155,9 @@ WEMATH = Benchmark(
     name="wemath",
     source="We-Math/We-Math",
     split="testmini",
-    licence="unknown",
+    licence="CC BY-NC 4.0",
     columns=("ID", "key", "question", "option", "answer", "image_path"),
     problems=problems,
+    official="official_wemath",
     metrics=mastery,
 )

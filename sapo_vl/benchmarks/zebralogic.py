@@ -1,9 +1,15 @@
 """ZebraLogic (arXiv 2502.01100): 1000 logic grid puzzles of 2x2 to 6x6, without pictures.
 
 Rows: id, size ("5*6": houses and attributes), puzzle, solution {"header": ["House", "Name", ...], "rows": [["1", ...],
-...]}. In the public copy (`allenai/ZebraLogicBench`) the solutions are blanked and every row is left out; the real
-ones are in the default source, to which access must be asked for. The prompt is the usual one: an example, the puzzle,
-and the answer as JSON with "reasoning" and "solution".
+...]}. The default source is the authors' earlier, open release, which public loaders give as the copy with the
+solutions. In `allenai/ZebraLogicBench` the solutions are blanked and every row is left out;
+`allenai/ZebraLogicBench-private` has them and access to it must be asked for. That ids and puzzles of the two are the
+same is to be checked once by who has access:
+eval.benchmarks={zebralogic: {source: allenai/ZebraLogicBench-private}}.
+The prompt is the usual one: an example, the puzzle, and the answer as JSON with "reasoning" and "solution".
+
+A cell that is a list of one value is that value, as officially. Not official: of a list of several the first counts
+there, and none here (not measured).
 
 The accuracy is the headline: puzzles of which every cell is right. `cell_accuracy` is the mean share of right cells.
 Groups are by the number of assignments, (houses!)^attributes: small < 10^3 <= medium < 10^6 <= large < 10^10 <=
@@ -90,7 +96,7 @@ def cell_accuracy(items: Sequence[ItemScores]) -> dict[str, float]:
 
 ZEBRALOGIC = Benchmark(
     name="zebralogic",
-    source="allenai/ZebraLogicBench-private",
+    source="WildEval/ZebraLogic",
     config="grid_mode",
     split="test",
     licence="unknown",

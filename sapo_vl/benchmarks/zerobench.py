@@ -40,6 +40,7 @@ def _benchmark(name: str, k: int) -> Benchmark:
         licence="unknown",
         columns=("question_id", "question_text", "question_images_decoded", "question_answer"),
         problems=problems,
+        official="official_zerobench",
         k=k,
     )
 

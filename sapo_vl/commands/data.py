@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from data_recipes.arguments import UsageError
+from sapo_vl.commands import data_doctor
 from sapo_vl.commands.adding import Add
 from sapo_vl.commands.output import check_file, check_folder
 
@@ -24,6 +25,8 @@ def add_parsers(add: Add) -> None:
     check.add_argument("folder", type=Path)
     check.add_argument("--split", default="train")
     check.add_argument("--workers", type=int, default=2)
+
+    data_doctor.add_parser(add)
 
     against = add("contamination", _contamination, "Which rows repeat an item of a benchmark?")
     against.add_argument("folder", type=Path)
@@ -101,13 +104,15 @@ def _count(hits: object, name: str) -> int:
 
 def _items(text: str) -> Iterator[Problem]:
     """The items of "NAME" or "NAME=SOURCE"; SOURCE may be a data set folder of ours, whose test split is meant."""
-    from sapo_vl.benchmarks import BENCHMARKS, Row
+    from sapo_vl.benchmarks import BENCHMARKS, RENAMED, Row
+    from sapo_vl.benchmarks.opening import open_benchmark
     from sapo_vl.data.problem_set import BadRow, ProblemSet
-    from sapo_vl.data.source import open_source
 
     name, _, given = text.partition("=")
     skipped: list[str] = []
     if name not in BENCHMARKS:
+        if name in RENAMED:
+            raise UsageError(f"no benchmark {name!r} any more: {RENAMED[name]}")
         if not given:
             raise UsageError(f"no benchmark {name!r}; there are {', '.join(BENCHMARKS)}, or write NAME=FOLDER")
         problems = ProblemSet(given, "test")
@@ -119,7 +124,7 @@ def _items(text: str) -> Iterator[Problem]:
         _say_skipped(name, skipped, len(problems))
         return
     benchmark = BENCHMARKS[name]
-    rows = open_source(given or benchmark.source, benchmark.split, config=benchmark.config, columns=benchmark.columns)
+    rows = open_benchmark(benchmark, given)
     for index, cells in rows.rows():
         try:
             if isinstance(cells, ValueError):

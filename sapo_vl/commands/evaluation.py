@@ -27,12 +27,13 @@ def _rescore(args: argparse.Namespace) -> None:
     from sapo_vl.evaluation.registry import find_benchmark
     from sapo_vl.evaluation.rescore import describe, rescore
 
-    if wrong := [pair for pair in args.pairs if not pair.startswith("rewards.")]:
-        raise UsageError(f"{wrong[0]}: responses are there already; only rewards.... can be set")
-    scoring = load_config(None, args.pairs).rewards
+    if wrong := [pair for pair in args.pairs if not pair.startswith(("rewards.", "eval.rule="))]:
+        raise UsageError(f"{wrong[0]}: responses are there already; only rewards.... and eval.rule can be set")
+    config = load_config(None, args.pairs)
+    rule = config.eval.rule if any(pair.startswith("eval.rule=") for pair in args.pairs) else None
     yours = [find_benchmark(spec) for spec in args.benchmark.split(",") if spec]
     for folder in benchmark_folders(args.folder).values():
-        print(describe(rescore(folder, scoring, yours)), flush=True)
+        print(describe(rescore(folder, config.rewards, yours, rule)), flush=True)
 
 
 def _compare(args: argparse.Namespace) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -17,10 +17,13 @@ import datasets
 from datasets.data_files import DataFilesDict, get_data_patterns
 from PIL import Image
 
+from sapo_vl.data.archive import PictureArchive
+from sapo_vl.data.hub import Layout, attempt
 from sapo_vl.data.images import read_image
 from sapo_vl.data.problem_set import DataError, raw_row
 from sapo_vl.data.text_files import CSV_FILES, JSON_FILES, csv_rows, json_rows
 
+LFS_POINTER = b"version https://git-lfs"
 TABLES = {".parquet": "parquet", ".arrow": "arrow"}
 
 
@@ -32,6 +35,7 @@ class Source:
     length: int
     read: Callable[[int], dict[str, Any]] = field(repr=False)  # the row of an index, as stored
     root: Path | None = None  # the folder that paths of images start at; None for a set of the hub
+    archive: PictureArchive | None = field(default=None, repr=False)  # where pictures are that are not under `root`
 
     def __len__(self) -> int:
         return self.length
@@ -50,10 +54,14 @@ class Source:
 
     def image(self, cell: Any) -> Image.Image:
         """The picture of an image cell, in RGB. Raises sapo_vl.data.images.ImageRefused."""
+        if self.archive is not None and isinstance(cell, str) and cell in self.archive:
+            return self.archive.image(cell)
         return read_image(cell, self.root)
 
 
-def open_source(source: str, split: str, *, config: str | None = None, columns: Sequence[str] = ()) -> Source:
+def open_source(
+    source: str, split: str, *, config: str | None = None, columns: Sequence[str] = (), layout: Layout | None = None
+) -> Source:
     """Opens `split` of `source`.
 
     Args:
@@ -61,13 +69,16 @@ def open_source(source: str, split: str, *, config: str | None = None, columns: 
             JSON lines, parquet, CSV, TSV; it is the split whatever the name), or the id of a set of the hub.
         config: the configuration of a hub set that has several, or a subfolder of a local one.
         columns: must be there. Checked in the first row where rows have no common schema.
+        layout: which files hold the rows, if `source` is its set or a local copy with these files.
 
     Raises:
         DataError: there is no such source, split or column. The message says what there is.
     """
     path = Path(source)
     if path.is_file():
-        return _open_file(path, columns)
+        return _open_file(path, columns, layout)
+    if layout is not None and (layout.repo == source or any((path / name).is_file() for name in layout.files)):
+        return _open_layout(source, split, columns, layout)
     if config and (path / config).is_dir():
         path, config = path / config, None
     if (files := _text_files(path)) is not None:
@@ -101,28 +112,49 @@ def _text_files(folder: Path) -> dict[str, list[Path]] | None:
 def _load(source: str, config: str | None) -> datasets.DatasetDict:
     folder = Path(source)
     if (folder / "dataset_dict.json").is_file():
-        return datasets.DatasetDict.load_from_disk(source)
+        return attempt(lambda: datasets.DatasetDict.load_from_disk(source), repr(source))
     if not folder.exists() and source.strip("./").count("/") != 1:
         raise DataError(f"source {source!r} is neither a file, nor a folder, nor the id of a hub set (owner/name)")
-    try:
-        return datasets.load_dataset(source, config)
-    except (FileNotFoundError, ValueError, ConnectionError) as error:
-        raise DataError(f"source {source!r} cannot be opened: {error}") from error
+    return attempt(lambda: datasets.load_dataset(source, config), repr(source), config)
 
 
-def _open_file(path: Path, columns: Sequence[str]) -> Source:
+def _open_file(path: Path, columns: Sequence[str], layout: Layout | None = None) -> Source:
+    """One file; the archive of pictures of `layout` may lie beside it."""
+    _refuse_pointer(path)
     if path.suffix in JSON_FILES or path.suffix in CSV_FILES:
         return _open_text(str(path), [path], path.parent, columns)
     if path.suffix not in TABLES:
         raise DataError(f"{path} must end in one of {', '.join((*JSON_FILES, *CSV_FILES, *TABLES))}")
-    rows = datasets.load_dataset(TABLES[path.suffix], data_files=str(path), split="train")
+    kind = TABLES[path.suffix]
+    rows = attempt(lambda: datasets.load_dataset(kind, data_files=str(path), split="train"), repr(str(path)))
     _check(columns, rows.column_names, str(path))
     raw = rows.with_format("arrow")
-    return Source(str(path), len(rows), lambda index: raw_row(raw, index), path.parent)
+    beside = path.parent / layout.archive if layout is not None and layout.archive else None
+    archive = PictureArchive(beside) if beside is not None and beside.is_file() else None
+    return Source(str(path), len(rows), lambda index: raw_row(raw, index), path.parent, archive)
 
 
-def _open_text(where: str, paths: Sequence[Path], root: Path, columns: Sequence[str]) -> Source:
+def _open_layout(source: str, split: str, columns: Sequence[str], layout: Layout) -> Source:
+    """The files of `layout`, from the hub or from the folder `source`. Their rows are the split, whatever its name."""
+    folder = Path(source)
+    local = folder.is_dir()
+    if local and (missing := [name for name in layout.files if not (folder / name).is_file()]):
+        raise DataError(f"{source} lacks {', '.join(missing)}, which have rows of split {split!r}")
+    paths = [folder / name if local else layout.path(name) for name in layout.files]
+    where = f"split {split!r} of {source} ({', '.join(layout.files)})"
+    if all(path.suffix in JSON_FILES for path in paths):
+        return _open_text(where, paths, folder if local else None, columns)
+    (path,) = paths
+    opened = _open_file(path, columns, layout)
+    if local or not layout.archive:
+        return replace(opened, where=where, root=folder if local else None)
+    return replace(opened, where=where, root=None, archive=PictureArchive(layout.path(layout.archive)))
+
+
+def _open_text(where: str, paths: Sequence[Path], root: Path | None, columns: Sequence[str]) -> Source:
     """The rows of JSON and CSV files, one file after another."""
+    for path in paths:
+        _refuse_pointer(path)
     files = [json_rows(path) if path.suffix in JSON_FILES else csv_rows(path) for path in paths]
     starts = list(accumulate((length for length, _ in files), initial=0))
 
@@ -136,6 +168,13 @@ def _open_text(where: str, paths: Sequence[Path], root: Path, columns: Sequence[
         raise DataError(f"{where} has no rows; it needs a list of JSON objects, one object a line, or a table")
     _check(columns, list(first), where)
     return source
+
+
+def _refuse_pointer(path: Path) -> None:
+    """Raises DataError for what a clone without its large files has in their place."""
+    with path.open("rb") as file:
+        if file.read(len(LFS_POINTER)) == LFS_POINTER:
+            raise DataError(f"{path} is a pointer of Git LFS, not the file: `git lfs pull` in its folder fetches it")
 
 
 def _check(columns: Sequence[str], there: Sequence[str], where: str) -> None:

@@ -10,7 +10,8 @@ import codecs
 import csv
 import io
 import json
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,12 @@ def read_text(path: Path) -> str:
 
 
 def json_rows(path: Path) -> Rows:
-    """A list of objects, or one object a line. Raises DataError."""
+    """A list of objects, or one object a line. Raises DataError.
+
+    Of lines in UTF-8 only their places are kept: files of gigabytes are read line by line, twice.
+    """
+    if (places := _line_places(path)) is not None:
+        return len(places), lambda index: _row(_line_at(path, places[index]))
     text = read_text(path).lstrip(MARK)
     cells: list[Any]
     if text.lstrip().startswith("["):
@@ -56,18 +62,46 @@ def json_rows(path: Path) -> Rows:
             raise DataError(f"{path} is no JSON list ({error}); write one object a line, and name it .jsonl") from error
     else:
         cells = [line for line in text.split("\n") if line.strip()]
+    return len(cells), lambda index: _row(cells[index])
 
-    def read(index: int) -> dict[str, Any]:
-        cell = cells[index]
-        try:
-            row = json.loads(cell.lstrip(MARK)) if isinstance(cell, str) else cell
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"not JSON ({error})") from error
-        if not isinstance(row, dict):
-            raise ValueError(f"not a JSON object but a {type(row).__name__}")
-        return row
 
-    return len(cells), read
+def _row(cell: Any) -> dict[str, Any]:
+    """The object of a line, or of an item of a list. Raises ValueError."""
+    try:
+        row = json.loads(cell.lstrip(MARK)) if isinstance(cell, str) else cell
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not JSON ({error})") from error
+    if not isinstance(row, dict):
+        raise ValueError(f"not a JSON object but a {type(row).__name__}")
+    return row
+
+
+def _line_places(path: Path) -> Sequence[int] | None:
+    """Where the lines of a file begin that is in UTF-8 and no list; None for other files. Raises DataError."""
+    places, at, text = array("q"), 0, ""
+    with path.open("rb") as file:
+        start = file.read(4)
+        if json.detect_encoding(start) not in ("utf-8", "utf-8-sig"):
+            return None
+        file.seek(0)
+        for number, line in enumerate(file, start=1):
+            try:
+                text = line.decode()
+            except UnicodeDecodeError as error:
+                raise DataError(f"{path} is not utf-8 text (line {number}: {error}); save it as UTF-8") from error
+            written = text.strip() if number > 1 else text.lstrip(MARK).strip()
+            if not places and written.startswith("["):
+                return None
+            if written:
+                places.append(at)
+            at += len(line)
+    return places
+
+
+def _line_at(path: Path, place: int) -> str:
+    with path.open("rb") as file:
+        file.seek(place)
+        return file.readline().decode(errors="replace")
 
 
 def csv_rows(path: Path) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -9,11 +10,11 @@ from dataclasses import dataclass
 from sapo_vl.data.problem_set import blank_twin
 from sapo_vl.evaluation.items import Item, Items, prompt_hash
 from sapo_vl.evaluation.records import Record, make_record
+from sapo_vl.evaluation.rules import Judged, Judges
 from sapo_vl.model.chat import PromptError
 from sapo_vl.rollout import SamplingParams
-from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
-from sapo_vl.types import Problem, Prompt, Rollout
+from sapo_vl.types import Problem, Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
 
@@ -26,15 +27,17 @@ class Asking:
     """What stays the same while a benchmark is asked."""
 
     session: Session
-    scorer: Scorer
+    judges: Judges
     items: Items
     params: SamplingParams
     batch: int  # responses at a time on a rank
     blank: bool = False  # ask the items' twins with blank images
 
-    def problem(self, item: Item) -> Problem:
+    def problem(self, item: Item) -> tuple[Problem, Problem]:
+        """(what is asked, what it is scored as): the same, but for blank images in the control."""
         problem = self.items.problem(item.row, item.number)
-        return blank_twin(problem) if self.blank else problem
+        asked = blank_twin(problem) if self.blank else problem
+        return asked, dataclasses.replace(asked, images=problem.images)
 
 
 def ask(asking: Asking, pending: Sequence[Item], write: Callable[[list[Record]], None]) -> None:
@@ -60,16 +63,17 @@ def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> list[Record]
     prompts: list[Prompt] = []
     records: dict[str, Record] = {}
     places: dict[str, Item] = {}
+    to_score: dict[str, Problem] = {}
     for item in items:
         try:
-            problem = asking.problem(item)
+            problem, scored_as = asking.problem(item)
         except ValueError as error:  # it could be read a moment ago: a file is gone
             log.warning("%s leaves out item %s: %s", name, item.id, error)
             problem = Problem(id=item.id, task=item.task, messages=(), reward=item.reward)
             places[item.id] = item
             records[item.id] = _record(asking, problem, item, skipped="row")
             continue
-        places[problem.id] = item
+        places[problem.id], to_score[problem.id] = item, scored_as
         try:
             prompts.append(chat.prompt(problem))
         except PromptError as error:
@@ -77,21 +81,26 @@ def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> list[Record]
             records[problem.id] = _record(asking, problem, item, skipped=error.kind)
     asked = prompts + [chat.prompt(_FILLER)] * (each - len(prompts))
     groups = asking.session.rollouts.generate(asked, asking.params)[: len(prompts)]
-    for group in asking.scorer.score(groups, asking.params.max_new_tokens):
-        problem = group.prompt.problem
-        records[problem.id] = _record(asking, problem, places[problem.id], rollouts=group.rollouts)
+    answered = [_of(group, to_score[group.prompt.problem.id]) for group in groups]
+    for before, judged in zip(groups, asking.judges.judge(answered, asking.params.max_new_tokens), strict=True):
+        problem = before.prompt.problem
+        records[problem.id] = _record(asking, problem, places[problem.id], judged)
     return [records[id] for id in places]
 
 
-def _record(
-    asking: Asking, problem: Problem, item: Item, rollouts: Sequence[Rollout] = (), skipped: str = ""
-) -> Record:
+def _of(group: RolloutGroup, problem: Problem) -> RolloutGroup:
+    """The group as answers to `problem`."""
+    return dataclasses.replace(group, prompt=dataclasses.replace(group.prompt, problem=problem))
+
+
+def _record(asking: Asking, problem: Problem, item: Item, judged: Judged | None = None, skipped: str = "") -> Record:
     return make_record(
         asking.items.benchmark.name,
         problem,
         (item.row, item.number),
         prompt_hash(problem) if asking.blank else item.prompt,
-        asking.scorer.rule(problem),
-        rollouts=rollouts,
+        asking.judges.rules(problem),
+        rollouts=judged.group.rollouts if judged else (),
+        others=judged.other.rollouts if judged and judged.other else (),
         skipped=skipped,
     )

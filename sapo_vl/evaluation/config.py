@@ -15,6 +15,7 @@ from sapo_vl.scoring.scorer import ScoringConfig
 from sapo_vl.strict import Strict
 
 Mode = Literal["greedy", "sampled"]
+Rule = Literal["ours", "official"]
 
 
 class BenchmarkConfig(Strict):
@@ -54,6 +55,9 @@ class EvalConfig(Strict):
     sampling: SamplingConfig = SamplingConfig()  # what differs from the preset
     k: int = Field(default=0, ge=0)  # responses an item of a benchmark; 0 = the preset's number, or the benchmark's
     limit: int = Field(default=0, ge=0)  # items per benchmark, spread evenly over it; 0 = all
+    rule: Rule = "ours"
+    """By which rule the figures of a benchmark are: that which its problems name, or that of the benchmark's own script
+    where it is another one (sapo_vl.benchmarks.Benchmark.official). The other one's verdicts are kept beside."""
     blank: bool = True  # control: benchmark items with images once more, with blank ones
 
     @field_validator("benchmarks", mode="before")

@@ -9,16 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from rewards import REWARDS
+from rewards.judging.prompt import prompt_identity
+from rewards.judging.settings import OF_PROBLEM, JudgeSettings
 from sapo_vl.evaluation.config import BenchmarkConfig
 from sapo_vl.evaluation.harness_file import HARNESS_FILE, hash_of
 from sapo_vl.evaluation.items import Items
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.record.run_log import write_json
 from sapo_vl.rollout import SamplingParams
+from sapo_vl.scoring.judging import JUDGE
 from sapo_vl.scoring.scorer import ScoringConfig
 
-JUDGE = "judge"  # a rule that asks a language model; its other params do not change what it says
-JUDGE_IDENTITY = ("model", "url", "rule")
+JUDGE_IDENTITY = ("model", "url", "rule", "ask", "sample", "images")  # params that change what it says, or to what
+PROMPT = "prompt"  # a hash of it: `prompt_identity`
 _BLOCKS, _BLOCK_BYTES = 16, 4096  # of a weight file that are read: training changes all of it
 
 
@@ -27,12 +30,14 @@ def make_harness(
     given: BenchmarkConfig,
     params: SamplingParams,
     rules: Collection[str],
+    rule: str,
     scoring: ScoringConfig,
     model: ModelConfig,
     engine: str,
     step: int | None,
 ) -> dict[str, Any]:
-    """Plain JSON. `step`: of the training run whose weights are measured; None: those of the model folder.
+    """Plain JSON. `step`: of the training run whose weights are measured; None: those of the model folder. `rule`: by
+    which the figures are, "ours" or a rule of rewards.official; `rules` are ours.
 
     How many ranks or batches there are is not in it: responses do not depend on them.
     """
@@ -56,8 +61,8 @@ def make_harness(
             "seed": params.seed,
         },
         "k": params.n,
-        "rules": rule_settings(rules, scoring),
-        "judge": judge_identity(scoring) if JUDGE in rules else None,
+        "rule": rule,
+        **rules_of(rules, scoring),
         "versions": _versions(engine),
         "engine": engine,
         "prompt": {key: getattr(model, key) for key in ("min_pixels", "max_pixels", "max_prompt_tokens")},
@@ -68,6 +73,19 @@ def make_harness(
 def write_harness(folder: Path, harness: Mapping[str, Any], spec: str) -> None:
     """`spec`: what `find_benchmark` finds the benchmark by; a file of the user's may move without a new harness."""
     write_json(folder / HARNESS_FILE, {"hash": hash_of(harness), "spec": spec, "harness": harness})
+
+
+def used_rules(judged: Iterable[tuple[str, str]], scoring: ScoringConfig) -> set[str]:
+    """Names of the rules that take part, also beside a judge, from (rule, reward that the problem names)."""
+    pairs = set(judged)
+    beside = str(scoring.params.get(JUDGE, {}).get("rule"))
+    second = {named if beside == OF_PROBLEM else beside for rule, named in pairs if rule == JUDGE}
+    return {rule for rule, _ in pairs} | second
+
+
+def rules_of(rules: Collection[str], scoring: ScoringConfig) -> dict[str, Any]:
+    """What a harness says of its rules, and of a judge among them."""
+    return {"rules": rule_settings(rules, scoring), "judge": judge_identity(scoring) if JUDGE in rules else None}
 
 
 def rule_settings(rules: Iterable[str], scoring: ScoringConfig) -> dict[str, Any]:
@@ -85,9 +103,19 @@ def rule_settings(rules: Iterable[str], scoring: ScoringConfig) -> dict[str, Any
 
 
 def judge_identity(scoring: ScoringConfig) -> dict[str, Any]:
-    """Which model at which address judges, and the rule that is asked before it."""
-    params = scoring.params.get(JUDGE, {})
-    return {key: params.get(key) for key in JUDGE_IDENTITY}
+    """Which model at which address judges, beside which rule, what it is asked about, and how."""
+    settings = JudgeSettings(**scoring.params[JUDGE])
+    seen = {"image_pixels": settings.image_pixels} if settings.images else {}
+    return {key: getattr(settings, key) for key in JUDGE_IDENTITY} | seen | {PROMPT: prompt_identity(settings.images)}
+
+
+def saved_params(harness: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """The arguments in a saved harness, by rule; of a judge those that its identity holds."""
+    saved = harness["rules"].items()
+    return {
+        rule: {key: value for key, value in found.items() if key != (PROMPT if rule == JUDGE else "file")}
+        for rule, found in saved
+    }
 
 
 def model_identity(model: ModelConfig) -> dict[str, Any]:

@@ -27,7 +27,9 @@ def read_harness(folder: Path) -> tuple[dict[str, Any], str]:
     path = folder / HARNESS_FILE
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
-        return dict(found["harness"]), str(found["spec"])
+        harness = dict(found["harness"])
+        harness.setdefault("rule", "ours")  # results from before there was a choice
+        return harness, str(found["spec"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise EvaluationError(
             f"{path} cannot be read ({error!r}); give the folder of a benchmark that `sapo-vl eval` wrote"

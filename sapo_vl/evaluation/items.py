@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapo_vl.benchmarks import Benchmark, LeftOut, Row
+from sapo_vl.benchmarks.opening import open_benchmark
 from sapo_vl.data.images import ImageRefused
 from sapo_vl.data.problem_set import DataError
-from sapo_vl.data.source import Source, open_source
+from sapo_vl.data.source import Source
 from sapo_vl.distributed import World
 from sapo_vl.evaluation.config import BenchmarkConfig
 from sapo_vl.evaluation.errors import EvaluationError
@@ -70,8 +71,7 @@ class _Looked:
 
 def open_items_source(benchmark: Benchmark, given: BenchmarkConfig) -> Source:
     """Opens the data of `benchmark`, from where the config says if it does. Raises DataError."""
-    source, split = given.source or benchmark.source, given.split or benchmark.split
-    return open_source(source, split, config=given.config or benchmark.config, columns=benchmark.columns)
+    return open_benchmark(benchmark, given.source, given.split, given.config)
 
 
 def load_items(benchmark: Benchmark, given: BenchmarkConfig, limit: int, world: World) -> Items:

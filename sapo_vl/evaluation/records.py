@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,15 @@ ANSWER_CHARS = 500  # of an extracted answer that are kept
 META_CHARS = 100_000  # `meta` of more JSON than this (test cases of programs) stays in the source
 
 
+class Verdict(Strict):
+    """What a rule said about a response."""
+
+    score: float | None  # of the rule, in [0, 1]; None: it could not be scored
+    status: str  # a value of types.ScoreStatus, or "failed": the engine gave nothing
+    reason: str  # the rule's, or why there is no score
+    parts: dict[str, float]  # what the rule reported beside its score
+
+
 class Response(Strict):
     """One response and its verdict."""
 
@@ -31,10 +40,11 @@ class Response(Strict):
     tokens: int
     finish: str  # a value of types.Finish
     answer: str | None  # rewards.answers.extract.last_answer, cut to ANSWER_CHARS; None: there is none
-    score: float | None  # of the rule, in [0, 1]; None: it could not be scored
-    status: str  # a value of types.ScoreStatus, or "failed": the engine gave nothing
-    reason: str  # the rule's, or why there is no score
-    parts: dict[str, float]  # what the rule reported beside its score
+    score: float | None  # these four as in Verdict, by the rule of the record
+    status: str
+    reason: str
+    parts: dict[str, float]
+    other: Verdict | None = None  # by `other_rule` of the record, if there is one
 
 
 class Record(Strict):
@@ -48,7 +58,8 @@ class Record(Strict):
     number: int
     task: str
     reward: str  # as the problem names it
-    rule: str  # the reward that judged
+    rule: str  # the reward that judged, or the rule of rewards.official
+    other_rule: str = ""  # what judged beside it, for comparison; "" = nothing did
     gold: str
     meta: dict[str, Any] | None  # None: too long to repeat here; the source has it
     groups: dict[str, str]
@@ -66,12 +77,14 @@ def make_record(
     problem: Problem,
     place: tuple[int, int],
     prompt: str,
-    rule: str,
+    rules: tuple[str, str],
     *,
-    rollouts: Iterable[Rollout] = (),
+    rollouts: Sequence[Rollout] = (),
+    others: Sequence[Rollout] = (),
     skipped: str = "",
 ) -> Record:
-    """`place` is the item's row and its number there; `prompt` its hash."""
+    """`place` is the item's row and its number there; `prompt` its hash; `rules` are that of the figures and the other
+    one, by which `others` are the same rollouts, or none."""
     meta = dict(problem.meta)
     return Record(
         benchmark=benchmark,
@@ -82,27 +95,55 @@ def make_record(
         number=place[1],
         task=problem.task,
         reward=problem.reward,
-        rule=rule,
+        rule=rules[0],
+        other_rule=rules[1],
         gold=problem.answer,
         meta=meta if len(json.dumps(meta)) <= META_CHARS else None,
         groups={str(k): str(v) for k, v in dict(meta.get(GROUPS) or {}).items()},
         skipped=skipped,
-        responses=tuple(map(response_of, rollouts)),
+        responses=responses_of(rollouts, others),
     )
 
 
-def response_of(rollout: Rollout) -> Response:
+def responses_of(rollouts: Sequence[Rollout], others: Sequence[Rollout] = ()) -> tuple[Response, ...]:
+    """Scored rollouts as they are kept; `others` are the same by another rule, or none."""
+    return tuple(response_of(r, o) for r, o in zip(rollouts, others or [None] * len(rollouts), strict=True))
+
+
+def response_of(rollout: Rollout, other: Rollout | None = None) -> Response:
     """A scored rollout as it is kept."""
-    failed = rollout.finish is Finish.FAILED
-    scored = rollout.score_status is ScoreStatus.SCORED
-    answer = None if failed else last_answer(rollout.text)
+    answer = None if rollout.finish is Finish.FAILED else last_answer(rollout.text)
+    verdict = _verdict_of(rollout)
     return Response(
         text=rollout.text,
         tokens=len(rollout.response_ids),
         finish=rollout.finish,
         answer=None if answer is None else answer[:ANSWER_CHARS],
+        score=verdict.score,
+        status=verdict.status,
+        reason=verdict.reason,
+        parts=verdict.parts,
+        other=_verdict_of(other) if other else None,
+    )
+
+
+def by_the_other_rule(record: Record) -> Record | None:
+    """The record with both rules exchanged; None if a response has one verdict only."""
+    exchanged = []
+    for r in record.responses:
+        if r.other is None:
+            return None
+        own = Verdict(score=r.score, status=r.status, reason=r.reason, parts=r.parts)
+        exchanged.append(r.model_copy(update={**dict(r.other), "other": own}))
+    rules = {"rule": record.other_rule, "other_rule": record.rule}
+    return record.model_copy(update={**rules, "responses": tuple(exchanged)})
+
+
+def _verdict_of(rollout: Rollout) -> Verdict:
+    scored = rollout.score_status is ScoreStatus.SCORED
+    return Verdict(
         score=float(rollout.parts[OWN]) if scored else None,
-        status="failed" if failed else str(rollout.score_status),
+        status="failed" if rollout.finish is Finish.FAILED else str(rollout.score_status),
         reason=rollout.score_detail,
         parts={k.removeprefix(f"{OWN}/"): float(v) for k, v in rollout.parts.items() if k.startswith(f"{OWN}/")},
     )

@@ -7,7 +7,7 @@ import re
 import sys
 from pathlib import Path
 
-from sapo_vl.benchmarks import BENCHMARKS, Benchmark
+from sapo_vl.benchmarks import BENCHMARKS, RENAMED, Benchmark
 from sapo_vl.evaluation.errors import EvaluationError
 
 _FILE_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # of a benchmark, whose results get a folder of that name
@@ -20,6 +20,8 @@ def find_benchmark(spec: str) -> Benchmark:
     file itself raises is named with it.
     """
     if ".py:" not in spec:
+        if spec in RENAMED:
+            raise EvaluationError(f"no benchmark {spec!r} any more: {RENAMED[spec]}")
         if spec not in BENCHMARKS:
             raise EvaluationError(
                 f"no benchmark {spec!r}; there are {', '.join(sorted(BENCHMARKS))}, and yours: path/to/my_bench.py:NAME"

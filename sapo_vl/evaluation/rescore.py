@@ -12,17 +12,20 @@ from typing import Any
 import numpy as np
 
 from sapo_vl.benchmarks import BENCHMARKS, Benchmark
+from sapo_vl.benchmarks.opening import open_benchmark
 from sapo_vl.data.problem_set import blank_twin
-from sapo_vl.data.source import open_source
+from sapo_vl.evaluation.config import Rule
 from sapo_vl.evaluation.errors import EvaluationError
-from sapo_vl.evaluation.harness import rule_settings, write_harness
+from sapo_vl.evaluation.harness import rules_of, saved_params, used_rules, write_harness
 from sapo_vl.evaluation.harness_file import HARNESS_FILE, hash_of, read_harness
 from sapo_vl.evaluation.items import prompt_hash, read_problems
-from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, Record, RecordFile, read_records, response_of
-from sapo_vl.evaluation.rules import rule_scoring
+from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, Record, RecordFile, read_records, responses_of
+from sapo_vl.evaluation.rules import OFFICIAL, OURS, Judged, Judges
 from sapo_vl.evaluation.summary import summarise_folder
+from sapo_vl.evaluation.table import RULE_NAMES, differing
 from sapo_vl.record.run_log import write_json
-from sapo_vl.scoring.scorer import Scorer, ScoringConfig
+from sapo_vl.scoring.judging import JUDGE
+from sapo_vl.scoring.scorer import ScoringConfig
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
 RESCORED = "rescored"  # folder inside that of the benchmark
@@ -48,9 +51,13 @@ class Rescored:
     changes: tuple[Change, ...]
     before: Any  # pass@1
     after: Any
+    rule: Rule  # by which it is now
+    other: Any  # "other rule" of the summary
 
 
-def rescore(folder: Path, scoring: ScoringConfig, yours: Sequence[Benchmark] = ()) -> Rescored:
+def rescore(
+    folder: Path, scoring: ScoringConfig, yours: Sequence[Benchmark] = (), rule: Rule | None = None
+) -> Rescored:
     """Writes records, harness and summary to `folder`/rescored and says what changed.
 
     The params of a rule are those it was used with, unless `scoring` has others. What a record does not hold (images,
@@ -60,43 +67,51 @@ def rescore(folder: Path, scoring: ScoringConfig, yours: Sequence[Benchmark] = (
     Args:
         yours: benchmarks that are not ours. The folder only names the file of one: what lies in a folder of results
             is not run. Without it the benchmark's own figures are left out.
+        rule: by which the figures are to be; None = by which they were.
 
     Raises EvaluationError if the folder is no evaluation, or what has to be read again is not there as it was.
     """
     harness, spec = read_harness(folder)
     name = harness["benchmark"]["name"]
     benchmark = BENCHMARKS.get(name) or next((b for b in yours if b.name == name), None)
-    saved = {rule: {k: v for k, v in params.items() if k != "file"} for rule, params in harness["rules"].items()}
-    known = {rule: params for rule, params in saved.items() if rule != scoring.path_name}
-    scoring = rule_scoring(scoring.model_copy(update={"params": known | dict(scoring.params)}), benchmark)
+    known = {rule: params for rule, params in saved_params(harness).items() if rule != scoring.path_name}
+    given, judge = dict(scoring.params), known.pop(JUDGE, {})
+    if JUDGE in given or JUDGE in scoring.by_task.values():  # the rest of its params is not in the harness
+        given[JUDGE] = judge | given.get(JUDGE, {})
+    scoring = scoring.model_copy(update={"params": known | given})
+    rule = rule or (OURS if harness["rule"] == OURS else OFFICIAL)
     out = folder / RESCORED
     out.mkdir(exist_ok=True)
     files = [file for file in (RECORDS, BLANK) if (folder / file).exists()]
     for file in (*files, SUMMARY, HARNESS_FILE):
         (out / file).unlink(missing_ok=True)
     changes: list[Change] = []
-    responses, rules = 0, set()
-    with Scorer(scoring) as scorer:
-        again = _Again(benchmark, harness, scorer)
+    judged: set[tuple[str, str]] = set()  # by our rules
+    responses = 0
+    with Judges(scoring, benchmark, rule) as judges:
+        again = _Again(benchmark, harness, judges)
         for file in files:
             for old, new in again.records(folder / file, RecordFile(out / file)):
                 changes += _changes(old, new)
                 responses += len(new.responses)
-                rules.add(new.rule)
-    present = harness | {"rules": rule_settings(rules, scoring)}
+                judged.add((new.rule if judges.headline == OURS else new.other_rule, new.reward))
+    present = harness | {"rule": judges.harness_rule} | rules_of(used_rules(judged, judges.scoring), judges.scoring)
     write_harness(out, present, spec)
     k, control = int(harness["k"]), BLANK in files
     figures = summarise_folder(out, k, benchmark.metrics if benchmark else None, blank=control)
-    write_json(out / SUMMARY, {"benchmark": name, "harness": hash_of(present)} | figures)
+    head = {"benchmark": name, "harness": hash_of(present), "rule": judges.headline}
+    write_json(out / SUMMARY, head | figures)
     before = summarise_folder(folder, k, None, blank=control)
-    return Rescored(name, responses, tuple(changes), before["pass@1"], figures["pass@1"])
+    return Rescored(
+        name, responses, tuple(changes), before["pass@1"], figures["pass@1"], judges.headline, figures["other rule"]
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class _Again:
     benchmark: Benchmark | None
     harness: Mapping[str, Any]
-    scorer: Scorer
+    judges: Judges
 
     def records(self, path: Path, out: RecordFile) -> Iterator[tuple[Record, Record]]:
         """(old, new) of every record of `path`; the new ones are written to `out`."""
@@ -107,19 +122,16 @@ class _Again:
             yield from zip(batch, new, strict=True)
 
     def _scored(self, batch: Sequence[Record]) -> list[Record]:
-        self.scorer.check({(record.task, record.reward) for record in batch}, dataset=batch[0].benchmark)
+        self.judges.ours.check({(record.task, record.reward) for record in batch}, dataset=batch[0].benchmark)
         problems = [self._problem(record) for record in batch]
         groups = [_group(p, r) for p, r in zip(problems, batch, strict=True)]
         limit = self.harness["sampling"]["max_new_tokens"]
-        return [
-            record.model_copy(
-                update={
-                    "rule": self.scorer.rule(group.prompt.problem),
-                    "responses": tuple(map(response_of, group.rollouts)),
-                }
-            )
-            for record, group in zip(batch, self.scorer.score(groups, limit), strict=True)
-        ]
+        return [self._rejudged(*pair) for pair in zip(batch, self.judges.judge(groups, limit), strict=True)]
+
+    def _rejudged(self, record: Record, judged: Judged) -> Record:
+        rule, other = self.judges.rules(judged.group.prompt.problem)
+        responses = responses_of(judged.group.rollouts, judged.other.rollouts if judged.other else ())
+        return record.model_copy(update={"rule": rule, "other_rule": other, "responses": responses})
 
     def _problem(self, record: Record) -> Problem:
         problem = Problem(
@@ -130,7 +142,7 @@ class _Again:
             reward=record.reward,
             meta=record.meta or {},
         )
-        if record.meta is not None and not self.scorer.needs_images(self.scorer.rule(problem)):
+        if record.meta is not None and not self.judges.ours.needs_images(self.judges.ours.rule(problem)):
             return problem
         if self.benchmark is None:
             raise EvaluationError(
@@ -138,18 +150,17 @@ class _Again:
                 "name its file with --benchmark my_bench.py:NAME"
             )
         about = self.harness["benchmark"]
-        columns = self.benchmark.columns
-        source = open_source(about["source"], about["split"], config=about["config"], columns=columns)
+        source = open_benchmark(self.benchmark, about["source"], about["split"], about["config"] or "")
         problems = read_problems(self.benchmark, source, record.row)
         found = problems[record.number] if record.number < len(problems) else None
-        if found is not None and record.id.endswith("#blank"):
-            found = blank_twin(found)
-        if found is None or prompt_hash(found) != record.prompt:
+        asked = blank_twin(found) if found is not None and record.id.endswith("#blank") else found
+        if found is None or asked is None or prompt_hash(asked) != record.prompt:
             raise EvaluationError(
                 f"row {record.row} of {source.where} is not the item {record.id!r} that was asked; the source has "
                 "changed: evaluate again"
             )
-        return dataclasses.replace(found, answer=record.gold)
+        # A rule that looks at pictures sees those of the problem, also where the model saw blank ones.
+        return dataclasses.replace(asked, images=found.images, answer=record.gold)
 
 
 def _group(problem: Problem, record: Record) -> RolloutGroup:
@@ -196,7 +207,10 @@ def describe(result: Rescored, shown: int = 20) -> str:
     lines = [
         f"{result.benchmark}: {len(result.changes)} of {result.responses} responses have another verdict, in "
         f"{len(items)} items; pass@1 {_number(result.before['mean'])} -> {_number(result.after['mean'])}"
+        + (" by the official rule" if result.rule == OFFICIAL else "")
     ]
+    if other := differing(result.other):
+        lines.append(f"  by {RULE_NAMES[other['rule']]} pass@1 is {_number(other['pass@1']['mean'])}")
     lines += [f"  {c.id} response {c.response}: {c.before} -> {c.after}" for c in result.changes[:shown]]
     if len(result.changes) > shown:
         lines.append(f"  and {len(result.changes) - shown} more")

@@ -17,17 +17,16 @@ from sapo_vl.benchmarks import Benchmark
 from sapo_vl.evaluation.ask import Asking, ask
 from sapo_vl.evaluation.config import BenchmarkConfig, EvalConfig, EvaluationSections
 from sapo_vl.evaluation.errors import EvaluationError
-from sapo_vl.evaluation.harness import make_harness, write_harness
+from sapo_vl.evaluation.harness import make_harness, used_rules, write_harness
 from sapo_vl.evaluation.harness_file import hash_of, same_harness
 from sapo_vl.evaluation.items import Item, Items, load_items, open_items_source
 from sapo_vl.evaluation.presets import PRESETS
 from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, RecordFile
 from sapo_vl.evaluation.registry import find_benchmark
-from sapo_vl.evaluation.rules import rule_scoring
+from sapo_vl.evaluation.rules import Judges
 from sapo_vl.evaluation.summary import summarise_folder, with_items
 from sapo_vl.record.run_log import write_json
 from sapo_vl.rollout import RolloutConfig, SamplingParams
-from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
 from sapo_vl.types import Problem
 
@@ -53,9 +52,9 @@ def evaluate_benchmarks(
     for spec, given in config.eval.benchmarks.items():
         benchmark = find_benchmark(spec)
         items = load_items(benchmark, given, config.eval.limit, session.world)
-        with Scorer(rule_scoring(config.rewards, benchmark), session.world) as scorer:
-            scorer.check(items.rules, dataset=items.source.where)
-            run = _Run(config, spec, given, items, session, scorer, out / benchmark.name, step)
+        with Judges(config.rewards, benchmark, config.eval.rule, session.world) as judges:
+            judges.ours.check(items.rules, dataset=items.source.where)
+            run = _Run(config, spec, given, items, session, judges, out / benchmark.name, step)
             results[benchmark.name] = run.measure()
     return results
 
@@ -108,8 +107,12 @@ def metric_values(results: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
             values[f"eval/{name}/pass@{summary['k']}"] = summary["pass@k"][str(summary["k"])]["mean"]
             values[f"eval/{name}/maj@{summary['k']}"] = summary["maj@k"]
         values |= {f"eval/{name}/{key}": float(v) for key, v in summary["metrics"].items()}
+        if other := summary["other rule"]:
+            values[f"eval/{name}/pass@1/{other['rule']}"] = other["pass@1"]["mean"]
         if summary["blank"]:
             values[f"eval/{name}/blank"] = summary["blank"]["mean"]
+        if summary["judge"] and summary["judge"]["agree"] is not None:
+            values[f"eval/{name}/judge_agreement"] = summary["judge"]["agree"]
         for key in ("truncated", "no answer"):
             values[f"eval/{name}/{key.replace(' ', '_')}_share"] = responses[key] / max(1, responses["n"])
     return values
@@ -124,7 +127,7 @@ class _Run:
     given: BenchmarkConfig
     items: Items
     session: Session
-    scorer: Scorer
+    judges: Judges
     folder: Path
     step: int | None
 
@@ -138,12 +141,13 @@ class _Run:
         return self._on_main(lambda: self._summarise(harness, blank=bool(with_images)))
 
     def _harness(self, params: SamplingParams) -> dict[str, Any]:
-        config, scoring = self.config, rule_scoring(self.config.rewards, self.items.benchmark)
-        items = self.items.items
-        rules = {self.scorer.rule(Problem(id=i.id, task=i.task, messages=(), reward=i.reward)) for i in items}
+        config, judges, items = self.config, self.judges, self.items.items
+        problems = [Problem(id=i.id, task=i.task, messages=(), reward=i.reward) for i in items]
+        rules = used_rules([(judges.ours.rule(problem), problem.reward) for problem in problems], judges.scoring)
         return make_harness(
-            self.items, self.given, params, rules, scoring, config.model, config.rollout.engine, self.step
-        )
+            self.items, self.given, params, rules, judges.harness_rule, judges.scoring, config.model,
+            config.rollout.engine, self.step,
+        )  # fmt: skip
 
     def _prepare(self, harness: Mapping[str, Any]) -> None:
         same_harness(self.folder, harness)
@@ -159,7 +163,7 @@ class _Run:
             log.info("%s: %d items are in %s already", self.items.benchmark.name, len(items) - len(pending), file.path)
         asking = Asking(
             session=self.session,
-            scorer=self.scorer,
+            judges=self.judges,
             items=self.items,
             params=params,
             batch=self.config.eval.batch,
@@ -169,7 +173,7 @@ class _Run:
 
     def _summarise(self, harness: Mapping[str, Any], *, blank: bool) -> dict[str, Any]:
         figures = summarise_folder(self.folder, harness["k"], self.items.benchmark.metrics, blank=blank)
-        head = {"benchmark": self.items.benchmark.name, "harness": hash_of(harness)}
+        head = {"benchmark": self.items.benchmark.name, "harness": hash_of(harness), "rule": self.judges.headline}
         summary = head | with_items(figures, self.items)
         write_json(self.folder / SUMMARY, summary)
         return summary

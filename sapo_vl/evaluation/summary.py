@@ -9,9 +9,12 @@ from typing import Any
 
 from rewards.answers.extract import plain
 from rewards.base import NO_ANSWER
+from rewards.official import OFFICIAL as OFFICIAL_RULES
 from sapo_vl.benchmarks import ItemScores
+from sapo_vl.evaluation.agreement import judge_agreement
 from sapo_vl.evaluation.items import Items
-from sapo_vl.evaluation.records import BLANK, RECORDS, Record, read_records
+from sapo_vl.evaluation.records import BLANK, RECORDS, Record, by_the_other_rule, read_records
+from sapo_vl.evaluation.rules import OFFICIAL, OURS
 from sapo_vl.evaluation.statistics import mean_and_interval, paired_difference, pass_at_k
 from sapo_vl.types import Finish, ScoreStatus
 
@@ -19,10 +22,10 @@ Metrics = Callable[[Sequence[ItemScores]], Mapping[str, float]]
 
 
 def summarise_folder(folder: Path, k: int, metrics: Metrics | None, *, blank: bool) -> dict[str, Any]:
-    """`summarise` on the records of a folder, in the order of the items, and its blank-image control."""
+    """`summarise` on the records of a folder, in the order of the items, its blank-image control, and `other_rule`."""
     records = _without_texts(folder / RECORDS)
     control = blank_control(records, _without_texts(folder / BLANK)) if blank else None
-    return summarise(records, k, metrics) | {"blank": control}
+    return summarise(records, k, metrics) | {"blank": control, "other rule": other_rule(records, k, metrics)}
 
 
 def summarise(records: Sequence[Record], k: int, metrics: Metrics | None = None) -> dict[str, Any]:
@@ -32,6 +35,7 @@ def summarise(records: Sequence[Record], k: int, metrics: Metrics | None = None)
     pass@k: for 1, 2, 4, ... and k, {"mean", "n"}: `pass_at_k` averaged over the n items with so many scored responses;
         a response is right if its score is 1.
     maj@k: the score of the answer that most responses gave, see `majority_score`; None if none gave any.
+    judge: `judge_agreement`, where a judge model scored.
     Responses without a score are in no mean: they are counted by status.
     """
     asked = [record for record in records if not record.skipped]
@@ -56,6 +60,7 @@ def summarise(records: Sequence[Record], k: int, metrics: Metrics | None = None)
             "tokens": _mean([r.tokens for r in responses]) if responses else None,
             "reasons": dict(Counter(r.reason for r in responses if r.score is not None and r.reason)),
         },
+        "judge": judge_agreement(asked),
         "groups": _by_group(scored),
         "metrics": dict(metrics([_item_scores(record) for record in asked])) if metrics and asked else {},
     }
@@ -80,6 +85,27 @@ def blank_control(records: Sequence[Record], blank: Sequence[Record]) -> dict[st
         **mean_and_interval([without for _, without in pairs]),
         "with images": _mean([with_images for with_images, _ in pairs]),
         "difference": paired_difference([a - b for a, b in pairs]),
+    }
+
+
+def other_rule(records: Sequence[Record], k: int, metrics: Metrics | None) -> dict[str, Any] | None:
+    """The figures by the other one of our rule and the benchmark's own, on the items that have both verdicts.
+
+    {"rule": "official" or "ours", "pass@1", "metrics": as in `summarise`, "difference": pass@1 minus that of the rule
+    that the figures are by, with the interval of paired items, "responses": those whose score is another one}. None if
+    there is one rule only.
+    """
+    pairs = [(record, exchanged) for record in records if (exchanged := by_the_other_rule(record)) is not None]
+    both = [(_mean(a.scores), _mean(b.scores)) for a, b in pairs if a.scores and b.scores]
+    if not both:
+        return None
+    figures = summarise([b for _, b in pairs], k, metrics)
+    return {
+        "rule": OFFICIAL if pairs[0][1].rule in OFFICIAL_RULES else OURS,
+        "pass@1": figures["pass@1"],
+        "difference": paired_difference([other - own for own, other in both]),
+        "responses": sum(r.other is not None and r.score != r.other.score for a, _ in pairs for r in a.responses),
+        "metrics": figures["metrics"],
     }
 
 

@@ -7,31 +7,49 @@ from typing import Any
 
 from sapo_vl.record.report import NOTHING, table
 
+RULE_NAMES = {"ours": "our rule", "official": "the official rule"}
+SHOWN_FROM = 0.005  # difference of pass@1 by our rule and by the official one above which both are shown
+
+
+def differing(other: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """The "other rule" of a summary if it says clearly other things, else None."""
+    return other if other and abs(other["difference"]["mean"]) > SHOWN_FROM else None
+
 
 def figures_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
-    """A row a benchmark, and one for each figure of its own."""
+    """A row a benchmark, one for the other rule where it says other things, one for each figure of its own."""
     counts = ["truncated", "no answer", "no score"]
     header = ["benchmark", "items", "k", "pass@1", "95%", "pass@k", "maj@k", "blank", *counts]
     rows = []
     for name, summary in summaries.items():
         head, responses, k = summary["pass@1"], summary["responses"], summary["k"]
-        interval = head["ci95"]
         several = [_number(summary["pass@k"][str(k)]["mean"]), _number(summary["maj@k"])] if k > 1 else [NOTHING] * 2
         scored = responses.get("scored", 0)
         rows.append(
             [
-                name,
+                name if summary["rule"] == "ours" else f"{name}, official rule",
                 str(head["n"]),
                 str(k),
-                _number(head["mean"]),
-                f"{interval[0]:.3f}..{interval[1]:.3f}" if interval else NOTHING,
+                *_with_interval(head),
                 *several,
                 _number(summary["blank"]["mean"] if summary["blank"] else None),
                 *(str(n) for n in (responses["truncated"], responses["no answer"], responses["n"] - scored)),
             ]
         )
-        rows += [[f"  {key}", "", "", _number(value), *[""] * 7] for key, value in summary["metrics"].items()]
+        own = dict(summary["metrics"])
+        if judged := summary["judge"]:
+            own |= {"by the rule": judged["rule"], "judge agrees with it": judged["agree"]}
+        rows += [[f"  {key}", "", "", _number(value), *[""] * 7] for key, value in own.items()]
+        if other := differing(summary["other rule"]):
+            own, by = other["pass@1"], f"  by {RULE_NAMES[other['rule']]}"
+            rows.append([by, str(own["n"]), str(k), *_with_interval(own), *[""] * 6])
+            rows += [[f"    {key}", "", "", _number(value), *[""] * 7] for key, value in other["metrics"].items()]
     return table(header, rows)
+
+
+def _with_interval(figure: Mapping[str, Any]) -> list[str]:
+    interval = figure["ci95"]
+    return [_number(figure["mean"]), f"{interval[0]:.3f}..{interval[1]:.3f}" if interval else NOTHING]
 
 
 def _number(value: float | None) -> str:

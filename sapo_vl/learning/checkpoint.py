@@ -8,6 +8,7 @@ the files.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import logging
@@ -67,6 +68,10 @@ class CheckpointConfig(Strict):
 
 class CheckpointError(RuntimeError):
     """A checkpoint cannot be used. The message names the folder and the reason."""
+
+
+class _DiskFailed(Exception):
+    """All ranks know. An OSError that one alone has met ends the run: the others wait where it should be."""
 
 
 class SaveFailed(RuntimeError):
@@ -131,6 +136,8 @@ def save_checkpoint(root: Path, step: int, engine: PolicyEngine, state: dict[str
         _agreed(world, _attempt(lambda: _make_anew(beside)) if world.is_main else "")
         files = RestrictedCheckpointEngine()
         engine.ds.checkpoint_engine = files
+        # The main rank would copy a script here that unpickles what it is given, and fail alone where it cannot.
+        engine.ds._copy_recovery_script = lambda save_path: None
         engine.ds.save_checkpoint(str(beside), tag="shards", save_latest=False)
         mine = json.dumps({"random": random_state(), "per_rank": state.get("per_rank", {})})
         _agreed(world, files.fault or _attempt(lambda: _write(beside / f"rank_{world.rank}.json", mine)))
@@ -145,7 +152,7 @@ def save_checkpoint(root: Path, step: int, engine: PolicyEngine, state: dict[str
             "files": _digests(beside, world),
         }
         _agreed(world, _attempt(lambda: _finish(beside, final, manifest)) if world.is_main else "")
-    except OSError as error:
+    except _DiskFailed as error:
         if world.is_main:
             shutil.rmtree(beside, ignore_errors=True)
         world.barrier()
@@ -176,27 +183,23 @@ def _attempt(work: Callable[[], None]) -> str:
 
 
 def _agreed(world: World, fault: str) -> None:
-    """Raises OSError on all ranks if there is a fault on any of them: the first."""
+    """Raises _DiskFailed on all ranks if there is a fault on any of them: the first."""
     if found := next(filter(None, world.gather(fault)), ""):
-        raise OSError(found)
+        raise _DiskFailed(found)
 
 
 def _digests(beside: Path, world: World) -> dict[str, str]:
     """Name -> digest of all files. Each rank reads a share, so that large checkpoints are hashed in parallel."""
     files = sorted(p for p in beside.rglob("*") if p.is_file())
-    mine: dict[str, str] = {}
-    fault = _attempt(
-        lambda: mine.update({str(p.relative_to(beside)): _digest(p) for p in files[world.rank :: world.size]})
-    )
-    _agreed(world, fault)
+    share, mine = files[world.rank :: world.size], dict[str, str]()
+    _agreed(world, _attempt(lambda: mine.update({str(p.relative_to(beside)): _digest(p) for p in share})))
     return {name: digest for part in world.gather(mine) for name, digest in part.items()}
 
 
 def _room(root: Path) -> str:
-    try:
+    with contextlib.suppress(OSError):  # the disk is away
         return f" ({shutil.disk_usage(root).free / 2**30:.2f} GiB are free in {root})"
-    except OSError:  # the disk is away
-        return ""
+    return ""
 
 
 def publish(beside: Path, final: Path) -> None:

@@ -10,8 +10,9 @@ from time import monotonic
 from typing import Any
 
 from rewards.base import Unscorable
-from rewards.judge import ASKED, CACHED
-from rewards.judging.canaries import RIGHT, WRONG, Canary, chosen
+from rewards.judge import ASKED, CACHED, SILENT
+from rewards.judging.canaries import Canary, canaries, chosen
+from rewards.judging.pictures import drawn
 from rewards.judging.settings import JudgeSettings
 from rewards.workers.worker import Result
 from sapo_vl.distributed import World
@@ -35,6 +36,7 @@ class _Outcome:
 
     right: bool  # the verdict that it should get
     called_right: bool | None  # None: no verdict
+    pictured: bool
     why: str = ""  # that there is none
 
 
@@ -64,13 +66,11 @@ class JudgeWatch:
             return
         settings = JudgeSettings(**self._params)
         _client(settings).forget_outage()
-        outcomes = self._ask(settings, [*WRONG, *RIGHT])
-        silent = Counter(o.why for o in outcomes if o.called_right is None)
-        if 2 * silent.total() > len(outcomes):
-            raise JudgeUnfit(
-                f"the judge {settings.model!r} at {settings.url} gave no verdict on {silent.total()} of "
-                f"{len(outcomes)} canaries: {silent.most_common(1)[0][0]}. Start it, or correct rewards.params.judge"
-            )
+        outcomes = self._ask(settings, canaries(settings.images))
+        _refuse_silence(settings, outcomes, "canaries", "Start it, or correct rewards.params.judge")
+        pictured = [outcome for outcome in outcomes if outcome.pictured]
+        cure = "Serve a model that sees pictures, or set rewards.params.judge.images=false"
+        _refuse_silence(settings, pictured, "canaries with a picture", cure)
         self._take_in(settings, outcomes)
         self._refuse_refusal(settings, len(self._right))
         self._checked = True
@@ -85,7 +85,7 @@ class JudgeWatch:
         if self._params is None:
             return
         settings = JudgeSettings(**self._params)
-        outcomes = self._ask(settings, chosen(self._batches, *PER_BATCH))
+        outcomes = self._ask(settings, chosen(self._batches, *PER_BATCH, settings.images))
         self._batches += 1
         verdicts, cached, failures = self._world.sum(_counts(results))
         right = _verdicts(outcomes, right=True)
@@ -141,12 +141,23 @@ def _client(settings: JudgeSettings) -> Any:
 
 
 def _outcome(settings: JudgeSettings, canary: Canary) -> _Outcome:
-    deadline = monotonic() + settings.deadline_s
+    deadline, pictured = monotonic() + settings.deadline_s, bool(canary.picture)
+    shown = [drawn(canary.picture)] if pictured else []
     try:
-        verdict = _client(settings).verdict(canary.question, canary.gold, canary.answer, deadline)
+        verdict = _client(settings).verdict(canary.question, canary.gold, canary.answer, deadline, shown)
     except Unscorable as error:
-        return _Outcome(canary.right, None, str(error))
-    return _Outcome(canary.right, verdict)
+        return _Outcome(canary.right, None, pictured, str(error))
+    return _Outcome(canary.right, verdict, pictured)
+
+
+def _refuse_silence(settings: JudgeSettings, outcomes: Sequence[_Outcome], what: str, cure: str) -> None:
+    """Raises JudgeUnfit if more than half of them have no verdict."""
+    silent = Counter(o.why for o in outcomes if o.called_right is None)
+    if 2 * silent.total() > len(outcomes):
+        raise JudgeUnfit(
+            f"the judge {settings.model!r} at {settings.url} gave no verdict on {silent.total()} of {len(outcomes)} "
+            f"{what}: {silent.most_common(1)[0][0]}. {cure}"
+        )
 
 
 def _verdicts(outcomes: Sequence[_Outcome], right: bool) -> list[bool]:
@@ -161,8 +172,8 @@ def _counts(results: Sequence[Result]) -> list[float]:
     def total(part: str) -> float:
         return sum(value for r in results for name, value in r.parts.items() if name.rpartition("/")[2] == part)
 
-    failures = sum(r.status == "unscorable" and r.detail.startswith(NO_VERDICT) for r in results)
-    return [total(ASKED), total(CACHED), failures]
+    left_out = sum(r.status == "unscorable" and r.detail.startswith(NO_VERDICT) for r in results)
+    return [total(ASKED), total(CACHED), left_out + total(SILENT)]
 
 
 def question_of(problem: Problem) -> str:

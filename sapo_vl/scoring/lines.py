@@ -120,6 +120,7 @@ def _input(line: str, number: int, opened: str) -> RewardInput | str:
         token_ids=tuple(tokens),
         id=str(row.get("id", number)),
         task=str(row.get("task", "")),
+        reward=str(row.get("reward", "")),
         answer=str(answer),
         question=str(row.get("question", "")),
         meta=meta,

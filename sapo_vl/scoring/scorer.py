@@ -22,6 +22,8 @@ from pydantic import Field
 import rewards.workers.worker as worker
 from rewards import IN_PROCESS, REWARDS, RewardInput
 from rewards.base import needs_images, signature_problem
+from rewards.judging.settings import OF_PROBLEM, UNREAD
+from rewards.official import OFFICIAL, OFFICIAL_IN_PROCESS
 from rewards.weighted import OWN
 from rewards.workers.custom import CustomRewardError, CustomSource, read_custom
 from rewards.workers.pool import RewardPool, inspect_in_worker
@@ -69,13 +71,17 @@ class Scorer:
     Failures are counted over all ranks of `world` (default: this process alone), in the order of the ranks, so
     that the same batch stops a run on any number of ranks or on none.
 
+    Args:
+        official: the published rules of benchmarks (rewards.official) can be named too. Evaluation alone may.
+
     Raises:
         ScoringError: the config names a reward or an argument that does not exist, or a file that cannot be
             read.
     """
 
-    def __init__(self, config: ScoringConfig, world: World | None = None):
+    def __init__(self, config: ScoringConfig, world: World | None = None, *, official: bool = False):
         self._config = config
+        self._official = OFFICIAL.keys() if official else frozenset[str]()
         self._world = world or World.alone()
         try:
             custom = read_custom(config.path, config.path_name) if config.path else None
@@ -138,7 +144,8 @@ class Scorer:
             ScoringError: naming the task, the data set and the keys to set, or what a reward lacks; also for a judge
                 that cannot be reached or fails its canaries.
         """
-        used = {name for task, reward in sorted(set(pairs)) for name in self._names(self._own(task, reward, dataset))}
+        pairs = sorted(set(pairs))
+        used = {name for task, reward in pairs for name in self._names(self._own(task, reward, dataset))}
         for name in sorted(used & REWARDS.keys()):
             problem = setting_problem(name, self._config.params.get(name, {}), self._config.timeout_s)
             if problem:
@@ -146,6 +153,7 @@ class Scorer:
         if self._plan.custom is not None:
             self._load_custom()
         if JUDGE in used:
+            self._check_rules_of_judge(pairs, dataset)
             try:
                 self._judge.check()
             except JudgeUnfit as error:
@@ -194,7 +202,8 @@ class Scorer:
 
     def _run(self, jobs: Sequence[worker.Job]) -> list[worker.Result]:
         """Score cheap jobs here and the others in the workers; results in the order of the jobs."""
-        in_pool = [i for i, job in enumerate(jobs) if not self._names(job.own) <= IN_PROCESS]
+        cheap = IN_PROCESS | OFFICIAL_IN_PROCESS
+        in_pool = [i for i, job in enumerate(jobs) if not self._names(job.own) <= cheap]
         pooled = self._workers().run([jobs[i] for i in in_pool]) if in_pool else []
         by_index = dict(zip(in_pool, pooled, strict=True))
         return [by_index.get(i) or worker.score_one(self._plan, job) for i, job in enumerate(jobs)]
@@ -211,6 +220,7 @@ class Scorer:
                 token_ids=tuple(rollout.response_ids.tolist()),
                 id=problem.id,
                 task=problem.task,
+                reward=problem.reward,
                 answer=problem.answer,
                 question=question_of(problem),
                 meta=problem.meta,
@@ -239,14 +249,29 @@ class Scorer:
         return {own if name == OWN else name for name in self._config.combine}
 
     def _known(self) -> set[str]:
-        return set(REWARDS) | ({self._plan.custom.name} if self._plan.custom else set())
+        return set(REWARDS) | self._official | ({self._plan.custom.name} if self._plan.custom else set())
 
     def _known_text(self) -> str:
         return ", ".join(sorted(self._known()))
 
     def needs_images(self, name: str) -> bool:
         """Whether the reward of this name looks at the images."""
-        return needs_images(REWARDS[name]) if name in REWARDS else self._load_custom()
+        if name in self._official:
+            return False
+        if name not in REWARDS:
+            return self._load_custom()
+        return needs_images(REWARDS[name], self._config.params.get(name, {}))
+
+    def _check_rules_of_judge(self, pairs: Iterable[tuple[str, str]], dataset: str) -> None:
+        """Raises ScoringError for problems whose own rule the judge cannot follow, if that is the one it shall."""
+        if self._config.params.get(JUDGE, {}).get("rule") != OF_PROBLEM:
+            return
+        for task, reward in pairs:
+            if JUDGE in self._names(self._own(task, reward, dataset)) and reward not in UNREAD:
+                raise ScoringError(
+                    f"{dataset}: the judge cannot follow the rule {reward!r} that problems of task {task!r} name "
+                    f"(rewards.params.judge.rule={OF_PROBLEM}); set rule to one of {', '.join(sorted(UNREAD))}"
+                )
 
     def _workers(self) -> RewardPool:
         if self._pool is None:

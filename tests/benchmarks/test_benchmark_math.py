@@ -79,10 +79,16 @@ def test_mathvista(tmp_path: Path) -> None:
         ("mathvista-7", box("25%"), 1, "with its unit"),
         ("mathvista-7", box("25"), 1, "without"),
         ("mathvista-7", box("0.25"), 0, "a share is not what was asked for"),
+        ("mathvista-9", box("C"), 1, "one of two options with the text of the gold"),
+        ("mathvista-9", box("D"), 1, "the other one"),
+        ("mathvista-9", box("18"), 1, "their text"),
+        ("mathvista-9", box("D. 18"), 1, "both"),
+        ("mathvista-9", box("B"), 0, "another"),
+        ("mathvista-9", box("C, D"), 0, "a list"),
     ]
     found = check("mathvista", tmp_path, cases)
     assert found.left_out == ["no gold"]
-    assert ["is the text of 2" in found.bad[0], "precision is None" in found.bad[1]] == [True, True]
+    assert ["is the text of none" in found.bad[0], "precision is None" in found.bad[1]] == [True, True]
     problem = found.problems["mathvista-4"]
     assert said(problem).startswith("[image] Hint: Please answer the question.")
     assert problem.meta["groups"]["answer_type"] == "float" and problem.meta["groups"]["context"] == "plot"
@@ -108,7 +114,7 @@ def test_mathverse(tmp_path: Path) -> None:
         ("mathverse-4", box("y=2x-1"), 0, "another line"),
         ("mathverse-5", box("D"), 1, "options that are drawn"),
         ("mathverse-5", box("D:"), 1, "with its colon"),
-        ("mathverse-5", "Answer: D\nI hope this helps", 0, "not the last line"),
+        ("mathverse-5", "Answer: D\nI hope this helps", 1, "a line before the last"),
     ]
     found = check("mathverse", tmp_path, cases)
     assert found.left_out == ["no gold"] and found.bad == [
@@ -157,9 +163,26 @@ def test_dynamath(tmp_path: Path) -> None:
         ("dynamath-9-11", box("even or odd"), 0, "kits take what has the gold in it"),
         ("dynamath-10-12", box("\\frac{4}{3}"), 1, "1.3333 is within 0.001 of 1.333"),
         ("dynamath-10-12", box("1.33"), 0, "0.003 off"),
+        ("dynamath-12-14", box("(5, -2)"), 1, "coordinates without the zeros"),
+        ("dynamath-12-14", box("(5,-2)"), 1, "and without blanks"),
+        ("dynamath-12-14", box("\\left(5,\\ -2\\right)"), 1, "in LaTeX"),
+        ("dynamath-12-14", box("(5, 2)"), 0, "another sign"),
+        ("dynamath-12-14", box("(-2, 5)"), 0, "exchanged"),
+        ("dynamath-12-14", box("5"), 0, "kits take a part of the gold"),
+        ("dynamath-13-15", box("(-2.7766, 1.1364)"), 1, "within 0.001 each"),
+        ("dynamath-13-15", box("(-2.78, 1.14)"), 0, "0.003 off"),
+        ("dynamath-14-16", box("x=0"), 1, "an equation without blanks"),
+        ("dynamath-14-16", box("0"), 1, "its value"),
+        ("dynamath-14-16", box("y = 0"), 0, "another line"),
+        ("dynamath-15-17", box("8:00"), 1, "a time as it is written"),
+        ("dynamath-15-17", box("08:00"), 1, "with two digits"),
+        ("dynamath-15-17", box("8:10"), 0, "another"),
+        ("dynamath-16-18", box("69,51,59"), 1, "without blanks"),
+        ("dynamath-16-18", box("59, 51, 69"), 0, "in another order"),
     ]
     found = check("dynamath", tmp_path, cases)
     variants = [p for p in found.problems.values() if p.meta["variant_of"] == "7"]
+    assert "three digits after the point" in said(found.problems["dynamath-12-14"])
     assert len(variants) == 10 and variants[0].meta["groups"] == {"type": "float", "subject": "algebra"}
 
 
@@ -201,7 +224,12 @@ def test_wemath(tmp_path: Path) -> None:
     ]
     found = check("wemath", tmp_path, cases)
     assert said(found.problems[id]).startswith("[image] Step 1?\nA. 4dm²\nB. 3:4\nC. 16\nD. 20\nE. No correct answer")
-    assert len(found.problems) == 3 + 3 + 4 + 4 + 1 and len(found.bad) == 3
+    assert len(found.problems) == 3 + 3 + 4 + 4 + 1 + 3 and len(found.bad) == 3 + 3
+    points, loose, blanks = (
+        found.problems[f"wemath-2steps_4-2steps_{step}"].meta["options"] for step in (1, 2, "multi")
+    )
+    assert points == {"A": "No, it turned by 45° around point ;O.", "B": "Yes, around point ;P.", "C": "No"}
+    assert loose == {"A": "45°", "B": "60°", "C": "120°", "D": "30°"} and blanks == {"A": "45°", "B": "60°", "C": "90°"}
 
 
 def wemath_items(problem: str, *scores: float) -> list:

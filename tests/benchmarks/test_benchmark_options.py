@@ -76,9 +76,16 @@ def test_mmmu_pro(tmp_path: Path) -> None:
         (one, "Answer: I", 0, "the ninth"),
         (one, "Answer: K", 0, "there is no eleventh"),
         (one, "**Answer: J**", 1, "the line in bold"),
-        (one, "Answer: A, Answer: B, Answer: J", 0, "the options in a row"),
-        (one, "**Answer: A** **Answer: J**", 0, "two in bold"),
-        (one, "Answer: J\nI am sure.", 0, "not the last line"),
+        (one, "Answer: A, Answer: B, Answer: J", 1, "the last of them is the answer"),
+        (one, "Answer: J, Answer: A, Answer: B", 0, "and no other"),
+        (one, "**Answer: A** **Answer: J**", 1, "two in bold"),
+        (one, "Answer: J\nI am sure.", 1, "a line before the last"),
+        (one, "Answer: J\n1\n2\n3\n4\n5", 0, "far above the end"),
+        (one, "\\[\n\\text{Answer: J}\n\\]", 1, "set by LaTeX"),
+        (one, "The closest choice is J. Answer: J", 1, "words before it"),
+        (one, "Answer: (J)10 cm", 1, "label and text"),
+        (one, "Answer: \\( \\text{J} \\) 10 cm", 1, "a label in math marks and the text"),
+        (one, "Answer: \\( \\text{J} \\) 1 cm", 0, "another text"),
         (one, box("J"), 1, "a box is read too"),
         (two, "Answer: A", 1, "options I, J, K: A is the letter of I"),
         (two, "Answer: I", 1, "no letter of an option, but the text of A"),
@@ -97,7 +104,7 @@ def test_mmmu_pro_with_four_options_and_in_pictures(tmp_path: Path) -> None:
     four = [
         ("Answer: D", 1), ("Answer: 4 cm", 1), ("Answer: E", 0), ("Answer: d", 1), ("D", 0), ("Answer: A, D", 0),
         ("Answer: (D)", 1), (box("D"), 1), ("Answer: D. 4 cm", 1), ("Answer: D. 3 cm", 0), ("Answer: 4", 0),
-        ("Answer: D\nOr is it C?", 0),
+        ("Answer: D\nOr is it C?", 1),
     ]  # fmt: skip
     ten = [
         ("Answer: J", 1), ("Answer: 10 cm", 1), ("Answer: D", 0), ("Answer: 10", 0), ("Answer:", 0), ("J", 0),
@@ -105,6 +112,8 @@ def test_mmmu_pro_with_four_options_and_in_pictures(tmp_path: Path) -> None:
         ("Answer: J\nAnswer: A", 0), ("<think>Answer: J</think>", 0),
     ]  # fmt: skip
     check("mmmu_pro_standard4", tmp_path, [(id, text, score, "") for text, score in four])
+    nested = opened("mmmu_pro_standard4", tmp_path).problems["mmmu_pro-test_Art_2"]
+    assert nested.meta["options"] == {"A": "A", "B": "B", "C": "Nobody can tell"}, "a list in a list"
     vision = check("mmmu_pro_vision", tmp_path, [(id, text, score, "") for text, score in ten])
     assert said(vision.problems[id]).startswith("[image]") and "cm" not in said(vision.problems[id])
     assert len(vision.bad) == 1
@@ -148,7 +157,11 @@ def test_realworldqa(tmp_path: Path) -> None:
     ]
     found = check("realworldqa", tmp_path, cases)
     assert found.left_out == ["no gold"]
-    assert [p.meta["groups"]["type"] for p in found.problems.values()] == ["choice", "word", "count", "choice"]
+    assert [p.meta["groups"]["type"] for p in found.problems.values()] == ["choice", "word", "count", "choice", "word"]
+    first, second, *_, last = map(said, found.problems.values())
+    assert "directly" not in first and "C. A tie \nThink step by step" in first
+    assert second.startswith("[image] Is the light red? \nThink step by step")
+    assert "Please answer directly what the sign says. Is it red?" in last, "only what closes the question"
 
 
 def test_chartqa(tmp_path: Path) -> None:
@@ -217,7 +230,7 @@ def test_zerobench(tmp_path: Path) -> None:
 
 def test_refcoco(tmp_path: Path) -> None:
     """The gold is 100..300 by 50..150 pixels of 400 by 200: 250 to 750 thousandths both ways."""
-    one, other, dot = "refcoco_val-0-0", "refcoco_val-0-1", "refcoco_val-1-0"
+    one, other, dot = "refcoco_testA-0-0", "refcoco_testA-0-1", "refcoco_testA-1-0"
 
     def shown(*numbers: float) -> str:
         return f'```json\n[{{"bbox_2d": {list(numbers)}, "label": "disc"}}]\n```'
@@ -239,7 +252,7 @@ def test_refcoco(tmp_path: Path) -> None:
         (dot, shown(0, 0, 10, 10), 1, "4 by 2 pixels"),
         (dot, shown(0, 0, 5, 9), 0, "2 by 1.8 pixels: 3.6 of 8"),
     ]
-    found = check("refcoco_val", tmp_path, cases)
+    found = check("refcoco_testA", tmp_path, cases)
     assert 'expression refers to: "left thing"' in said(found.problems[other]) and len(found.bad) == 2
     assert [p.split("-")[0] for p in opened("refcocog_test", tmp_path).problems] == ["refcocog_test"] * 3
 
@@ -261,7 +274,18 @@ def test_options_in_a_question(question: str, options: dict[str, str]) -> None:
 
 def test_stored_lists() -> None:
     assert text_list("['a', \"b's\", 3]", "options") == ["a", "b's", "3"]
+    assert text_list("[['a', 'b']]", "options") == ["a", "b"]
     assert text_list("[]", "options") == text_list(None, "options") == []
-    for bad in ("open('x')", "['a'", "{'a'}", "'a'", "[" * 500, "['" + "a" * 20_001 + "']", "[['a']]", 3):
+    for bad in (
+        "open('x')",
+        "['a'",
+        "{'a'}",
+        "'a'",
+        "[" * 500,
+        "['" + "a" * 20_001 + "']",
+        "[['a'], ['b']]",
+        "[[['a']]]",
+        3,
+    ):
         with pytest.raises(ValueError, match="options"):
             text_list(bad, "options")

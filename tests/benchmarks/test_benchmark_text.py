@@ -83,6 +83,7 @@ def test_zebralogic(tmp_path: Path) -> None:
         (id, json.dumps({"solution": HALF}), 0, "a house is missing"),
         (id, whole.replace("Eric", " ERIC "), 1, "case and blanks"),
         (id, whole.replace('"Eric"', '["Eric", "Arnold"]'), 0, "candidates"),
+        (id, whole.replace('"Eric"', '["Eric"]'), 1, "a list of one"),
         (id, whole[:-4], 0, "cut off"),
         (id, "House 1: Eric, root beer; House 2: Arnold, tea", 0, "no JSON"),
         (id, "", 0, "nothing"),

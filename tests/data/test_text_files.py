@@ -55,6 +55,20 @@ def test_files_that_were_joined(tmp_path: Path) -> None:
     assert rows(tmp_path / "rows.jsonl") == ROWS
 
 
+def test_lines_are_read_when_they_are_asked_for(tmp_path: Path) -> None:
+    """Files of gigabytes: only the places of the lines are kept."""
+    path = tmp_path / "rows.jsonl"
+    text = ('{"a": "\u00e9"}\n  \n' + '{"a": 2}\r\n' + '{"a": 3}').encode()
+    path.write_bytes(text)
+    count, read = json_rows(path)
+    assert count == 3 and [read(i)["a"] for i in (2, 0, 1)] == [3, "\u00e9", 2]
+    path.write_bytes(text.replace(b"3", b"4"))
+    assert read(2) == {"a": 4}, "it was not kept"
+    path.write_bytes(text + b"\n\xff\xfe")
+    with pytest.raises(DataError, match=r"is not utf-8 text \(line 5: .*save it as UTF-8"):
+        json_rows(path)
+
+
 def test_json_without_a_mark_in_utf_16(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(text_of(".jsonl").encode("utf-16-le"))
     assert rows(tmp_path / "rows.jsonl") == ROWS

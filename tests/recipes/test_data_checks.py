@@ -234,4 +234,6 @@ def test_contaminated_rows_are_listed_or_dropped(tmp_path: Path, capsys: pytest.
     assert main(["data", "contamination", str(tmp_path / "clean"), *against]) == 0
     assert main(["data", "contamination", str(folder), "--against", "chess"]) == 2
     assert "no benchmark 'chess'; there are aime25" in capsys.readouterr().err
+    assert main(["data", "contamination", str(folder), "--against", "refcoco_val"]) == 2
+    assert "the published one is 'refcoco_unc_val'" in capsys.readouterr().err
     assert ProblemSet(tmp_path / "clean", "train").get(0).id == "clean"

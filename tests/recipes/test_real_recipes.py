@@ -187,10 +187,38 @@ def test_refcoco_evaluation_rows(tmp_path: Path) -> None:
          "bbox": [10.0, 6.0, 20.0, 15.0], "file_name": "f"} for i in range(2)
     ]  # fmt: skip
     source = parquet(tmp_path / "src", schema, val=rows[:1], testA=rows[1:])
-    problems, _ = build(tmp_path, "refcoco", source=source)
+    problems, _ = build(tmp_path, "refcoco", source=source, train_from="val", test_from="testA")
     # x, y, width, height of an image of 40 x 30: 10/40, 6/30, 30/40, 21/30
     assert {p.answer for p in problems} == {"250.0, 200.0, 750.0, 700.0"}
     assert shown(problems[0])[1].endswith("left cup")
+
+
+def test_refcoco_rows_of_whole_pictures(tmp_path: Path) -> None:
+    """The set that is opened without a source: its splits are the defaults, the first region of a picture is asked."""
+    sentence = pa.struct([("raw", TEXT), ("sent", TEXT), ("sent_id", pa.int64())])
+    region = pa.struct(
+        [
+            ("ann_info", pa.struct([("bbox", pa.list_(pa.float64())), ("id", pa.int64())])),
+            ("ref_info", pa.struct([("ref_id", pa.int64()), ("sentences", pa.list_(sentence))])),
+        ]
+    )
+
+    def regions(*boxes: list[float]) -> list[dict[str, object]]:
+        said = [{"raw": "The cup!", "sent": "the cup", "sent_id": 1}, {"raw": "it", "sent": "it", "sent_id": 2}]
+        return [{"ann_info": {"bbox": box, "id": 1}, "ref_info": {"ref_id": 1, "sentences": said}} for box in boxes]
+
+    schema = {"ref_list": pa.list_(region), "image": IMAGE}
+    rows = [
+        {"ref_list": regions([10.0, 6.0, 20.0, 15.0], [0.0, 0.0, 1.0, 1.0]), "image": cell(0)},
+        {"ref_list": regions([0.0, 0.0, 40.0, 30.0]), "image": cell(1)},
+        {"ref_list": [], "image": cell(2)},
+    ]
+    source = parquet(tmp_path / "src", schema, refcoco_unc_val=rows[:1], refcoco_unc_testA=rows[1:])
+    problems, manifest = build(tmp_path, "refcoco", source=source, max_bad_share=0.9)
+    # x, y, width, height of images of 40 x 30: 10/40, 6/30, 30/40, 21/30; the whole picture
+    assert {p.answer for p in problems} == {"250.0, 200.0, 750.0, 700.0", "0.0, 0.0, 1000.0, 1000.0"}
+    assert all(shown(p)[1].endswith("describes: the cup") for p in problems)
+    assert manifest["notes"]["test"]["left_out"] == {"malformed row": 1}
 
 
 def test_a_box_outside_of_its_image_is_no_gold() -> None:

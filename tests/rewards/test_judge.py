@@ -254,9 +254,10 @@ def test_nobody_there_and_then_not_asked_for_a_while(server: FakeJudge, tmp_path
 
 
 def test_the_same_question_is_asked_once(server: FakeJudge, ask: Any, tmp_path: Path) -> None:
-    assert ask("crimson", "red").parts == {"judge_asked": 1.0, "judge_cached": 0.0}
+    parts = {"judge_asked": 1.0, "judge_cached": 0.0, "judge_verdict": 1.0, "rule_score": 0.0, "rule_sure": 0.0}
+    assert ask("crimson", "red").parts == parts
     again = ask("crimson", "red", text="other words <answer>crimson</answer>")
-    assert again == RewardOutput(1.0, {"judge_asked": 1.0, "judge_cached": 1.0})
+    assert again == RewardOutput(1.0, parts | {"judge_cached": 1.0})
     assert len(server.asked) == 1
     for change in ({"answer": "crimson!"}, {"gold": "ruby"}, {"model": "n"}):
         ask(**{"answer": "crimson", "gold": "red"} | change)
@@ -324,7 +325,7 @@ def test_waiting_for_a_turn_ends_with_the_deadline(server: FakeJudge, tmp_path: 
         ({"url": "judge.example"}, "is no address"),
         ({"url": "http://127.0.0.1:99999"}, "is no address"),
         ({"url": ""}, "url must be a text"),
-        ({"rule": "code"}, "rule must be one of chart, choice, count, math, number, word, got 'code'"),
+        ({"rule": "code"}, "rule must be one of chart, choice, count, math, number, word, or problem, got 'code'"),
         ({"rule": "judge"}, "rule must be one of"),
         ({"deadline_s": 9.5}, "deadline_s=9.5 must be at least 1 s below the 10 s"),
         ({"retries": -1}, "retries must be an integer from 0, got -1"),

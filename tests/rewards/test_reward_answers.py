@@ -40,8 +40,8 @@ def test_gold_scores_one_and_nothing_scores_zero(name, gold, meta):
         "<think> hm\nAnswer: {} </think>",
         "\\boxed{{{0}}} <answer> no {0} </answer>",  # a box counts only where there is no answer tag
         "Answer: {} <answer> 17 apples </answer>",
-        "Answer: {}\nI am sure.",  # not on the last line
-        "The Answer: {}",
+        "Answer: {}\n1\n2\n3\n4\nI am sure.",  # not in the closing lines
+        "The Answer is {}",
         "answer: {}",
         "<answer> {0} or {0} </answer>",
         "<answer> \\boxed{{{0}}} \\boxed{{{0}}} </answer>",
@@ -68,6 +68,8 @@ def test_gold_in_the_wrong_place_scores_zero(name, gold, meta, text):
         "{{ so }} \\boxed{{{}}}.",
         "<think> <answer> 17 </answer> </think> \\boxed{{17}} no \\boxed{{ {} }}",
         "hm\n\n Answer: {} \n\n",
+        "hm\nFinal Answer: {}\nI am sure.",
+        "hm\n\\[\n\\text{{Answer: {}}}\n\\]",
         "<answer> {} </answer> no: <answer> 17",  # the second one is not complete
         "<answer> <answer> {} </answer> </answer>",
         "<answer> {} </answer> </answer>",
@@ -228,7 +230,14 @@ def test_boxes(text, expected):
         (r"<answer>8</answer> \boxed{7}", "8"),
         (r"\boxed{7} <answer>8", "7"),
         ("Answer: 7 <answer>8</answer>", "8"),
-        (r"\boxed{8}" + "\nAnswer: 7", "8"),
+        (r"\boxed{8}" + "\nAnswer: 7", "7"),  # the box is on the way to it
+        ("Answer: 7\n" + r"\boxed{8}", "8"),
+        (r"Answer: \boxed{8}", "8"),
+        ("Answer:\n\n" + r"\[ \boxed{8} \]", "8"),
+        (r"\boxed{\text{Answer: } 8}", "8"),
+        (r"\boxed{8}" + "\nAnswer: 7\n1\n2\n3\n4\n5", "8"),  # not in the closing lines
+        (r"\boxed{8}" + "\nAnswer:", ""),
+        (r"\boxed{8} Answer: 7 <answer>9</answer>", "9"),
     ],
 )
 def test_which_of_the_three_goes_first(text, expected):
@@ -241,24 +250,71 @@ def test_which_of_the_three_goes_first(text, expected):
         ("Answer: 42", "42"),
         ("so\n\n  Answer:42  \n\n", "42"),
         ("Answer: 1\nAnswer: 2", "2"),
+        ("Answer: 1, Answer: 2", "2"),  # the last of them, whatever is listed
         ("Answer:", ""),
-        ("Answer: 42\nI am done", None),
-        ("Final Answer: 42", None),
+        ("Answer: 1\nAnswer:", ""),
+        ("Answer 42", None),
+        ("answer: 42", None),
+        ("MyAnswer: 42", None),
+        ("ANSWER: 42", "42"),
+        # anywhere in the closing lines
+        ("Answer: 42\nI am done", "42"),
+        ("Answer: 42\n\n1\n\n2\n3\n4", "42"),
+        ("Answer: 42\n1\n2\n3\n4\n5", None),
+        # with words and marks of a line before it
+        ("Final Answer: 42", "42"),
+        ("So it is 41. No! Answer: 42", "42"),
+        ("## Answer: 42", "42"),
+        ("> 1. **Answer:** 42", "42"),
+        ("* Answer: *42*", "42"),
+        # with marks around it
         ("Answer: **42**.", "42"),
         ("**Answer:** 42", "42"),
+        ("**Answer:** **42**", "42"),
         ("so\n**Answer: 42**", "42"),
         ("**Answer: 42.**", "42"),
         ("*Answer*: 42.", "42"),
         ("__Answer:__ _42_", "42"),
         ("***Answer***: `42`", "42"),
+        ("**_Answer: 42_**", "42"),
         ("`Answer: 42`", "42"),
         ("**Answer: **", ""),
-        ("**Answer: 42", None),
-        ("Answer: 1, Answer: 2", "1, Answer: 2"),  # one string, whatever it lists
-        ("**Answer: 1** **Answer: 2**", None),
-        ("**Answer:** 1 **Answer:** 2", "1 **Answer:** 2"),
-        ("**Final Answer: 42**", None),
-        ("Answer 42", None),
+        ("**Answer: 42", "42"),
+        ("**Answer: 1** **Answer: 2**", "2"),
+        ("**Answer:** 1 **Answer:** 2", "2"),
+        ("**Final Answer: 42**", "42"),
+        ("**Answer: 42** is wrong", "42** is wrong"),
+        ("**So x_1 is it. Answer: x_1**", "x_1"),
+        ("Answer: 42**", "42**"),  # nothing opened it
+        ("**So**, " + "by and by, " * 18 + "it is that.\n**Answer: 42**", "42"),
+        ("**So**, " + "by and by, " * 17 + "it is that.\n**Answer: 42**", "42"),
+        ("Answer: $42", "$42"),
+        ("So it is **Answer: 42**.", "42"),  # the stop of the sentence
+        ("**Answer: U.S.**.", "U.S."),
+        ("2**3 is 8, x_1 is 2\n**Answer:** 42", "42"),  # marks that are no Markdown
+        ("* one\n* two\n* three\n*Answer: 42*.", "42"),
+        ("**So** it is\nAnswer: V*", "V*"),  # no single star opened it
+        # other spellings of the word
+        ("**Answer\uff1a** 42", "42"),
+        ("Answer\uff1a42\u3002", "42"),
+        ("Final answer: 42", "42"),
+        ("**So the final answer:** 42", "42"),
+        ("Semifinal answer: 42", None),
+        # set by LaTeX
+        (r"so $\text{Answer: 42}$.", "42"),
+        (r"\[ \text{Answer: 42} \]", "42"),
+        ("x = 1\n\\]\nso\n\\[ \\text{Answer: 42} \\]", "42"),  # one closes that opened further up
+        ("\\[\n\\text{Answer: 42}\n\\]", "42"),
+        (r"$\textbf{Answer:}$ 42", "42"),
+        (r"\textbf{Answer}: 42", "42"),
+        (r"\(\text{Answer: }\frac{1}{2}\)", r"\frac{1}{2}"),
+        (r"\[ \text{Answer: } [1, 2) \]", "[1, 2)"),
+        (r"\text{**Answer: 42**}", "42"),
+        ("$$\nAnswer: 42\n$$", "42"),
+        # on the next line
+        ("Answer:\n\n42\nI am done", "42"),
+        ("### Answer:\n\n\\[\n42\n\\]", "42"),
+        ("**Answer:**\n**42**", "42"),
     ],
 )
 def test_an_answer_line(text, expected):
@@ -365,7 +421,7 @@ def test_latex_that_only_sets_the_answer_does_not_matter(name, answer, gold, met
 def test_what_is_around_a_whole_answer(text, expected):
     assert settled(text) == expected
     if "boxed" not in text:
-        assert last_answer(f"so\nAnswer: {text}") == expected
+        assert last_answer(f"so\nAnswer: {text}") == ("" if text in ("$", "$$") else expected)
     assert last_answer(f"<answer>{text}</answer>") == expected
 
 
@@ -498,6 +554,7 @@ def test_what_is_thought_never_counts(text):
         "$",
         "\\text{",
         "Answer: ",
+        "Answer: }*\n",
         "\n",
         "1,",
         "1/",

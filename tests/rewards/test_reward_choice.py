@@ -54,6 +54,25 @@ CASES = [  # answer, gold, meta, score, why
     ("B)blue", "B", LIST, 0, "elsewhere there must be a blank"),
     ("1:5", "1", {"options": {"1": "5", "2": "4"}}, 0, "a ratio"),
     (r"\textbf{(B) }blue", "B", LIST, 1, "letter set apart"),
+    ("(B)blue", "B", LIST, 1, "brackets need no blank behind them"),
+    ("(B)red", "B", LIST, 0, "nor agree with another text"),
+    ("(B)blue", "B", {}, 0, "a text that nothing says is the option's"),
+    ("(B): blue", "B", LIST, 1, "brackets and a colon"),
+    ("B (blue)", "B", LIST, 1, "the text in brackets"),
+    ("B - blue", "B", LIST, 1, "behind a dash"),
+    ("B \u2013 blue", "B", LIST, 1, "behind a longer one"),
+    ("**B** blue", "B", LIST, 1, "behind a letter in bold"),
+    ("B (red)", "B", LIST, 0, "letter and text disagree"),
+    ("B - red", "B", LIST, 0, "letter and text disagree"),
+    ("B (or A)", "B", LIST, 0, "not settled"),
+    ("B (blue) or A (red)", "B", LIST, 0, "two options"),
+    ("B (blue)", "B", {}, 0, "a text that nothing says is the option's"),
+    ("1 (5)", "1", {"options": {"1": "5", "2": "4"}}, 0, "no letter"),
+    (r"\( \text{B} \) blue", "B", LIST, 1, "a letter in math marks of its own"),
+    ("$B$: blue", "B", LIST, 1, "with a colon"),
+    (r"\(B\) red", "B", LIST, 0, "letter and text disagree"),
+    (r"\(B\) \(C\)", "B", LIST, 0, "two letters in math marks"),
+    (r"$B$ blue", "B", {}, 0, "a text that nothing says is the option's"),
     ("B. red", "B", LIST, 0, "letter and text disagree"),
     ("A. blue", "B", LIST, 0, "the other way round"),
     ("blue", "blue", LIST, 1, "the gold is a text"),
@@ -81,6 +100,8 @@ CASES = [  # answer, gold, meta, score, why
     ("A", "A", {"options": SWAPPED}, 1, "options: label first, on both sides"),
     ("B", "A", {"options": SWAPPED}, 0, "options: B is the label of the second"),
     ("A. B", "A", {"options": SWAPPED}, 1, "label with its text"),
+    ("A (B)", "A", {"options": SWAPPED}, 0, "two labels"),
+    ("A B", "A", {"options": SWAPPED}, 0, "two labels"),
     # many options
     ("J", "J", TEN, 1, "ten options"),
     ("10 cm", "J", TEN, 1, "the tenth by its text"),
@@ -154,6 +175,22 @@ SEVERAL = [  # answer, gold, meta, score, why
 @pytest.mark.parametrize(("answer", "gold", "meta", "expected", "why"), SEVERAL)
 def test_several_right_options(answer, gold, meta, expected, why):
     assert REWARDS["choice"](respond(say(answer), gold, several=True, **meta)).score == expected, why
+
+
+def test_options_that_are_as_good_as_each_other():
+    meta = {"options": {"A": "9", "B": "12", "C": "18", "D": ""}, "same": {"D": "C"}}
+
+    def score(answer, gold="C", **changed):
+        return REWARDS["choice"](respond(say(answer), gold, **(meta | changed))).score
+
+    assert [score(answer) for answer in ("C", "D", "(d)", "18", "D. 18", "C. 18")] == [1] * 6
+    assert [score(answer) for answer in ("A", "B. 18", "D. 12", "C, D", "C or D", "E")] == [0] * 6
+    assert score("D", "D") == score("C", "D") == 1 and score("D", "A") == 0
+    for same in ({"D": "E"}, {"E": "C"}, {"D": "D"}, {"D": "C", "C": "A"}, ["D"], {"D": 3}):
+        with pytest.raises(Unscorable, match="same"):
+            score("C", same=same)
+    with pytest.raises(Unscorable, match="several"):
+        score("C", several=True)
 
 
 def test_several_must_be_a_truth_value_and_the_gold_a_set_of_options():

@@ -353,6 +353,54 @@ def test_a_prelude_runs_first():
     )
 
 
+def test_a_postlude_runs_last():
+    postlude = "area = globals().get('surface', area)"
+    case = {"asserts": ["assert area(2) == 4"], "postlude": postlude}
+    assert run("def area(n):\n    return n\ndef surface(n):\n    return n * n", **case).score == 1
+    assert run("def area(n):\n    return n", **case).score == 0
+    assert run("def surface(n):\n    return n * n\narea = (", **case).score == 0  # it ends no statement of the program
+
+
+def test_numpy_where_it_is_promised():
+    program = "import numpy as np\nprint(int(np.array(input().split(), int).sum()))"
+    assert run(program, tests=SUMS).parts["crashed"] == 1
+    promised = {"packages": True, "wall_s": 20.0, "cpu_s": 10, "total_s": 60.0}
+    assert run(program, tests=SUMS, params=promised).score == 1
+    sums = "import numpy as np\ndef f(x):\n    return {give}"
+    for give, score in (("np.int64(x)", 1), ("[np.float64(x)]", 0), ("np.array([x, x])", 0), ("np.bool_(x)", 0)):
+        out = run(sums.replace("{give}", give), asserts=["assert f(7) == 7"], params=promised)
+        assert out.score == score, give
+    assert run(sums.replace("{give}", "[np.float64(x), np.True_]"), asserts=["assert f(7) == [7.0, True]"],
+               params=promised).score == 1  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("text", "any_fence", "python"),
+    [
+        ("```\n{program}\n```", 1, 0),
+        ("```cpp\n{program}\n```", 1, 0),
+        ("```python\n{program}\n```\nIt prints\n```\n7\n```", 0, 1),
+        ("```\n7\n```\n```Python3\n{program}\n```", 1, 1),
+        ("```\n{program}", 0, 0),
+    ],
+)
+def test_any_block_where_it_is_asked_for(text, any_fence, python):
+    x = respond(text.replace("{program}", ADD), tests=SUMS)
+    assert REWARDS["code"](x, any_fence=True).score == any_fence
+    assert REWARDS["code"](x).score == python
+
+
+def test_each_case_has_time_of_its_own():
+    tests = [{"input": "", "output": "0"}] * 4
+    program = "import time; time.sleep(0.6); print(0)"
+    assert run(program, params={"total_s": 1.0}, tests=tests).score == 0
+    assert run(program, params={"total_s": 0.0}, tests=tests).score == 1
+    asserts = ["assert f() is None"] * 4
+    program = "import time\ndef f(): time.sleep(0.6)"
+    assert run(program, params={"total_s": 1.0}, asserts=asserts).score == 0
+    assert run(program, params={"total_s": 0.0}, asserts=asserts).score == 1
+
+
 # --- problems that make no sense
 
 
@@ -365,9 +413,10 @@ def test_a_prelude_runs_first():
         ({"tests": ["1"]}, "must hold {'input'"),
         ({"tests": [{"input": "1"}]}, "must hold {'input'"),
         ({"tests": [{"input": 1, "output": 2}]}, "must hold {'input'"),
-        ({"tests": SUMS * 51}, "at most 100"),
+        ({"tests": SUMS * 251}, "at most 500"),
         ({"tests": SUMS, "compare": "numbers"}, "'text' or 'values'"),
         ({"tests": SUMS, "prelude": ["import math"]}, "prelude"),
+        ({"tests": SUMS, "postlude": 1}, "postlude"),
         ({"asserts": [""]}, "must hold texts"),
         ({"asserts": [1]}, "must hold texts"),
         ({"asserts": ["assert double(3"]}, "case_0 is no Python"),
@@ -391,6 +440,10 @@ def test_cases_that_make_no_sense_are_unscorable(meta, reason):
         ({"unsafe": "yes"}, "unsafe must be true or false"),
         ({"sandbox": False}, "unexpected keyword argument 'sandbox'"),
         ({"wall_s": 2, "total_s": 9.5}, ""),
+        ({"total_s": 0}, "total_s=0 (that is 2500 s for 500 cases) must be less than rewards.timeout_s=10"),
+        ({"total_s": False}, "total_s must be a positive number"),
+        ({"packages": "numpy"}, "packages must be true or false"),
+        ({"any_fence": 1}, "any_fence must be true or false"),
     ],
 )
 def test_settings(params, problem):

@@ -52,7 +52,10 @@ def test_solved(text):
     [
         (say(grid(Name="Arnold")), 3 / 4),
         (say(grid(Name="Arnold", Drink="milk")), 2 / 4),
-        (say(grid(Name=["Eric"])), 3 / 4),  # a list of candidates is no cell
+        (say(grid(Name=["Eric"])), 1),  # a list of one value
+        (say(grid(Name=["Eric", "Arnold"])), 3 / 4),  # a list of candidates is no cell
+        (say(grid(Name=[["Eric"]])), 3 / 4),
+        (say(grid(Name=[])), 3 / 4),
         (say(grid(Name="Eric or Arnold")), 3 / 4),
         (say(grid(Name=None)), 3 / 4),
         (say(grid(Name="")), 3 / 4),
@@ -107,7 +110,7 @@ def test_numbers_are_read_as_text():
         '{"House 1": "Eric"}',
         grid(Name="___"),  # the public copy of ZebraLogic has no solutions
         grid(Name=""),
-        grid(Name=["Eric"]),
+        grid(Name=["Eric", "Arnold"]),
         '{"header": ["House", "Name"], "rows": [["1"]]}',
         '{"a": {"b": "c"}, "A": {"b": "c"}}',
         json.dumps({str(i): {str(j): "x" for j in range(40)} for i in range(40)}),

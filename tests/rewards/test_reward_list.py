@@ -75,6 +75,19 @@ def test_order():
     assert score("list", say("a, b, a"), "a, a, b", ordered=True) == 0
 
 
+def test_numbers_within_a_tolerance():
+    near = {"ordered": True, "tolerance": 0.001}
+    for answer in ("(5, -2)", "(5.0009, -2.001)", "[5,-2]", r"\left(5,\ -2\right)", r"\left[5, -2\right]", "5, -2"):
+        assert score("list", say(answer), "(5.000, -2.000)", **near) == 1, answer
+    for answer in ("(5.0011, -2)", "(-2, 5)", "(5, -2, 0)", "5", "(5, minus 2)", "(5, -2) or (5, 2)"):
+        assert score("list", say(answer), "(5.000, -2.000)", **near) == 0, answer
+    assert score("list", say("1.5, red"), "1.5, red", **near) == 1
+    assert score("list", say("1.5, rad"), "1.5, red", **near) == 0
+    for meta in ({"tolerance": 0.1}, {"ordered": True, "tolerance": -1}, {"ordered": True, "tolerance": "0.1"}):
+        with pytest.raises(Unscorable, match="tolerance"):
+            score("list", say("1"), "1", **meta)
+
+
 def test_repeated_items_count():
     assert score("list", say("a, b, a"), "a, a, b") == 1
     assert score("list", say("a, b"), "a, a, b") == 0

@@ -60,9 +60,11 @@ def test_a_batch_with_canaries_an_outage_and_what_was_known_before_it(server: Fa
         }  # fmt: skip
         assert scorer.judge_metrics == expected
         assert [dict(r.parts) for r in scored[0].rollouts[:2]] == [
-            {"accuracy": 1.0, "accuracy/judge_asked": 0.0, "accuracy/judge_cached": 0.0},
-            {"accuracy": 1.0, "accuracy/judge_asked": 1.0, "accuracy/judge_cached": 0.0},
-        ]
+            {"accuracy": 1.0, "accuracy/judge_asked": 0.0, "accuracy/judge_cached": 0.0,
+             "accuracy/rule_score": 1.0, "accuracy/rule_sure": 1.0},
+            {"accuracy": 1.0, "accuracy/judge_asked": 1.0, "accuracy/judge_cached": 0.0, "accuracy/judge_verdict": 1.0,
+             "accuracy/rule_score": 0.0, "accuracy/rule_sure": 0.0},
+        ]  # fmt: skip
 
         server.close()
         scored = scorer.score(answers("red", "crimson", "blue", "navy", ""), max_tokens=9)

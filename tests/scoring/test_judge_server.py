@@ -14,6 +14,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+from unittest.mock import ANY
 
 import fake_judge as fakes
 import httpx
@@ -21,6 +22,7 @@ import pytest
 from helpers_launch import free_port
 from helpers_models import MODEL, make_model, processor
 
+from rewards.judging.pictures import drawn
 from sapo_vl.model.export import save_hf_folder
 from sapo_vl.rollout import RolloutConfig
 from sapo_vl.rollout.vllm.config import VllmConfig
@@ -108,6 +110,14 @@ def test_a_run_with_a_real_judge_that_stands_still_and_then_dies(server: RealSer
             r.reward for r in first
         ]
         assert (scorer.judge_metrics["judge/asked"], scorer.judge_metrics["judge/cache_hits"]) == (0, 4)
+
+        # The same question with a picture is another one, and the server takes it.
+        with Scorer(fakes.scoring(settings | {"images": True}, timeout_s=60, workers=1)) as sighted:
+            sighted.check([("moods", "")], "data")
+            assert sighted.judge_metrics == {"judge/canary_false_positive_rate": ANY}
+            [seen] = sighted.score(fakes.answers("red", "crimson", images=(drawn("shapes"),)), max_tokens=9)
+            assert [r.score_status for r in seen.rollouts] == ["scored"] * 2
+            assert (sighted.judge_metrics["judge/asked"], sighted.judge_metrics["judge/failures"]) == (1, 0)
 
         # It stands still: whoever has to be asked is left out after a second, the others keep their scores.
         server.send(signal.SIGSTOP)

@@ -62,7 +62,11 @@ MMMU_PRO: dict[str, list[dict[str, Any]]] = {
     "standard": [row | {"subject": "Art"} for row in _STANDARD],
     "standard4": [
         _pictured({"id": "test_Art_1", "question": "Which?", "options": str(TEN[:4]), "answer": "D"}, "red")
-        | {"subject": "Art"}
+        | {"subject": "Art"},
+        _pictured(
+            {"id": "test_Art_2", "question": "Who?", "options": "[['A', 'B', 'Nobody can tell']]", "answer": "C"}, "red"
+        )
+        | {"subject": "Art"},
     ],
     "vision": _rows(
         "id options answer",
@@ -102,12 +106,14 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "realworldqa": _rows(
         "question answer",
         (
-            "Which is bigger?\nA. The car\nB. The van\nC. A tie\nPlease answer directly with only the letter.",
+            "Which is bigger?\nA. The car\nB. The van\nC. A tie\n"
+            "Please answer directly with only the letter of the correct option and nothing else.",
             "B",
         ),
         ("Is the light red? Please answer directly with a single word or number.", "Yes"),
         ("How many cars are there? Please answer directly with a single word or number.", "3"),
         ("Which lane? Please answer directly with only the letter.", "C"),
+        ("Please answer directly what the sign says. Is it red?", "no"),
         ("What is it?", None),
         image="picture:green",
     ),

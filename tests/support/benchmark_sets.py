@@ -11,11 +11,13 @@ import io
 import json
 import zlib
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import datasets
 from benchmark_rows import MMMU, MMMU_PRO, OPTIONS
+from benchmark_rows_2026 import SETS_2026
 from PIL import Image, ImageDraw
 
 from sapo_vl.benchmarks import BENCHMARKS, Row
@@ -95,7 +97,8 @@ def mathvista() -> Rows:
         row("6", "[0, 2, 0, 1]", "list"),
         row("7", "25", "integer", unit="%"),
         row("8", "", "text"),
-        row("9", "Yes", "text", choices=["Yes", "Yes"], **mc),
+        row("9", "18", "text", choices=["9", "12", "18", "18"], **mc),
+        row("11", "15", "text", choices=["9", "12", "18", "18"], **mc),
         row("10", "0.5", "float"),
     ]
 
@@ -126,6 +129,11 @@ def dynamath() -> Rows:
         ("9", "Odd or even?", "even", "text"),
         ("10", "Which root?", "1.333", "float"),
         ("11", "?", "1", "unknown type"),
+        ("12", "Where is the point? Please answer in the form (_, _)", "(5.000, -2.000)", "text"),
+        ("13", "Where is the point?", "(-2.777, 1.136)", "text"),
+        ("14", "Where is the asymptote?", "x = 0", "text"),
+        ("15", "What time is it?", "8:0", "text"),
+        ("16", "Which numbers are missing, from left to right?", "69, 51, 59", "text"),
     ]
     return numbered(
         rows, "id", "question", "ground_truth", "answer_type", decoded_image="picture:red", subject="algebra"
@@ -143,6 +151,12 @@ def wemath() -> Rows:
         ("2steps_3", "2steps_2", "?", "A. 4; B. 5", "E"),
         ("2steps_3", "2steps_multi", "?", "A. 4\nB. 4\nC. 5", "C"),
         ("2steps_3", "4steps_1", "?", "A. 4; B. 5", "A"),
+        ("2steps_4", "2steps_1", "?", "A. No, it turned by 45° around point ;O.;B. Yes, around point ;P.;C. No", "B"),
+        ("2steps_4", "2steps_2", "?", "A. 45° B. 60° ;C. 120°; D. 30°", "C"),
+        ("2steps_4", "2steps_multi", "?", "A. 45° B. 60° C. 90°", "A"),
+        ("2steps_5", "2steps_1", "?", "A. around ;B. left;B. around C", "A"),
+        ("2steps_5", "2steps_2", "?", "A. 4; B. 5; D. 6", "B"),
+        ("2steps_5", "2steps_multi", "?", "4 or 5", "A"),
     ]
     more = {"split": "testmini", "knowledge concept": "Area of Circles", "image_path": "picture:blue"}
     return [row | more for row in numbered(steps, "ID", "key", "question", "option", "answer")]
@@ -184,6 +198,17 @@ def refcoco() -> Rows:
     ]
     image = picture("red", (400, 200))
     return numbered(rows, "question_id", "answer", "bbox", image=image, question="Please provide a description.")
+
+
+def refcoco_by_picture() -> Rows:
+    def region(box: list[float], *said: str) -> dict[str, Any]:
+        sentences = [{"raw": text.upper(), "sent": text, "sent_id": n} for n, text in enumerate(said)]
+        return {"ann_info": {"bbox": box, "id": 1}, "ref_info": {"ref_id": 1, "split": "val", "sentences": sentences}}
+
+    two = [region([100.0, 50.0, 200.0, 100.0], "the red disc", "left"), region([0.0, 0.0, 4.0, 2.0], "dot")]
+    rows = [two, [region([5.0, 5.0, 0.0, 4.0], "nothing")], []]
+    image = picture("red", (400, 200))
+    return [{"ref_list": regions, "image": image, "image_info": {"id": n}} for n, regions in enumerate(rows)]
 
 
 def zerobench() -> Rows:
@@ -278,10 +303,13 @@ SETS: dict[str, Callable[[], Rows]] = {
     "mmmu_pro_vision": lambda: MMMU_PRO["vision"],
     "realworldqa": lambda: OPTIONS["realworldqa"],
     "refcoco": refcoco,
+    "refcoco_unc_val": refcoco_by_picture,
+    "refcocog_umd_val": refcoco_by_picture,
     "visual_puzzles": visual_puzzles,
     "wemath": wemath,
     "zebralogic": zebralogic,
     "zerobench": zerobench,
+    **{name: partial(SETS_2026.__getitem__, name) for name in SETS_2026},
 }
 LINES = ("beyondaime", "livecodebench", "zebralogic")  # written as JSON lines, the others as parquet
 

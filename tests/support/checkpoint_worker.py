@@ -94,7 +94,7 @@ def check_checkpoints(variant: Variant, name: str, folder: Path, seed: int, worl
         out[f"malicious {kind}"] = refusal(folder / f"malicious-{name}" / kind, engine, plant=root / "step_00000003")
     out["executed"] = (folder / MARKER).exists()
     out["damage"] = damages(root / "step_00000003", folder / f"damaged-{name}", world)
-    out["disk"] = disk_faults(root, engine) if name in FAULTY_DISK else []
+    out["disk"] = disk_faults(root / "step_00000003", folder / f"disk-{name}", engine) if name in FAULTY_DISK else []
     engine.ds.destroy()
     return out
 
@@ -173,9 +173,12 @@ class Disk:
             raise OSError(self._errno, os.strerror(self._errno), args[0])
 
 
-def disk_faults(root: Path, engine: PolicyEngine) -> list[dict[str, Any]]:
-    """Saves step 4 again and again; each time another operation fails on one of the ranks, until there is none left."""
+def disk_faults(whole: Path, root: Path, engine: PolicyEngine) -> list[dict[str, Any]]:
+    """Saves step 4 beside a copy of `whole`, again and again; each time another operation fails on one of the ranks."""
     world, disk, found = engine.world, Disk(root), []
+    if world.is_main:
+        shutil.copytree(whole, step_dir(root, 3))
+    world.barrier()
     for turn in range(200):
         number, victim = divmod(turn, world.size)
         disk.arm(number if world.rank == victim else -1, ERRORS[turn % len(ERRORS)])
@@ -187,10 +190,9 @@ def disk_faults(root: Path, engine: PolicyEngine) -> list[dict[str, Any]]:
         fired = world.any(disk.fired)
         disk.arm(-1, 0)
         names = sorted(p.name for p in root.iterdir())
-        whole = [
-            step for step in (3, 4) if f"step_{step:08d}" in names and not find_damage(step_dir(root, step), world)
-        ]
-        found.append({"fired": fired, "fault": fault, "names": names, "whole": whole, "errno": ERRORS[turn % 4]})
+        there = [step for step in (3, 4) if step_dir(root, step).name in names]
+        sound = [step for step in there if not find_damage(step_dir(root, step), world)]
+        found.append({"fired": fired, "fault": fault, "names": names, "whole": sound, "errno": ERRORS[turn % 4]})
         world.barrier()
         if world.is_main:
             shutil.rmtree(step_dir(root, 4), ignore_errors=True)

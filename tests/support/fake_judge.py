@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import re
 import threading
@@ -13,6 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
 from scoring_helpers import group
 
 from sapo_vl.scoring.scorer import ScoringConfig
@@ -29,6 +32,7 @@ class Asked:
     headers: dict[str, str]
     texts: dict[str, str]
     marks: set[str]
+    images: tuple[Image.Image, ...] = ()  # in the order in which they came, all before the text
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,28 @@ def verdict(right: bool) -> Reply:
 
 # The right answers of rewards/judging/canaries.py, and what the tests take for right.
 RIGHT = {"twelve apples", "It is Canberra", "36 cm^2", "It is dark green.", "a dozen", "crimson"}
+RIGHT |= {"the dark green one", "three circles"}
 
 
 def honest(asked: Asked) -> Reply:
     return verdict(asked.texts["answer"] in RIGHT)
+
+
+def parts(content: Any) -> tuple[str, tuple[Image.Image, ...]]:
+    """The text of a message and its pictures, as a server that fetches nothing reads them."""
+    if isinstance(content, str):
+        return content, ()
+    *shown, last = content
+    images = []
+    for part in shown:
+        assert set(part) == {"type", "image_url"} and part["type"] == "image_url" and set(part["image_url"]) == {"url"}
+        head, data = part["image_url"]["url"].split(",")
+        assert head == "data:image/png;base64"
+        image = Image.open(io.BytesIO(base64.b64decode(data, validate=True)), formats=("PNG",))
+        image.load()
+        images.append(image)
+    assert set(last) == {"type", "text"} and last["type"] == "text"
+    return last["text"], tuple(images)
 
 
 class FakeJudge:
@@ -75,8 +97,9 @@ class FakeJudge:
 
     def handle(self, http: BaseHTTPRequestHandler) -> None:
         body = json.loads(http.rfile.read(int(http.headers["Content-Length"])))
-        found = SECTION.findall(body["messages"][-1]["content"])
-        asked = Asked(body, dict(http.headers), {f[0]: f[2] for f in found}, {f[1] for f in found})
+        text, images = parts(body["messages"][-1]["content"])
+        found = SECTION.findall(text)
+        asked = Asked(body, dict(http.headers), {f[0]: f[2] for f in found}, {f[1] for f in found}, images)
         with self._lock:
             self.asked.append(asked)
             self.at_once += 1
@@ -143,6 +166,7 @@ def scoring(judge: dict[str, Any], **more: Any) -> ScoringConfig:
     return ScoringConfig.model_validate(settings | more)
 
 
-def answers(*texts: str, gold: str = "red") -> list[RolloutGroup]:
+def answers(*texts: str, gold: str = "red", images: tuple[Image.Image, ...] = ()) -> list[RolloutGroup]:
     turns = ({"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "Which colour?"}]},)
-    return [group([f"<think> hm </think> <answer> {t} </answer>" for t in texts], answer=gold, messages=turns)]
+    written = [f"<think> hm </think> <answer> {t} </answer>" for t in texts]
+    return [group(written, answer=gold, messages=turns, images=images)]

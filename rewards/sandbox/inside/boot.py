@@ -4,6 +4,7 @@
 
 READY is a descriptor: one byte is written to it when all is in place and nothing foreign has run yet. UID: the
 user to become, -1 to stay. KEEP: descriptors besides 0, 1, 2 that the program gets. LIMITS: "AS=1000,CPU=2".
+Packages in a folder beside MAIN can be imported, after the standard library.
 """
 
 import os
@@ -30,6 +31,10 @@ def main() -> None:
     os.write(int(ready), b"1")
     for before, after in zip([2, *kept], [*kept, last], strict=True):
         os.closerange(before + 1, after)  # nothing of the trainer's is left open, READY included
+    packages = os.path.join(os.path.dirname(program), "packages")
+    if os.path.isdir(packages):
+        sys.path.append(packages)
+        os.environ["OPENBLAS_NUM_THREADS"] = "1"  # one for each core would count as processes, of which there are few
     sys.argv = sys.argv[5:]
     module = type(sys)("__main__")
     module.__file__ = program

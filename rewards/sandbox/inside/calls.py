@@ -64,6 +64,8 @@ def encode(value: Any, handle: Callable[[Any], int]) -> Any:
             return [kind.__name__, [encode(item, handle) for item in value]]
     if isinstance(value, range):
         return ["range", value.start, value.stop, value.step]
+    if type(value).__module__ == "numpy" and getattr(value, "shape", None) == ():
+        return encode(value.item(), handle)  # a number of numpy's, which is none of Python's types
     if hasattr(type(value), "__next__"):  # a generator, map, zip
         items = list(itertools.islice(value, MOST_ITEMS + 1))
         if len(items) > MOST_ITEMS:
