@@ -7,7 +7,6 @@ only the objective differs. It can stop at a measured pass rate, since RL needs 
 from __future__ import annotations
 
 import logging
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -65,8 +64,8 @@ def cold_start(
     Returns {"steps", "dropped", "bad_rows", "pass_rate", "seconds", "loss", "model"}; dropped counts the updates
     that were not applied, bad_rows the rows that could not be read or imitated, each time one was drawn.
 
-    Every checkpoint.every steps its state is saved, and it goes on from there as a training does; the checkpoints are
-    deleted once the model is written.
+    Every checkpoint.every steps its state is saved, and it goes on from there as a training does; the caller
+    deletes the checkpoints once it has written down that the model is there.
 
     Raises NonFiniteUpdate if too many of them come in a row, Stopped once what is done is saved.
     """
@@ -128,8 +127,6 @@ def cold_start(
     seconds = time.monotonic() - started
     model = config.model
     proof = save_model(engine, session.folder, model.dtype, out / COLD_START_MODEL, probe)
-    if world.is_main:
-        shutil.rmtree(root, ignore_errors=True)
     return {
         "steps": step,
         "dropped": dropped,

@@ -326,6 +326,8 @@ def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopR
     run_log.close()
     if world.is_main:
         write_json(out / COLD_START_RESULT, result)
+        # After what says that the cold start is done: killed before, it goes on from them.
+        shutil.rmtree(out / CHECKPOINTS["sft"], ignore_errors=True)
 
 
 def _train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> None:
