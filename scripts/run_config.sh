@@ -9,4 +9,4 @@ if [[ ${1-} == --config ]]; then
     config=${2:?--config needs a file}
     shift 2
 fi
-sapo-vl run --config "$config" --out "${OUT_DIR:-$root/runs/$(basename "$config" .yaml)}" "$@"
+exec sapo-vl run --config "$config" --out "${OUT_DIR:-$root/runs/$(basename "$config" .yaml)}" "$@"
