@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import itertools
+import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +31,7 @@ from sapo_vl.scoring.scorer import ScoringConfig
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
 RESCORED = "rescored"  # folder inside that of the benchmark
+PART = "rescored.part"  # in its place until all is written
 BATCH = 64  # items at a time
 
 
@@ -60,6 +63,8 @@ def rescore(
 ) -> Rescored:
     """Writes records, harness and summary to `folder`/rescored and says what changed.
 
+    They take the place of an earlier rescoring when all of them are written: one that fails leaves that as it was.
+
     The params of a rule are those it was used with, unless `scoring` has others. What a record does not hold (images,
     for a rule that looks at them; test cases of programs) is read from the source again. The ids of tokens are not
     saved: a rule that counts repeated tokens cannot be used here.
@@ -80,31 +85,45 @@ def rescore(
         given[JUDGE] = judge | given.get(JUDGE, {})
     scoring = scoring.model_copy(update={"params": known | given})
     rule = rule or (OURS if harness["rule"] == OURS else OFFICIAL)
-    out = folder / RESCORED
-    out.mkdir(exist_ok=True)
     files = [file for file in (RECORDS, BLANK) if (folder / file).exists()]
-    for file in (*files, SUMMARY, HARNESS_FILE):
-        (out / file).unlink(missing_ok=True)
+    k, control = int(harness["k"]), BLANK in files
+    before = summarise_folder(folder, k, None, blank=control)
     changes: list[Change] = []
     judged: set[tuple[str, str]] = set()  # by our rules
     responses = 0
-    with Judges(scoring, benchmark, rule) as judges:
-        again = _Again(benchmark, harness, judges)
-        for file in files:
-            for old, new in again.records(folder / file, RecordFile(out / file)):
-                changes += _changes(old, new)
-                responses += len(new.responses)
-                judged.add((new.rule if judges.headline == OURS else new.other_rule, new.reward))
-    present = harness | {"rule": judges.harness_rule} | rules_of(used_rules(judged, judges.scoring), judges.scoring)
-    write_harness(out, present, spec)
-    k, control = int(harness["k"]), BLANK in files
-    figures = summarise_folder(out, k, benchmark.metrics if benchmark else None, blank=control)
-    head = {"benchmark": name, "harness": hash_of(present), "rule": judges.headline}
-    write_json(out / SUMMARY, head | figures)
-    before = summarise_folder(folder, k, None, blank=control)
+    with _in_place_of(folder / RESCORED) as out:
+        with Judges(scoring, benchmark, rule) as judges:
+            again = _Again(benchmark, harness, judges)
+            for file in files:
+                for old, new in again.records(folder / file, RecordFile(out / file)):
+                    changes += _changes(old, new)
+                    responses += len(new.responses)
+                    judged.add((new.rule if judges.headline == OURS else new.other_rule, new.reward))
+        present = harness | {"rule": judges.harness_rule} | rules_of(used_rules(judged, judges.scoring), judges.scoring)
+        write_harness(out, present, spec)
+        figures = summarise_folder(out, k, benchmark.metrics if benchmark else None, blank=control)
+        head = {"benchmark": name, "harness": hash_of(present), "rule": judges.headline}
+        write_json(out / SUMMARY, head | figures)
     return Rescored(
         name, responses, tuple(changes), before["pass@1"], figures["pass@1"], judges.headline, figures["other rule"]
     )
+
+
+@contextlib.contextmanager
+def _in_place_of(results: Path) -> Iterator[Path]:
+    """A folder to write to; without an error its files take the place of those in `results`, of which none is kept."""
+    part = results.with_name(PART)
+    shutil.rmtree(part, ignore_errors=True)  # of one that was killed
+    part.mkdir()
+    try:
+        yield part
+        results.mkdir(exist_ok=True)
+        for file in (RECORDS, BLANK, HARNESS_FILE, SUMMARY):
+            (results / file).unlink(missing_ok=True)
+        for file in part.iterdir():
+            file.replace(results / file.name)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
 
 
 @dataclass(frozen=True, slots=True)

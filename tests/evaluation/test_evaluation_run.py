@@ -21,7 +21,7 @@ from sapo_vl.evaluation.records import RecordFile, read_records
 from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rescore import Change, rescore
 from sapo_vl.evaluation.run import check_benchmarks, evaluate_benchmarks, metric_values
-from sapo_vl.scoring.scorer import ScoringConfig
+from sapo_vl.scoring.scorer import ScoringConfig, ScoringError
 
 Make = Callable[..., RunConfig]
 
@@ -284,6 +284,28 @@ def test_rescoring_with_another_rule(make: Make, tmp_path: Path) -> None:
     ours = json.loads((tmp_path / "aime25/harness.json").read_text())
     theirs = json.loads((tmp_path / "aime25/rescored/harness.json").read_text())
     assert ours["hash"] != theirs["hash"] and list(theirs["harness"]["rules"]) == ["custom"]
+
+
+def test_a_rescoring_that_fails_leaves_the_earlier_one(make: Make, tmp_path: Path) -> None:
+    evaluate_benchmarks(make(), session(ScriptedEngine(half_right)), tmp_path)
+    folder = tmp_path / "aime25"
+    (folder / "rescored.part").mkdir()
+    (folder / "rescored.part/records.jsonl").write_text("of one that was killed")
+    rescore(folder, ScoringConfig())
+    earlier = {path.name: path.read_bytes() for path in (folder / "rescored").iterdir()}
+    assert {"records.jsonl", "harness.json", "summary.json"} <= earlier.keys()
+    with pytest.raises(ScoringError):  # a judge without settings
+        rescore(folder, ScoringConfig(by_task={"aime25": "judge"}))
+    records = (folder / "records.jsonl").read_text()
+    (folder / "records.jsonl").write_text(records + "cut off")
+    with pytest.raises(EvaluationError, match="is no record"):
+        rescore(folder, ScoringConfig())
+    assert {path.name: path.read_bytes() for path in (folder / "rescored").iterdir()} == earlier
+    assert not (folder / "rescored.part").exists()
+    (folder / "rescored/blank.jsonl").write_text("of a control that is not there any more")
+    (folder / "records.jsonl").write_text(records)
+    rescore(folder, ScoringConfig())
+    assert {path.name for path in (folder / "rescored").iterdir()} == earlier.keys() - {"blank.jsonl"}
 
 
 def test_long_meta_stays_in_the_source(own: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
