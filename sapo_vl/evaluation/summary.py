@@ -35,6 +35,8 @@ def summarise(records: Sequence[Record], k: int, metrics: Metrics | None = None)
     pass@k: for 1, 2, 4, ... and k, {"mean", "n"}: `pass_at_k` averaged over the n items with so many scored responses;
         a response is right if its score is 1.
     maj@k: the score of the answer that most responses gave, see `majority_score`; None if none gave any.
+    votes: {"answers": "ours": by which reading of the responses they are counted, "n", "right without one": responses
+        that score 1 and have no answer to vote with, which an official rule that reads responses in its own way has}.
     judge: `judge_agreement`, where a judge model scored.
     Responses without a score are in no mean: they are counted by status.
     """
@@ -47,6 +49,7 @@ def summarise(records: Sequence[Record], k: int, metrics: Metrics | None = None)
         "pass@1": mean_and_interval([_mean(record.scores) for record in scored]),
         "pass@k": {str(m): _pass_at(scored, m) for m in _powers(k)},
         "maj@k": _majority(scored),
+        "votes": _votes(scored),
         "items": {
             "asked": len(asked),
             "without a score": len(asked) - len(scored),
@@ -114,8 +117,9 @@ def majority_score(record: Record) -> float | None:
 
     Answers are the same here if they are the same text, full-width characters and white space made plain and case
     aside. A rule knows better ("1/2" is "0.5"), but judges responses, not pairs of them: this counts such answers
-    apart, so it may be below what a majority by value would give. Responses without an answer or a score do not
-    vote; without any vote the item scores 0. None if no response could be scored.
+    apart, so it may be below what a majority by value would give. They are those of `rewards.answers.extract` whatever
+    the rule: official scripts judge one response at a time and hand out no answer to count. Responses without an
+    answer or a score do not vote; without any vote the item scores 0. None if no response could be scored.
     """
     scored = [r for r in record.responses if r.score is not None]
     if not scored:
@@ -132,6 +136,12 @@ def _majority(scored: Sequence[Record]) -> float | None:
     if not any(r.answer for record in scored for r in record.responses):
         return None  # programs, say, have no short answer to vote on
     return _mean([score for record in scored if (score := majority_score(record)) is not None])
+
+
+def _votes(scored: Sequence[Record]) -> dict[str, Any]:
+    voters = [r for record in scored for r in record.responses if r.score is not None]
+    silent = [r for r in voters if not r.answer]
+    return {"answers": OURS, "n": len(voters) - len(silent), "right without one": sum(r.score == 1.0 for r in silent)}
 
 
 def _pass_at(scored: Sequence[Record], m: int) -> dict[str, Any]:

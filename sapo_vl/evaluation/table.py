@@ -40,6 +40,8 @@ def figures_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
         if judged := summary["judge"]:
             own |= {"by the rule": judged["rule"], "judge agrees with it": judged["agree"]}
         rows += [[f"  {key}", "", "", _number(value), *[""] * 7] for key, value in own.items()]
+        if k > 1 and summary["rule"] != "ours" and (silent := summary["votes"]["right without one"]):
+            rows.append(["  right, but no vote in maj@k", str(silent), *[""] * 9])
         if other := differing(summary["other rule"]):
             own, by = other["pass@1"], f"  by {RULE_NAMES[other['rule']]}"
             rows.append([by, str(own["n"]), str(k), *_with_interval(own), *[""] * 6])

@@ -176,6 +176,22 @@ def test_both_are_shown_from_half_a_point_on() -> None:
     assert any(line.startswith("b ") and "0.500" in line for line in table)
 
 
+def test_votes_under_the_official_rule() -> None:
+    """They are our answers; a response that only the official rule can read is counted, not forgotten."""
+    records = [
+        record("a", response(1.0, None), response(1.0, None), response(0.0, "C"), rule="official_mmmu_pro"),
+        record("b", response(1.0, "B"), response(1.0, "b"), response(0.0, "C"), rule="official_mmmu_pro"),
+        record("c", response(0.0, None), response(None, None), response(1.0, "A"), rule="official_mmmu_pro"),
+    ]
+    found = summarise(records, 3)
+    assert found["maj@k"] == pytest.approx((0 + 1 + 1) / 3)
+    assert found["votes"] == {"answers": "ours", "n": 5, "right without one": 2}
+    shown = {"blank": None, "other rule": None} | found
+    [line] = [line for line in figures_table({"b": shown | {"rule": "official"}}).splitlines() if "no vote" in line]
+    assert line.split() == ["right,", "but", "no", "vote", "in", "maj@k", "2"]
+    assert "no vote" not in figures_table({"b": shown | {"rule": "ours"}})
+
+
 def test_what_only_one_rule_could_score() -> None:
     records = [
         record("a", judged(1.0, 0.0), other_rule="official_mmmu"),
