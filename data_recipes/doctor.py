@@ -10,6 +10,7 @@ import textwrap
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 from data_recipes.building import BATCH, HubSet, Part, Rules, look_through, split_rows
@@ -23,6 +24,10 @@ from sapo_vl.types import Problem
 
 SAMPLE = 200  # rows of a split that are looked at
 NOT_ASKED = "not asked"
+NO_GOLD = "no gold"  # why benchmarks leave out a row whose gold is blanked
+BLANKED = ("", "?", "___")  # what splits without answers have in their place
+BLANKS = "none, or " + ", ".join(map(repr, BLANKED))
+KEPT_BACK = "a split whose answers are kept back has such; another split or source is needed"
 TYPED = 20  # of these, rows whose types are shown
 EXAMPLES = 5  # rows of all faults together that are named
 WIDTH = 110  # characters of a line
@@ -134,6 +139,8 @@ def examine_items(
             _judge(found, problems, judge)
             problems = []
     _judge(found, problems, judge)
+    if blanked := found.left_out[NO_GOLD]:
+        found.notes.append(f"{blanked} of {found.looked} rows have a blank gold ({BLANKS}): {KEPT_BACK}")
     if not found.good:
         found.stops.append("none of these rows can be asked")
     wrong = sum(n for what, n in found.golds.items() if not what.endswith((": score 1", UNCHECKED, NOT_ASKED)))
@@ -141,6 +148,11 @@ def examine_items(
         if of and count > max_bad_share * of:
             found.notes.append(f"{100 * count / of:.1f}% of the {what}: look at them before you believe a figure")
     return found
+
+
+def whole_file(source: str) -> list[str]:
+    """What a note says of a source that is one file: no split is looked for in it. [] for other sources."""
+    return [f"{source} is one file: all its rows are read, whatever the split"] if Path(source).is_file() else []
 
 
 def _judge(found: Findings, problems: Sequence[Problem], judge: Judge) -> None:
@@ -183,7 +195,8 @@ def examine_set(
     findings = []
     for split, part in parts.items():
         expected = test if split == "test" else train
-        found = _begin(f"recipe {data.name}, {split}", part.rows, part.indices, expected)
+        found = _begin(f"recipe {data.name}, {split}", part.rows, part.indices, expected, data.columns)
+        found.notes += [f"{note}, and a build draws its test rows from them" for note in whole_file(source)]
         _take_notes(found, notes[split], rules)
         findings.append(found)
     return findings
@@ -209,9 +222,11 @@ def _take_notes(found: Findings, notes: Mapping[str, Any], rules: Rules) -> None
         found.stops.append("nothing is left of these rows")
 
 
-def _begin(title: str, source: Source, indices: Sequence[int], expected: int) -> Findings:
-    """Findings of a split whose rows have not been looked at, but for the types of the cells of some."""
+def _begin(title: str, source: Source, indices: Sequence[int], expected: int, needed: Sequence[str] = ()) -> Findings:
+    """Findings of a split whose rows have not been looked at, but for the types of the cells of some, and whether those
+    of a column that is needed are all blank."""
     kinds: dict[str, Counter[str]] = {}
+    blank: Counter[str] = Counter()
     for place in spread(len(indices), TYPED):
         try:
             cells = source.row(indices[place])
@@ -219,6 +234,8 @@ def _begin(title: str, source: Source, indices: Sequence[int], expected: int) ->
             continue  # it is counted where the rows are read
         for name, cell in cells.items():
             kinds.setdefault(name, Counter())[kind_of(cell)] += 1
+            blank[name] += cell is None or (isinstance(cell, str) and cell.strip() in BLANKED)
+    empty = [name for name in needed if name in kinds and blank[name] == kinds[name].total()]
     return Findings(
         title=title,
         where=source.where,
@@ -226,6 +243,7 @@ def _begin(title: str, source: Source, indices: Sequence[int], expected: int) ->
         expected=expected,
         looked=len(indices),
         columns={name: " or ".join(kind for kind, _ in of.most_common()) for name, of in kinds.items()},
+        notes=[f"{name!r} is blank ({BLANKS}) in all {blank[name]} rows seen here: {KEPT_BACK}" for name in empty],
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING
@@ -107,15 +108,36 @@ def _parts(
         yours = vars(module).get(attribute)
         found = [yours] if isinstance(yours, HubSet | Benchmark) else []
     if not any(found):
+        near = _nearest(name, [*SETS, *BENCHMARKS])
+        meant = f"; did you mean {' or '.join(near)}?" if near else ";"
         raise UsageError(
-            f"no recipe or benchmark {name!r} that reads rows of others; recipes: {', '.join(SETS)}; benchmarks: "
-            f"{', '.join(BENCHMARKS)}; yours: my_recipe.py:SET (a HubSet), my_bench.py:NAME (a Benchmark)"
+            f"no recipe or benchmark {name!r} that reads rows of others{meant} recipes: {', '.join(SETS)}; "
+            f"benchmarks: {', '.join(BENCHMARKS)}; yours: my_recipe.py:SET (a HubSet), my_bench.py:NAME (a Benchmark)"
         )
     for data in found:
         if isinstance(data, HubSet):
             yield f"recipe {data.name}", functools.partial(_of_recipe, data, given, sample, workers)
         elif isinstance(data, Benchmark):
             yield f"benchmark {data.name}", functools.partial(_of_benchmark, data, given, sample, workers)
+
+
+def _nearest(name: str, known: Sequence[str]) -> list[str]:
+    """Up to three of the known names that `name` may stand for: those that differ in case and signs, hold it, are held
+    by it ("MMMU-Pro", "mathvision_test"), or are spelt like it."""
+    folded = {each: _letters(each) for each in dict.fromkeys(known)}
+    word = _letters(name.rpartition("/")[2])  # an id of the hub has its owner before it
+    if not word:
+        return []
+    same = [each for each, letters in folded.items() if letters == word]
+    inside = [each for each, letters in folded.items() if letters.startswith(word) or word.startswith(letters)]
+    inside.sort(key=lambda each: (not folded[each].startswith(word), abs(len(folded[each]) - len(word))))
+    alike = difflib.get_close_matches(word, folded.values(), n=3, cutoff=0.6)
+    spelt = [each for letters in alike for each in folded if folded[each] == letters]
+    return list(dict.fromkeys([*same, *inside, *spelt]))[:3]
+
+
+def _letters(name: str) -> str:
+    return "".join(c for c in name.casefold() if c.isalnum())
 
 
 def _of_recipe(data: HubSet, given: Mapping[str, str], sample: int, workers: int) -> Sequence[Findings]:
@@ -138,7 +160,7 @@ def _of_recipe(data: HubSet, given: Mapping[str, str], sample: int, workers: int
 
 
 def _of_benchmark(benchmark: Benchmark, given: Mapping[str, str], sample: int, workers: int) -> Sequence[Findings]:
-    from data_recipes.doctor import examine_items
+    from data_recipes.doctor import examine_items, whole_file
     from data_recipes.golds import TIMEOUT_S, Judge
     from data_recipes.reading import LeftOut
     from sapo_vl.benchmarks import LeftOut as NotAsked
@@ -164,4 +186,5 @@ def _of_benchmark(benchmark: Benchmark, given: Mapping[str, str], sample: int, w
             judge=judge,
             max_bad_share=float(given.get("max_bad_share", MAX_BAD_SHARE)),
         )
+    found.notes += whole_file(given.get("source", ""))
     return [found]

@@ -58,6 +58,8 @@ def test_what_would_not_run(doctor: Any, tmp_path: Path) -> None:
     )
     for wrong, words in (
         (["chess"], "no recipe or benchmark 'chess' that reads rows of others; recipes: geometry3k"),
+        (["MathVison"], "'MathVison' that reads rows of others; did you mean mathvision"),
+        (["MMMU/MMMU_Pro"], "; did you mean mmmu_pro_vision or mmmu_pro_standard or mmmu_pro_standard4? recipes: "),
         (["aime25", "folder=x"], "'folder=x'; its arguments are source, split, config"),
         (["aime25", "max_bad_share=lots"], "max_bad_share='lots' must be a number from 0 to 1"),
         (["mmk12", "max_bad_share=nan"], "max_bad_share='nan' must be a number from 0 to 1"),
@@ -65,6 +67,27 @@ def test_what_would_not_run(doctor: Any, tmp_path: Path) -> None:
     ):
         status, text = doctor(*wrong)
         assert status == 2 and words in text
+
+
+def test_a_set_without_golds_is_explained_in_a_line(doctor: Any, tmp_path: Path) -> None:
+    rows = [{"problem": f"Find n, {i}.", "answer": gold} for i, gold in enumerate(("?", "", None, "?"))]
+    source = lines(tmp_path / "test.jsonl", rows)
+    status, text = doctor("beyondaime", f"source={source}", "split=validation")
+    assert status == 1 and "left out 4 no gold" in text and "STOPS none of these rows can be asked" in text
+    assert "note 4 of 4 rows have a blank gold (none, or '', '?', '___'): a split whose answers are kept back" in text
+    assert f"{source} is one file: all its rows are read, whatever the split" in text
+    rows.append({"problem": "Find m.", "answer": "5"})
+    status, text = doctor("beyondaime", f"source={lines(tmp_path / 'most.jsonl', rows)}")
+    assert status == 0 and "4 of 5 rows have a blank gold" in text
+
+    rows = [{"question": f"What is {i}?", "final_answer": "?", "topic": "sums"} for i in range(4)]
+    source = lines(tmp_path / "recipe.jsonl", rows)
+    status, text = doctor("deepmath", f"source={source}", "train_from=other")
+    assert status == 1 and "'final_answer' is blank (none, or '', '?', '___') in all 4 rows seen here" in text
+    assert f"{source} is one file: all its rows are read, whatever the split, and a build draws its test rows" in text
+    rows[2]["final_answer"] = "4"
+    status, text = doctor("deepmath", f"source={lines(tmp_path / 'one.jsonl', rows)}")
+    assert "is blank" not in text
 
 
 def test_golds_that_their_own_rule_cannot_take(doctor: Any, tmp_path: Path) -> None:
