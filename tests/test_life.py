@@ -199,7 +199,7 @@ with StopRequest(float(sys.argv[1])):
     for grace, signals in ((600.0, 2), (0.5, 1)):
         with started("-c", program, str(grace)) as process:
             assert process.stdout is not None and process.stdout.readline() == "ready\n"
-            process.send_signal(signal.SIGINT)
+            process.send_signal(signal.SIGUSR1)  # SIGINT is ignored by what a shell has started in the background
             for _ in range(LIMIT_S if signals == 2 else 0):
                 time.sleep(1.2)  # closer together they are one: those of a terminal come to every process of a group
                 process.send_signal(signal.SIGTERM)

@@ -1,7 +1,8 @@
 """Model folders as people have them, written by stock transformers, through everything a run does with one.
 
 What is run of each folder (support/stock_models.py says what they are, stock_matrix.py and stock_odd.py which there
-are; `python tests/support/stock_table.py` runs all of this and prints the combinations, what passed, and the seconds):
+are; `python tests/support/stock_table.py` runs all of this and prints the combinations, what passed, and the seconds;
+a test of the whole makes one or two runs of each folder, in turn):
 
     folders              runs of 2 steps: ZeRO stage, what learns, dtype           besides
     RELEASED, in full    0, all but the vision tower, float32                      preflight, once a folder

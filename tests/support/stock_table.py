@@ -6,6 +6,7 @@ python tests/support/stock_table.py
 from __future__ import annotations
 
 import json
+import os
 import re
 import subprocess
 import sys
@@ -16,6 +17,8 @@ from xml.etree import ElementTree
 
 from helpers_launch import ROOT, environment
 from stock_odd import BROKEN
+
+os.environ["STOCK_RUNS"] = "all"  # before the plan is made, here and in the tests
 from stock_runs import FOLDERS, PLAN
 
 TESTS = ROOT / "tests" / "model" / "test_stock_folders.py"
