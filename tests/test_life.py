@@ -187,22 +187,38 @@ def test_a_run_that_is_told_to_stop_goes_on_where_it_was(
         assert not (cut / "cold_start_checkpoints").exists()
 
 
-def test_a_second_signal_or_a_step_that_takes_too_long_ends_it_at_once(tmp_path: Path) -> None:
-    """The main thread is busy in one long call all the while."""
-    program = """
-import sys, time
+# SIGINT is as it is at a terminal, or ignored: what a shell starts in the background has it so, these tests too.
+BUSY = """
+import signal, sys, time
 from sapo_vl.lifeline import StopRequest
+signal.signal(signal.SIGINT, signal.SIG_IGN if "ignored" in sys.argv else signal.default_int_handler)
 with StopRequest(float(sys.argv[1])):
     print("ready", flush=True)
     time.sleep(600)
 """
+
+
+def test_a_second_signal_or_a_step_that_takes_too_long_ends_it_at_once() -> None:
+    """The main thread is busy in one long call all the while."""
     for grace, signals in ((600.0, 2), (0.5, 1)):
-        with started("-c", program, str(grace)) as process:
-            assert process.stdout is not None and process.stdout.readline() == "ready\n"
-            process.send_signal(signal.SIGUSR1)  # SIGINT is ignored by what a shell has started in the background
+        with started("-c", BUSY, str(grace)) as process:
+            told = process.stdout
+            assert told is not None and told.readline() == "ready\n"
+            process.send_signal(signal.SIGINT)
             for _ in range(LIMIT_S if signals == 2 else 0):
                 time.sleep(1.2)  # closer together they are one: those of a terminal come to every process of a group
                 process.send_signal(signal.SIGTERM)
                 if process.poll() is not None:
                     break
             assert process.wait(LIMIT_S) == CUT_OFF
+            assert "SIGINT: this run stops after this step" in told.read()
+
+
+def test_a_signal_that_is_ignored_stays_so() -> None:
+    with started("-c", BUSY, "0.5", "ignored") as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(LIMIT_S) == CUT_OFF
+        printed = process.stdout.read()
+    assert "SIGTERM: this run stops after this step" in printed and "SIGINT" not in printed
