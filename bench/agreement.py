@@ -7,7 +7,7 @@ of sapo_vl.benchmarks, or of ALIASES, that the file's name begins with: mmmu_pro
 
 * Responses: lines with `response` (a text, or null for none), `official` (the published verdict: true or false, or a
   number from 0 to 1) and the columns of the benchmark's row, or, in place of these, the row's `id`: rows stand in
-  `<benchmark>_rows.jsonl` then.
+  `<benchmark>_rows.jsonl` then. An item has one line in a file; the second one of an id is an error.
 * Rows: lines without `response`. Their golds are scored against themselves.
 
 Rows go through the benchmark's own reader and are scored by the reward it names, where training scores: in worker
@@ -88,9 +88,10 @@ class Golds:
     unequal: dict[str, str] = field(default_factory=dict)
 
 
-def lines(path: Path) -> Iterator[dict[str, Any]]:
-    """Raises SystemExit for a file that cannot be read, and for a line that is no JSON object."""
+def lines(path: Path, benchmark: Benchmark) -> Iterator[dict[str, Any]]:
+    """Raises SystemExit for a file that cannot be read, a line that is no JSON object, and an item that was there."""
     number, code = 0, "utf-8-sig"
+    seen: dict[str, int] = {}  # name of an item -> its line
     try:
         with gzip.open(path, "rt", encoding=code) if path.suffix == ".gz" else path.open(encoding=code) as file:
             for number, text in enumerate(file, start=1):
@@ -99,6 +100,13 @@ def lines(path: Path) -> Iterator[dict[str, Any]]:
                 row = json.loads(text)
                 if not isinstance(row, dict):
                     raise SystemExit(f"{path.name}:{number}: a line must be a JSON object, got {text.strip()[:40]!r}")
+                name = item_name(benchmark, row)
+                if name is not None and (first := seen.setdefault(name, number)) != number:
+                    # Counted twice it would weigh twice, and of two rows the last would stand for both.
+                    raise SystemExit(
+                        f"{path.name}:{number}: the id {name!r} is that of line {first}, too; keep one of them, or put "
+                        "further responses to an item into a file of their own"
+                    )
                 yield row
     except json.JSONDecodeError as error:
         raise SystemExit(f"{path.name}:{number}: no JSON object on one line: {error}") from None
@@ -137,6 +145,14 @@ def benchmark_of(path: Path) -> tuple[str, Benchmark]:
 
 def ident(benchmark: Benchmark, cells: Cells) -> str:
     return "-".join(str(cells.get(name)) for name in IDENTS.get(benchmark.name, ("id",)))
+
+
+def item_name(benchmark: Benchmark, cells: Cells) -> str | None:
+    """What tells an item apart: `ident`, or the id of a response whose row is elsewhere; None if it has neither."""
+    name = ident(benchmark, cells)
+    if "None" not in name.split("-"):
+        return name
+    return None if cells.get("id") is None else str(cells["id"])
 
 
 def problem_of(benchmark: Benchmark, index: int, stored: Cells) -> Problem:
@@ -206,8 +222,7 @@ def verdicts_of(
     """Published responses, judged by our rule."""
     found, jobs, boxed_asked = Verdicts(), [], []
     for index, line in enumerate(responses):
-        name = ident(benchmark, line)
-        name = str(line.get("id")) if "None" in name.split("-") else name
+        name = item_name(benchmark, line) or "None"
         try:
             problem = problem_of(benchmark, index, {**rows.get(name, {}), **line})
         except ValueError as reason:
@@ -274,7 +289,7 @@ def main() -> None:
     golds: dict[str, Golds] = {}
     for path in files:
         name, benchmark = benchmark_of(path)
-        content = list(lines(path))
+        content = list(lines(path, benchmark))
         plan = Plan({OWN: 1.0}, benchmark.params, max(args.timeout, benchmark.timeout_s))
         if not content:
             raise SystemExit(f"{path.name} has no lines")
@@ -283,7 +298,7 @@ def main() -> None:
             continue
         checked(path, content)
         beside = [path.with_name(f"{name}_rows{suffix}") for suffix in SUFFIXES]
-        rows = {ident(benchmark, row): row for other in beside if other.exists() for row in lines(other)}
+        rows = {ident(benchmark, row): row for other in beside if other.exists() for row in lines(other, benchmark)}
         found = verdicts[stem(path)] = verdicts_of(benchmark, content, rows, plan, args.workers)
         if not found.ids:
             have = "its rows are" if rows else f"{' or '.join(other.name for other in beside)} must be"

@@ -70,7 +70,8 @@ IN_PROCESS = frozenset(
 PRELOAD = {
     "judge": "rewards.judging.client",
     "math": "rewards.answers.symbolic",
-    "official_mathvision": "rewards.answers.symbolic",  # of rewards.official
+    "official_emma": "rewards.answers.symbolic",  # of rewards.official, as the next one
+    "official_mathvision": "rewards.answers.symbolic",
 }
 
 __all__ = ["IN_PROCESS", "PRELOAD", "REWARDS", "RewardFn", "RewardInput", "RewardOutput", "Unscorable"]

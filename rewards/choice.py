@@ -23,6 +23,9 @@ _BETWEEN_LABELS = re.compile(r"[,;/&]| and |\s")
 _SET_LABEL = re.compile(r"\\(?:text|textbf|mathrm|mathbf) ?\{(?!~)([^{}\\]*)\}")
 # "**B.** red" and "**(B)** red", as Markdown sets it.
 _MARKED_LABEL = re.compile(r"\A(\*{1,3}|_{1,3})(\([A-Za-z0-9]{1,3}\)|[A-Za-z0-9]{1,3}[.):]?)\1(?= |[.:])")
+# "Option B", "Option (B): red" and "[B] red" are B, (B): red and (B) red.
+_OPTION = re.compile(r"\A[Oo]ption (?=\(?[A-Za-z0-9]{1,3}(?:[):.]|\Z| ))")
+_IN_SQUARES = re.compile(r"\A\[([A-Za-z0-9]{1,3})\]")
 # A label in math marks of its own: `$B$ red`, `\( B \): red`.
 _MATH_LABEL = re.compile(r"\A(?:\$ ?([A-Za-z0-9]{1,3}) ?\$|\\\( ?([A-Za-z0-9]{1,3}) ?\\\))[.):]?(?= )")
 
@@ -30,9 +33,9 @@ _MATH_LABEL = re.compile(r"\A(?:\$ ?([A-Za-z0-9]{1,3}) ?\$|\\\( ?([A-Za-z0-9]{1,
 def choice(x: RewardInput) -> RewardOutput:
     r"""1 if the answer names the gold option, by its label or by its text, else 0.
 
-    The whole answer must name it: "B", "(B)", "B. red", "(B)red", "B (red)", "B - red", "B red", `$\text{B}$ red` and
-    "red" do (if option B reads "red"); "B or C", "B. blue" and a sentence with a B in it do not. Case does not matter,
-    nor Markdown around all and a full stop, nor how a text is set: `$45^\circ$` is the option 45°
+    The whole answer must name it: "B", "(B)", "B. red", "(B)red", "B (red)", "B - red", "B red", "[B]", "Option B",
+    `$\text{B}$ red` and "red" do (if option B reads "red"); "B or C", "B. blue" and a sentence with a B in it do not.
+    Case does not matter, nor Markdown around all and a full stop, nor how a text is set: `$45^\circ$` is the option 45°
     (rewards.answers.typeset). Of options that differ in such things only, the one that is written like the answer is
     meant; if none is, the answer names none. The options are
 
@@ -130,7 +133,7 @@ class _Options:
         return frozenset(label for label in labels if label is not None) if labels and None not in labels else None
 
     def _by_label(self, text: str) -> str | None:
-        apart = _label_apart(text)
+        apart = _IN_SQUARES.sub(r"(\1)", _OPTION.sub("", _label_apart(text)))
         match = _NAMED.fullmatch(apart)
         if match is not None:
             label, said = (match[1] or match[3] or match[5]).casefold(), match[2] or match[4] or match[6]

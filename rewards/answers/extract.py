@@ -34,9 +34,11 @@ _PLAIN = {code: code - 0xFEE0 for code in range(0xFF01, 0xFF5F)} | {0x3000: " ",
 _MATH_MARKS = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
 _TEXT_COMMAND = re.compile(r"\\(?:text|textbf|textit|textrm|mathrm|mathbf|mbox) ?\{([^{}\\$]*)\}")
 
-# What may open before "Answer:" and close behind it: `**Answer: B**`, `\[ \text{Answer: B} \]`.
-_AROUND = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"), ("{", "}"))
-_MATH_LINES = frozenset(mark for pair in _AROUND[:-1] for mark in pair)
+# What may open before "Answer:" and close behind it: `**Answer: B**`, `\[ \text{Answer: B} \]`, `<b>Answer:</b> B`.
+_HTML = tuple((f"<{name}>", f"</{name}>") for name in ("b", "strong", "i", "em"))
+_MATH_AROUND = (("$$", "$$"), ("$", "$"), (r"\(", r"\)"), (r"\[", r"\]"))
+_AROUND = (*_MATH_AROUND, ("{", "}"), *_HTML)
+_MATH_LINES = frozenset(mark for pair in _MATH_AROUND for mark in pair)
 _MARKDOWN = ("**", "__", "*", "_", "``", "`")  # longer ones first; a fence of three backticks is a block, not a mark
 _MARKS_AND_BLANKS = "*_` \t\n"
 _STOPS = (".", "\u3002", "\uff0e")  # the latter two after Chinese and Japanese text
@@ -115,8 +117,8 @@ def written_answer(text: str) -> str | None:
     * What follows the last "Answer:" (or "ANSWER:", "Final answer:", "final answer:") in the last five lines that are
       not blank, up to the end of its line; if that is nothing, the next line that is something. Before the word there
       may be anything ("Final Answer:", `### Answer:`). Of marks that open before the word and close behind it
-      (`**Answer: B**`, `**Answer:** B`, `**Answer: B**.`, `\[ \text{Answer: B} \]`) the closing ones are no part of
-      the answer.
+      (`**Answer: B**`, `<b>Answer:</b> B`, `**Answer: B**.`, `\[ \text{Answer: B} \]`) the closing ones are no part
+      of the answer. A last line without the word ("[D]", "Option D") is none: options that are listed end so, too.
     """
     final = reply(text)
     tagged = _last_tagged(final)

@@ -55,7 +55,7 @@ def _letter_or_number(text: str) -> str:
         ):
             text = letter
     tail = text.split("is ")[-1].rstrip(".")
-    return tail if _is_float(tail) else text
+    return tail if is_float(tail) else text
 
 
 def _last_said(text: str) -> str:
@@ -92,8 +92,8 @@ def is_equal(gold: str, answer: str) -> bool:
         return False
     if gold.strip() == answer.strip() or _in_brackets(gold) == _in_brackets(answer):
         return True
-    value = _rounded(answer)
-    return value is not None and value == _rounded(gold)
+    value = rounded(answer)
+    return value is not None and value == rounded(gold)
 
 
 def _in_brackets(text: str) -> str:
@@ -101,20 +101,20 @@ def _in_brackets(text: str) -> str:
     elements = text[1:-1].split(",")
     if len(elements) < 2 or (text[0], text[-1]) not in (("(", ")"), ("[", "]")):
         return text
-    values = [e if "infty" in e or e in ("a", "-a") else _rounded(e) for e in elements]
+    values = [e if "infty" in e or e in ("a", "-a") else rounded(e) for e in elements]
     return text if None in values else f"{text[0]}{','.join(map(str, values))}{text[-1]}"
 
 
-def _rounded(text: str) -> float | None:
-    """The number that the script's parser reads, to two decimals; it has ways of its own, see `_as_read`."""
+def rounded(text: str) -> float | None:
+    """The number that the script's parser reads, to two decimals; it has ways of its own, see `as_read`."""
     from rewards.answers.symbolic import value_of  # takes more than a second: see rewards.PRELOAD
 
-    plain = _as_read(text)
+    plain = as_read(text)
     value = value_of(plain) if 0 < len(plain) <= MAX_CHARS else None
     return None if value is None else round(value, 2)
 
 
-def _as_read(text: str) -> str:
+def as_read(text: str) -> str:
     """What is left of a text for the script's LaTeX parser; "" if it gives up.
 
     Dollar signs are overlooked, "8:5" is a division. It stops at a brace that closes nothing, and at a full stop behind
@@ -134,7 +134,7 @@ def _as_read(text: str) -> str:
     return whole[1] if whole else text
 
 
-def _is_float(text: str) -> bool:
+def is_float(text: str) -> bool:
     try:
         float(text)
     except ValueError:

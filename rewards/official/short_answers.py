@@ -1,4 +1,7 @@
-"""Rules for short answers: ChartQA, RealWorldQA, CountBench, ZeroBench, DynaMath. None is cleverer than it is here."""
+"""Rules for short answers: ChartQA, RealWorldQA, CountBench, ZeroBench, DynaMath, HallusionBench.
+
+None is cleverer than it is here.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +15,11 @@ from rewards.official.given import given, group_of, options_of
 _WORDS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 _NUMBER_WORDS = {word: str(number) for number, word in enumerate(_WORDS)}
 DYNAMATH_TOLERANCE = 0.001
+UNKNOWN = "neither yes nor no"
+_SIGNS = ';/[]"{}()=+\\_-><@`,?!'
+_COMMA_IN_NUMBER = re.compile(r"\d,\d")
+_STOP = re.compile(r"\.(?!\d)")
+_MOST_STOPS = 32  # that the kit takes out of a reply: a flag stands where the count should
 
 
 def chartqa(x: RewardInput) -> RewardOutput:
@@ -72,6 +80,27 @@ def dynamath(x: RewardInput) -> RewardOutput:
     if kind == "multiple choice":
         return RewardOutput(float(said == x.answer if len(said) == 1 else x.answer in said[:3]))
     return RewardOutput(float(x.answer in said))
+
+
+def hallusionbench(x: RewardInput) -> RewardOutput:
+    """HallusionBench in VLMEvalKit (dataset/utils/yorn.py) without a judge, on the answer if there is one.
+
+    One of the words "yes" and "no" is in it, signs and case aside, and the other is not. What has both or neither is
+    wrong here; there a language model may be asked. (The paper's own figures are a language model's.)
+    """
+    words = set(_without_signs(given(x.text).lower()).split())
+    said = [word for word in ("yes", "no") if word in words]
+    if len(said) != 1:
+        return RewardOutput(0.0, reason=UNKNOWN)
+    return RewardOutput(float(said[0] == x.answer))
+
+
+def _without_signs(text: str) -> str:
+    """A sign that stands beside a blank anywhere is taken out everywhere, another becomes a blank."""
+    out, number = text, _COMMA_IN_NUMBER.search(text)
+    for sign in _SIGNS:
+        out = out.replace(sign, "" if number or f"{sign} " in text or f" {sign}" in text else " ")
+    return _STOP.sub("", out, count=_MOST_STOPS)
 
 
 def _last_braces(text: str) -> str | None:

@@ -5,8 +5,10 @@ answer (a letter, or a short answer), type ("Multiple Choice", "Open-ended"), su
 configuration "All" are those of lmms-eval's loader. The prompt is context, question and options with \boxed{}.
 
 Options: the letter. Open questions: a number rounded to two decimals (or those of the gold, if they are more), or the
-same text; a formula by its value. The official fast rule is as wide (it reads number words, too); the paper also has a
-language model judge.
+same text; a formula by its value.
+
+Not official: the fast rule there takes the last box or what follows "answer is", number words anywhere in it, and an
+option's text, also by its value to two decimals; "(B)" is none. The paper also has a language model judge.
 """
 
 from __future__ import annotations
@@ -69,4 +71,5 @@ EMMA = Benchmark(
     licence="unknown",
     columns=("pid", "question", "options", "answer", "type", "image_1"),
     problems=problems,
+    official="official_emma",
 )

@@ -3,6 +3,8 @@ r"""ERQA (arXiv 2503.20020): 400 questions about scenes a robot sees, with one p
 Rows: question_id, question (with its options), images (a list), answer (a letter), question_type. Columns and split are
 those of lmms-eval's loader. All pictures go before the question, as there: where in the text the authors place
 them (visual_indices) is not used. A closing "Please answer directly with ..." of the question gives way to \boxed{}.
+
+Not official: there the response is the letter and nothing else, full stops aside; "(D)" is right here only.
 """
 
 from __future__ import annotations
@@ -42,4 +44,5 @@ ERQA = Benchmark(
     licence="unknown",
     columns=("question_id", "question", "images", "answer"),
     problems=problems,
+    official="official_erqa",
 )

@@ -10,7 +10,8 @@ asked about the pictures of a set) all right; `fAcc` that of pictures all of who
 they are those of the first responses, of the second, ..., averaged.
 
 Not official: there a language model compares the response with a reference sentence; without a picture, "I cannot
-tell" is right as well. Here the answer is yes or no.
+tell" is right as well. Here the answer is yes or no. `eval.rule=official` is the rule of VLMEvalKit in its place: one
+of both words, and not the other, anywhere in the answer.
 """
 
 from __future__ import annotations
@@ -76,5 +77,6 @@ HALLUSIONBENCH = Benchmark(
     licence="unknown",
     columns=("category", "subcategory", "set_id", "figure_id", "question_id", "visual_input", "question", "gt_answer"),
     problems=problems,
+    official="official_hallusionbench",
     metrics=consistency,
 )

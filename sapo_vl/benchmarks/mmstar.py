@@ -5,7 +5,11 @@ are those of lmms-eval's loader and of the stored card of a copy. How the option
 first hand: lines "A. text", or one line "A: text, B: text", are read, so that a text is right as well; where neither is
 found, the letter alone is. The usual prompt asks for the letter directly, here with \boxed{}.
 
-`average` is the official figure: the mean over the 18 fine categories of their accuracies.
+`average` is lmms-eval's figure: the mean over the 18 fine categories of their accuracies. The authors' own is the share
+of all questions.
+
+Not official: there a response must begin with the letter ("because ..." with B), also as "option B" or "the answer is
+B"; here the letter or the text is the final answer.
 """
 
 from __future__ import annotations
@@ -69,5 +73,6 @@ MMSTAR = Benchmark(
     licence="unknown",
     columns=("index", "question", "image", "answer", "category", "l2_category"),
     problems=problems,
+    official="official_mmstar",
     metrics=average,
 )

@@ -4,7 +4,8 @@ Not to be mixed up with `visual_puzzles`, the puzzles of our own recipe. Rows: i
 none where they are in the picture), answer (a letter), category. Columns and split ("train", the only one) are those
 of public loaders. The prompt is question and options with \boxed{}.
 
-Not official: kits draw a random letter where they find none; here no answer scores 0.
+Not official: there a letter is looked for in one form after another, then the text of an option, else one is drawn;
+here no answer scores 0.
 """
 
 from __future__ import annotations
@@ -44,4 +45,5 @@ NEULAB_VISUALPUZZLES = Benchmark(
     licence="unknown",
     columns=("id", "image", "question", "options", "answer"),
     problems=problems,
+    official="official_neulab_visualpuzzles",
 )

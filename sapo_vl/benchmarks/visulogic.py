@@ -5,8 +5,8 @@ has data.jsonl and images.zip, which load_dataset does not join: unpack the pict
 file as the source. The default source is a copy with the pictures in the rows; its columns are from a public loader's
 notes, its split ("test") was not confirmed.
 
-Not official: kits look for a letter anywhere in the response, by one pattern after another; here it is asked for in
-\boxed{}.
+Not official: there a letter in the last box (not "(B)"), else one that begins or ends the response or follows a phrase,
+else a language model says which (VLMEvalKit: none). Here it is asked for in \boxed{}.
 """
 
 from __future__ import annotations
@@ -45,4 +45,5 @@ VISULOGIC = Benchmark(
     licence="unknown",
     columns=("question", "label"),
     problems=problems,
+    official="official_visulogic",
 )

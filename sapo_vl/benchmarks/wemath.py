@@ -5,8 +5,8 @@ Rows: ID (shared by a problem and its steps), key ("2steps_1", "2steps_2", "2ste
 The usual prompt is question and options; here with \boxed{}.
 
 Options are read letter by letter: 10 of the 1740 rows have a ";" inside an option ("around point ;O.;B. ...") or none
-before a letter, and are read by taking A, B, C, ... in turn. A list in which a letter could stand in two places is
-refused.
+before a letter, and are read by taking A, B, C, ... in turn; all ten, as the authors' repository has them, come out as
+they are meant. A list in which a letter could stand in two places is refused.
 
 Figures, from section 3.3 of the paper and its published code. Of each problem of several steps:
 
@@ -37,6 +37,7 @@ _KEY = re.compile(r"([23])steps_(multi|[123])")
 _OPTION = re.compile(r"(?:^|[;\uff1b\n])\s*([A-Z])\s*[.\uff0e:]\s*")
 _LOOSE = re.compile(r"(?<=\s)([A-Z])\s*[.\uff0e:]\s*")
 WHOLE = "multi"
+NONE_OF_THESE = "No correct answer"  # the last option of most rows, once under a letter too far
 
 
 def problems(row: Row) -> Iterator[Problem]:
@@ -78,7 +79,8 @@ def _in_turn(cell: str) -> dict[str, str]:
     """Options where ";" stands within one or lacks before one: A, then the first B behind it, and so on.
 
     A letter behind a ";" goes before one behind a blank, which counts only where there is no other. {} if a letter has
-    two such places, or an option is lost: letters that are left over, with a text behind them.
+    two such places, or an option is lost: letters that are left over, with a text behind them (but for a last
+    NONE_OF_THESE).
     """
     after_mark = [match for match in _OPTION.finditer(cell) if _says_something(cell, match.end())]
     after_blank = [match for match in _LOOSE.finditer(cell) if _says_something(cell, match.end())]
@@ -98,8 +100,10 @@ def _in_turn(cell: str) -> dict[str, str]:
         taken.append(found[0])
     if not taken or cell[: taken[0].start()].strip():
         return {}
-    if any(match.start() > taken[-1].start() for match in after_mark):
+    left = [match for match in after_mark if match.start() > taken[-1].start()]
+    if len(left) > 1 or any(cell[match.end() :].strip() != NONE_OF_THESE for match in left):
         return {}
+    taken += left  # under the letter that it has
     ends = [*(match.start() for match in taken[1:]), len(cell)]
     return {match[1]: cell[match.end() : end].strip(" ;\uff1b\n\t") for match, end in zip(taken, ends, strict=True)}
 

@@ -224,7 +224,9 @@ def test_wemath(tmp_path: Path) -> None:
     ]
     found = check("wemath", tmp_path, cases)
     assert said(found.problems[id]).startswith("[image] Step 1?\nA. 4dm²\nB. 3:4\nC. 16\nD. 20\nE. No correct answer")
-    assert len(found.problems) == 3 + 3 + 4 + 4 + 1 + 3 and len(found.bad) == 3 + 3
+    assert len(found.problems) == 3 + 3 + 4 + 4 + 1 + 3 + 1 and len(found.bad) == 3 + 3 + 1
+    late = found.problems["wemath-2steps_6-2steps_1"].meta["options"]
+    assert late == {"A": "Yes, around ;P.", "B": "No", "E": "No correct answer"}, "under the letter that it has"
     points, loose, blanks = (
         found.problems[f"wemath-2steps_4-2steps_{step}"].meta["options"] for step in (1, 2, "multi")
     )

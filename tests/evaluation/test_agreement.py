@@ -35,7 +35,7 @@ def test_verdicts_side_by_side_and_golds_against_themselves(tmp_path: Path):
         for number, (said, official) in enumerate(lines)
     ]
     # One name is an alias, and begins with the name of another benchmark.
-    write(folder / "mmmu_pro_standard10_mine.jsonl.gz", *responses, {**responses[0], "answer": "Z"})
+    write(folder / "mmmu_pro_standard10_mine.jsonl.gz", *responses, {**responses[0], "id": "Z", "answer": "Z"})
     # Rows in a file of their own, without pictures; a response without a box.
     options = {"question": "Which?", "level": 1, "subject": "sets", "options": "['8: 5', '5: 8']"}
     rows = [{"id": "1", **options, "answer": "A"}, {"id": "2", **options, "answer": "5:8"}]
@@ -90,9 +90,14 @@ GOOD = {"id": "1", "options": LENGTHS, "answer": "B", "response": "Answer: B", "
         ([GOOD | {"official": 5}], "it is 5"),
         ([{"id": "1", "response": "Answer: B"}], "it is missing"),
         ([GOOD | {"response": ["Answer: B"]}], "`response` must be a text, or null for none; it is list"),
-        ([{"id": "1", "official": 1}, GOOD], "response 1 (id '1'): `response` must be a text, or null for none"),
+        (
+            [{"id": "1", "official": 1}, GOOD | {"id": "2"}],
+            "response 1 (id '1'): `response` must be a text, or null for none",
+        ),
         ([[1, 2]], "x.jsonl:1: a line must be a JSON object, got '[1, 2]'"),
         ([{"id": "1", "response": "Answer: B", "official": 1}], "mmmu_pro_vision_rows.jsonl must be beside it"),
+        ([GOOD, GOOD | {"id": "2"}, GOOD], "x.jsonl:3: the id '1' is that of line 1, too"),
+        ([{"id": "1"}, {"id": 1}], "x.jsonl:2: the id '1' is that of line 1, too"),
         ('{"id": 1,\n', "x.jsonl:1: no JSON object on one line"),
         ("", "x.jsonl has no lines"),
         (None, "is no folder"),

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from benchmark_sets import write_set
 from evaluation_helpers import ScriptedEngine, record, response, session
 from helpers_models import MODEL
 from PIL import Image
@@ -57,7 +58,9 @@ def evaluated(source: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The records without their seals, as they were before there were any."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seal"} for row in rows]
 
 
 def test_both_verdicts_are_kept(evaluated: tuple[Path, dict[str, Any]]) -> None:
@@ -119,6 +122,32 @@ def test_rescoring_on_the_command_line(
     assert "only rewards.... and eval.rule can be set" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "says", "official", "metrics"),
+    [
+        ("mmstar", "the answer is c, I think", 1 / 3, {"average": 1 / 3}),
+        ("visulogic", "so it must be B.", 1 / 2, {}),
+        ("neulab_visualpuzzles", "Of these I like (D) best", 1 / 2, {}),
+        ("erqa", "d.", 1 / 2, {}),
+        pytest.param("emma", "The correct answer is B. I am sure", 1 / 3, {}, marks=pytest.mark.slow),  # SymPy starts
+        # yes is right for the first picture's first question and for the one without a picture
+        ("hallusionbench", "Yes, it is.", 2 / 4, {"aAcc": 2 / 4, "qAcc": 1 / 3, "fAcc": 0 / 2}),
+    ],
+)
+def test_both_rules_of_the_benchmarks_of_2026(
+    name: str, says: str, official: float, metrics: dict[str, float], tmp_path: Path
+) -> None:
+    """Replies without a final answer, which are all wrong to us. The figures of both rules are there, own ones too."""
+    source = write_set(name, tmp_path / "set", only_good=True)
+    given = [f"eval.benchmarks={{{name}: {{source: {source}}}}}", "eval.k=1", "eval.blank=false"]
+    run = load_config(None, given).model_copy(update={"model": MODEL})
+    found = evaluate_benchmarks(run, session(ScriptedEngine(lambda *_: says)), tmp_path / "out")[name]
+    assert found["pass@1"]["mean"] == 0 and set(found["metrics"].values()) <= {0.0}
+    assert found["other rule"]["pass@1"]["mean"] == pytest.approx(official)
+    assert found["other rule"]["metrics"] == pytest.approx(metrics)
+    assert "by the official rule" in figures_table({name: found})
+
+
 def test_results_from_before_there_were_two_rules(
     evaluated: tuple[Path, dict[str, Any]], source: Path, tmp_path: Path
 ) -> None:
@@ -132,7 +161,7 @@ def test_results_from_before_there_were_two_rules(
             del kept["other"]
     (old / "records.jsonl").write_text("".join(json.dumps(r) + "\n" for r in records[:-1]))
     harness = json.loads((evaluated[0] / "harness.json").read_text())
-    del harness["harness"]["rule"]
+    del harness["harness"]["rule"], harness["hash"]
     (old / "harness.json").write_text(json.dumps(harness))
     first = next(read_records(old / "records.jsonl"))
     assert first.other_rule == "" and first.responses[0].other is None

@@ -7,31 +7,17 @@ from typing import Any
 import pytest
 from hypothesis import given as drawn
 from hypothesis import strategies as st
+from official_helpers import FRUIT, lettered, says
 from reward_helpers import respond
 
 from rewards import IN_PROCESS, REWARDS, Unscorable
 from rewards.official import OFFICIAL, OFFICIAL_IN_PROCESS
-from rewards.official.letters import _NUMBERS, RANDOM
+from rewards.official.letters import _NUMBERS
 from rewards.official.mathvision import find_answer, is_equal
 from rewards.workers.pool import RewardPool
 from rewards.workers.worker import Job, Plan
 from sapo_vl.benchmarks import BENCHMARKS
 from sapo_vl.scoring.scorer import Scorer, ScoringConfig, ScoringError
-
-FRUIT = {"A": "apple", "B": "pear", "C": "dried plum", "D": ""}
-
-
-def says(rule: str, text: str, gold: str, **meta: Any) -> float:
-    return OFFICIAL[f"official_{rule}"](respond(text, gold, **meta)).score
-
-
-def lettered(rule: str, text: str) -> str:
-    """The letter that a rule finds in a text, or "random"."""
-    outs = {letter: OFFICIAL[f"official_{rule}"](respond(text, letter, options=FRUIT)) for letter in FRUIT}
-    if {out.reason for out in outs.values()} == {RANDOM}:
-        return "random"
-    [letter] = [letter for letter, out in outs.items() if out.score == 1]
-    return letter
 
 
 def test_none_is_a_reward() -> None:

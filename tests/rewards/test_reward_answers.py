@@ -311,6 +311,15 @@ def test_which_of_the_three_goes_first(text, expected):
         (r"\[ \text{Answer: } [1, 2) \]", "[1, 2)"),
         (r"\text{**Answer: 42**}", "42"),
         ("$$\nAnswer: 42\n$$", "42"),
+        # set by HTML
+        ("<b>Answer:</b> 42", "42"),
+        ("<strong>Final Answer: 42</strong>.", "42"),
+        ("<em><b>Answer: 42</b></em>", "42"),
+        ("<b>So</b> it is\nAnswer: 42</b>", "42</b>"),  # nothing opened it
+        ("Answer: <b>42</b>", "<b>42</b>"),  # tags around the answer are text
+        # no word
+        ("It is the last one.\n[D]", None),
+        ("It is the last one.\nOption D", None),
         # on the next line
         ("Answer:\n\n42\nI am done", "42"),
         ("### Answer:\n\n\\[\n42\n\\]", "42"),

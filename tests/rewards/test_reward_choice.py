@@ -33,7 +33,7 @@ CASES = [  # answer, gold, meta, score, why
     ("B or C", "B", {}, 0, "not settled"),
     ("(A) (B)", "B", {}, 0, "two in brackets"),
     ("not B", "B", {}, 0, "the opposite"),
-    ("Option B", "B", {}, 0, "more than the letter"),
+    ("Option B", "B", {}, 1, "the word option before the label"),
     ("A big blue one", "A", {}, 0, "the article"),
     ("I", "B", {}, 0, "the pronoun"),
     ("B because", "B", {}, 0, "a sentence"),

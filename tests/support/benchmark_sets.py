@@ -157,6 +157,8 @@ def wemath() -> Rows:
         ("2steps_5", "2steps_1", "?", "A. around ;B. left;B. around C", "A"),
         ("2steps_5", "2steps_2", "?", "A. 4; B. 5; D. 6", "B"),
         ("2steps_5", "2steps_multi", "?", "4 or 5", "A"),
+        ("2steps_6", "2steps_1", "?", "A. Yes, around ;P.;B. No;E. No correct answer", "E"),
+        ("2steps_6", "2steps_2", "?", "A. Yes, around ;P.;B. No;E. Both;F. No correct answer", "A"),
     ]
     more = {"split": "testmini", "knowledge concept": "Area of Circles", "image_path": "picture:blue"}
     return [row | more for row in numbered(steps, "ID", "key", "question", "option", "answer")]
