@@ -38,7 +38,7 @@ def assert_fails(name: str, *words: str) -> None:
 
 @pytest.mark.slow
 def test_all_checks_pass_here() -> None:
-    printed = run_python("-m", "sapo_vl", "doctor", "--json", timeout=400).stdout
+    printed = run_python("-m", "sapo_vl", "doctor", "--json", timeout=400, fresh=True).stdout
     result = json.loads(printed.splitlines()[-1])
     assert result["ok"]
     assert {f["name"]: f["outcome"] for f in result["findings"]} == dict.fromkeys(doctor.CHECKS, "pass")
@@ -53,7 +53,9 @@ def test_a_model_folder_of_the_user_is_tried_in_whole(tmp_path: Path) -> None:
     model = build_tiny("moe", case.processor().tokenizer, 0, sizes)
     model.save_pretrained(tmp_path / "model", save_original_format=False)
     case.processor().save_pretrained(tmp_path / "model")
-    printed = run_python("-m", "sapo_vl", "doctor", "--json", "--model", tmp_path / "model", timeout=400).stdout
+    printed = run_python(
+        "-m", "sapo_vl", "doctor", "--json", "--model", tmp_path / "model", timeout=400, fresh=True
+    ).stdout
     result = json.loads(printed.splitlines()[-1])
     details = {f["name"]: f["detail"] for f in result["findings"]}
     assert {f["name"]: f["outcome"] for f in result["findings"]} == dict.fromkeys(doctor.ON_A_MODEL, "pass")

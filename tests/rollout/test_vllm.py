@@ -32,7 +32,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     @functools.cache
     def result(model: str, ranks: int, stage: int, tensor_parallel: int, *checks: str) -> dict[str, Any]:
         arguments = (folder, model, stage, tensor_parallel, seed, *checks)
-        printed = run_ranks(ranks, "vllm_worker.py", *map(str, arguments), timeout=800)
+        printed = run_ranks(ranks, "vllm_worker.py", *map(str, arguments), timeout=800, fresh=True)
         (line,) = [line for line in printed.splitlines() if line.startswith("RESULT ")]
         return json.loads(line.removeprefix("RESULT "))
 

@@ -30,7 +30,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 
     @functools.cache
     def result(script: str, ranks: int, *arguments: str | int) -> dict[str, Any]:
-        printed = run_ranks(ranks, script, str(folder), *map(str, arguments), timeout=1200)
+        printed = run_ranks(ranks, script, str(folder), *map(str, arguments), timeout=1200, fresh=True)
         (line,) = [line for line in printed.splitlines() if line.startswith("RESULT ")]
         assert not (folder / "run" / "weights_for_servers").exists(), "weights were left on disk"
         return json.loads(line.removeprefix("RESULT "))

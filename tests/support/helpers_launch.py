@@ -11,6 +11,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from zygote import Forked, start
+
 SUPPORT = Path(__file__).resolve().parent
 ROOT = SUPPORT.parents[1]
 LAUNCHER_VARIABLES = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
@@ -32,29 +34,37 @@ def environment() -> dict[str, str]:
     return env | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "TOKENIZERS_PARALLELISM": "false"}
 
 
-def run_python(*arguments: str | Path, timeout: float = 300, check: bool = True) -> subprocess.CompletedProcess[str]:
+Started = Forked | subprocess.Popen[str]
+
+
+def start_python(*arguments: str | Path, fresh: bool = False, fork_ranks: bool = True) -> Started:
+    """This Python in a session of its own, with its errors in its output: a fork of one that has the libraries loaded
+    (see zygote.py; `fork_ranks`: its ranks too), or `fresh`."""
+    if not fresh:
+        return start(list(map(str, arguments)), environment(), fork_ranks)
+    return subprocess.Popen(
+        [sys.executable, *map(str, arguments)],
+        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+def run_python(
+    *arguments: str | Path, timeout: float = 300, check: bool = True, fresh: bool = False
+) -> subprocess.CompletedProcess[str]:
     """Runs this Python; kills the whole process group at the limit. Fails with the output if it exits non-zero."""
-    command = [sys.executable, *map(str, arguments)]
-    process = subprocess.Popen(
-        command,
-        env=environment(),
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        start_new_session=True,
-    )
+    process = start_python(*arguments, fresh=fresh)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
         os.killpg(process.pid, signal.SIGKILL)
         output, _ = process.communicate()
-        raise AssertionError(f"{command} did not end within {timeout} s; a rank hangs?\n{output[-4000:]}") from None
+        raise AssertionError(f"{arguments} did not end within {timeout} s; a rank hangs?\n{output[-4000:]}") from None
     if check:
-        assert process.returncode == 0, f"{command} ended with {process.returncode}\n{output[-6000:]}"
-    return subprocess.CompletedProcess(command, process.returncode, output)
+        assert process.returncode == 0, f"{arguments} ended with {process.returncode}\n{output[-6000:]}"
+    return subprocess.CompletedProcess(list(map(str, arguments)), process.returncode or 0, output)
 
 
-def run_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float = 300) -> str:
+def run_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float = 300, fresh: bool = False) -> str:
     """Runs tests/support/`script` on so many ranks: under torchrun, or bare for one. Returns what they printed."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    return run_python(*launcher, SUPPORT / script, *arguments, timeout=timeout).stdout
+    return run_python(*launcher, SUPPORT / script, *arguments, timeout=timeout, fresh=fresh).stdout
