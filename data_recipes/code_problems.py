@@ -113,7 +113,7 @@ def _value(text: str) -> Any:
     """A JSON value; a text that is none stands for itself."""
     try:
         return json.loads(text)
-    except (json.JSONDecodeError, RecursionError):
+    except (ValueError, RecursionError):
         return text
 
 
@@ -122,7 +122,7 @@ def _loaded(value: Any) -> Any:
         return value
     try:
         return json.loads(value)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"the test cases are no JSON ({error})") from error
 
 

@@ -88,7 +88,7 @@ class Judge:
                 raise DataError(f"problem {problem.id} of task {problem.task}: its gold cannot be checked: {wrong}")
             self._checked.add(name)
         length = len(response.split())
-        images = problem.images if needs_images(REWARDS[name], {}) else ()
+        images = tuple(problem.images) if needs_images(REWARDS[name], {}) else ()
         return Job(
             name,
             RewardInput(

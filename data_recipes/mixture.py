@@ -10,7 +10,6 @@ configs/mixture_qwen3_vl_30b_a3b.yaml.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,8 +17,10 @@ from typing import Any
 import numpy as np
 
 from data_recipes.filters import Seen
-from sapo_vl.data.problem_set import BadRow, BadRows, DataError, ProblemSet, split_names
+from sapo_vl.data.folder import MANIFEST, DataError, split_names
+from sapo_vl.data.problem_set import BadRow, BadRows, ProblemSet
 from sapo_vl.data.writer import Card, write_splits
+from sapo_vl.strict import read_mapping
 from sapo_vl.types import Problem
 
 CARD = Card(name="Mixture", source="the data sets named below", licence="that of each set, see `sets` in manifest.json")
@@ -74,10 +75,10 @@ def _folders(sets: str) -> list[tuple[str, Path]]:
 
 def _about(folder: Path) -> dict[str, Any]:
     """What the set's own manifest says of it."""
-    path = folder / "manifest.json"
+    path = folder / MANIFEST
     if not path.is_file():
         return {"recipe": "", "card": {}}
-    manifest = json.loads(path.read_text(encoding="utf-8"))
+    manifest = read_mapping(path)
     return {key: manifest.get(key, "") for key in ("recipe", "arguments", "rows", "card")}
 
 

@@ -27,6 +27,7 @@ from sapo_vl.losses import LOSSES, LossConfig, Reduction
 from sapo_vl.model.batching import BatchConfig
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.routing import Replay
+from sapo_vl.record.files import write_text
 from sapo_vl.record.run_log import LogConfig
 from sapo_vl.rollout import RolloutConfig
 from sapo_vl.scoring.scorer import ScoringConfig
@@ -184,6 +185,10 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
     ]
 
 
+# Around a config that was saved: cut off, it would still be YAML, and settings that are lost would take their defaults.
+_WHOLE, _END = "# every setting, as it was resolved\n", "...\n"
+
+
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads `path` (YAML; None = defaults) and applies `key=value` overrides, later ones winning.
 
@@ -194,13 +199,19 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     if path is not None:
         where = str(path)
         try:
-            raw = yaml.load(Path(path).read_text(encoding="utf-8"), _UniqueKeys) or {}
+            text = Path(path).read_text(encoding="utf-8")
+            raw = yaml.load(text, _UniqueKeys)
+            if raw is None and text.strip():  # comments alone; a file of nothing has lost what it had
+                raw = {}
         except FileNotFoundError:
             raise ConfigError(f"{path}: no such config file; the shipped ones are in configs/") from None
-        except (OSError, UnicodeDecodeError, yaml.YAMLError) as e:
-            raise ConfigError(f"{path} cannot be read as YAML: {e}") from None
+        except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as e:
+            raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(e).split())}") from None
+        if text.startswith(_WHOLE) and not text.endswith(_END):
+            raise ConfigError(f"{path} is cut off: it was written with every setting and '...' at its end")
         if not isinstance(raw, dict):
-            raise ConfigError(f"{path}: a config is a mapping of sections, this is a {type(raw).__name__}")
+            what = "empty" if raw is None else f"a {type(raw).__name__}"
+            raise ConfigError(f"{path}: a config is a mapping of sections, this is {what}")
     _check_keys(raw, RunConfig, where)
     for text in overrides:
         key, sep, value = text.partition("=")
@@ -244,7 +255,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved config, every default included, so that it can be read back with `load_config`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    write_text(path, _WHOLE + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False) + _END)
 
 
 def _number(value: Any) -> Any:

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 import torch.distributed as dist
+from torch.distributed.rendezvous import rendezvous
 
 T = TypeVar("T")
 COLLECTIVE_TIMEOUT = timedelta(minutes=60)  # a rank may wait this long for the slowest rollout of another
@@ -106,9 +107,24 @@ def init_world() -> World:
     else:
         # DeepSpeed would compile a C++ all-reduce on first use: minutes, and a compiler that may not be there.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(dist_backend="nccl" if gpu else "gloo", timeout=COLLECTIVE_TIMEOUT, verbose=False)
+    backend = "nccl" if gpu else "gloo"
+    _join_this_start(backend)
+    deepspeed.init_distributed(dist_backend=backend, timeout=COLLECTIVE_TIMEOUT, verbose=False)
     device = torch.device("cuda", local_rank) if gpu else torch.device("cpu")
     return World(rank=dist.get_rank(), size=dist.get_world_size(), device=device)
+
+
+def _join_this_start(backend: str) -> None:
+    """Under a torchrun that has started its ranks again, they meet under names of this start.
+
+    torchrun 2.14 keeps one store for all of them, and a rank that is too early would find there the addresses that
+    those of the start before have left: it waits for ever, or is refused.
+    """
+    if (start := os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) == "0" or dist.is_initialized():
+        return
+    store, rank, size = next(iter(rendezvous("env://", timeout=COLLECTIVE_TIMEOUT)))
+    store = dist.PrefixStore(f"start_{start}", store)
+    dist.init_process_group(backend, store=store, rank=rank, world_size=size, timeout=COLLECTIVE_TIMEOUT)
 
 
 def shutdown_world() -> None:

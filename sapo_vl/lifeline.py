@@ -66,6 +66,43 @@ def die_with_launcher() -> None:
         raise SystemExit(CUT_OFF)
 
 
+class StoppedRanks:
+    """Inside `with`, a rank that `launcher` has started on this machine and that does nothing because it was stopped
+    (SIGSTOP, not a debugger) is killed after `limit_s`: the others would wait in their next collective for an hour, and
+    a stopped process does not end on a lesser signal.
+
+    A thread looks once a second. Time in which this process was stopped itself does not count.
+    """
+
+    def __init__(self, launcher: int, limit_s: float) -> None:
+        self._launcher, self._limit_s = launcher, limit_s
+        self._over = threading.Event()
+
+    def __enter__(self) -> StoppedRanks:
+        self._thread = threading.Thread(target=self._watch, name="stopped ranks", daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        seen: dict[tuple[int, str], float] = {}  # (process, its start) -> seconds that it was seen stopped
+        while not self._over.wait(_ONE_S):
+            stopped = [(pid, start_time(pid)) for pid in _children(self._launcher) if _state(pid) == "T"]
+            seen = {who: seen.get(who, 0.0) + _ONE_S for who in stopped}
+            for (pid, _), silent in seen.items():
+                rank = _rank_of(pid)
+                if silent > self._limit_s and rank:
+                    log.error(
+                        "rank %s (process %d) has been stopped (SIGSTOP) for %g s (checkpoint.stopped_s): it is killed",
+                        rank, pid, self._limit_s,
+                    )  # fmt: skip
+                    with contextlib.suppress(ProcessLookupError):
+                        os.kill(pid, signal.SIGKILL)
+
+
 class StopRequest:
     """Whether this run was told to stop: by SIGTERM, SIGINT or SIGUSR1 to any of its ranks.
 
@@ -144,13 +181,44 @@ def _rank_is_gone() -> bool:
     if LAUNCHER not in os.environ and "TORCHELASTIC_RUN_ID" not in os.environ:
         return False
     mine = Path("/proc/self/cmdline").read_bytes()
-    children: list[str] = []
-    for task in Path(f"/proc/{os.getppid()}/task").glob("*/children"):
-        with contextlib.suppress(OSError):
-            children += task.read_text().split()
     alive = 0
-    for child in children:
+    for child in _children(os.getppid()):
         with contextlib.suppress(OSError):
-            running = Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
-            alive += running and Path(f"/proc/{child}/cmdline").read_bytes() == mine
+            alive += _state(child) not in ("Z", "") and Path(f"/proc/{child}/cmdline").read_bytes() == mine
     return alive < expected
+
+
+def start_time(pid: int) -> str:
+    """When a process of this machine was started, in ticks since the boot; "" if it is gone."""
+    found = _stat(pid)
+    return found[19] if found else ""
+
+
+def _state(pid: int) -> str:
+    """R, S, D, T (stopped), t (by a debugger), Z and others of proc(5); "" if it is gone."""
+    found = _stat(pid)
+    return found[0] if found else ""
+
+
+def _stat(pid: int) -> list[str]:
+    """The fields of /proc/PID/stat from the third on; [] if there is no such process."""
+    with contextlib.suppress(OSError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return []
+
+
+def _children(pid: int) -> list[int]:
+    found: list[str] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError):
+            found += task.read_text().split()
+    return list(map(int, found))
+
+
+def _rank_of(pid: int) -> str:
+    """What a process was given as its RANK; "" if nothing."""
+    with contextlib.suppress(OSError):
+        for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if entry.startswith(b"RANK="):
+                return entry.removeprefix(b"RANK=").decode()
+    return ""

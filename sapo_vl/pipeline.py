@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,9 +13,12 @@ import yaml
 from data_recipes import find_recipe
 from data_recipes.arguments import build_recipe, recipe_arguments
 from sapo_vl.config import ConfigError, RunConfig, save_config
-from sapo_vl.data.problem_set import BadRow, ProblemSet, split_names
+from sapo_vl.data.folder import DataError, split_names
+from sapo_vl.data.problem_set import BadRow, ProblemSet
 from sapo_vl.launching import launch
+from sapo_vl.learning.checkpoint import CHECKPOINTS
 from sapo_vl.model.tiny import init_tiny
+from sapo_vl.record.files import delete, sweep, write_text
 from sapo_vl.record.identity import differing_settings
 from sapo_vl.record.report import write_report
 from sapo_vl.record.run_lock import hold_folder
@@ -24,10 +26,12 @@ from sapo_vl.record.run_log import write_json
 from sapo_vl.session import quiet_libraries
 from sapo_vl.sft import COLD_START_MODEL
 from sapo_vl.stages import COLD_START_RESULT, check_room, fitted, preflight
+from sapo_vl.strict import Unreadable, read_mapping
 from sapo_vl.types import Problem
 
 PREPARED_CONFIG = "prepared.yaml"
 TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer
+MADE = ("data", "init", "run.yaml", PREPARED_CONFIG, CHECKPOINTS["sft"])  # what is written here, other than by stages
 # Settings that may change between two calls on one run folder.
 FREE_KEYS = ("steps", "resume", "log", "eval", "checkpoint", "processes")
 
@@ -66,10 +70,10 @@ def _run(config: RunConfig, out: Path) -> str:
     seconds: dict[str, float] = {}
     config = _prepare(config, out, seconds)
     _timed(seconds, "rl", lambda: launch("train", config, out))
-    summary = json.loads((out / "summary.json").read_text())
+    summary = read_mapping(out / "summary.json")
     summary["wall_s"] |= seconds | {"total": sum(seconds.values())}
     if (out / COLD_START_RESULT).exists():
-        summary["cold_start"] = json.loads((out / COLD_START_RESULT).read_text())
+        summary["cold_start"] = read_mapping(out / COLD_START_RESULT)
     write_json(out / "summary.json", summary)
     return write_report(out)
 
@@ -89,6 +93,7 @@ def _prepare(config: RunConfig, out: Path, seconds: dict[str, float]) -> RunConf
     """Puts the seconds of each stage into `seconds`; returns the config of the training."""
     quiet_libraries()
     out.mkdir(parents=True, exist_ok=True)
+    sweep(out, MADE)
     _same_settings(config, out)
     config = _timed(seconds, "data", lambda: _data(config, out))
     config = _timed(seconds, "init", lambda: _model(config, out))
@@ -126,6 +131,8 @@ def _data(config: RunConfig, out: Path) -> RunConfig:
         return config
     folder = out / "data"
     if not (folder / "dataset_dict.json").exists():
+        if folder.exists():
+            raise DataError(f"{folder} has no dataset_dict.json; delete the folder to have it built again")
         name = config.recipe.name
         build_recipe(find_recipe(name), folder, _recipe_arguments(config), name)
     data = config.data.model_copy(update={"path": str(folder)})
@@ -147,6 +154,9 @@ def _cold_start(config: RunConfig, out: Path) -> RunConfig:
     if not (out / COLD_START_RESULT).exists():
         preflight(config, "sft")
         launch("sft", config, out)
+    read_mapping(out / COLD_START_RESULT)  # damaged, it would be told after the training
+    if (out / CHECKPOINTS["sft"]).exists():  # the stage was killed when it had its result
+        delete(out / CHECKPOINTS["sft"])
     return _with_model(config, out / COLD_START_MODEL)
 
 
@@ -160,7 +170,10 @@ def _same_settings(config: RunConfig, out: Path) -> None:
     asked = config.model_dump(mode="json")
     # A folder in which no stage has left anything yet is free: the first attempt was refused.
     if path.exists() and any(p != path and not p.name.startswith(".") for p in out.iterdir()):
-        made = yaml.safe_load(path.read_text())
+        try:
+            made = read_mapping(path)
+        except Unreadable as error:
+            raise ConfigError(f"{error}; give another run folder (OUT_DIR), or delete this one") from error
         differ = [k for k in asked if k not in FREE_KEYS and asked[k] != made.get(k)]
         if differ:
             each = differing_settings({k: asked[k] for k in differ}, made)
@@ -168,4 +181,4 @@ def _same_settings(config: RunConfig, out: Path) -> None:
                 f"{out} was started with other settings ({', '.join(differ)}): {'; '.join(each)}. Give another run "
                 "folder (OUT_DIR), or delete this one"
             )
-    path.write_text(yaml.safe_dump(asked, sort_keys=False))
+    write_text(path, yaml.safe_dump(asked, sort_keys=False))

@@ -22,17 +22,18 @@ from sapo_vl.evaluation.config import EvalConfig
 from sapo_vl.learning.checkpoint import (
     CHECKPOINTS,
     checkpoint_for,
-    load_checkpoint,
     set_aside_from,
 )
 from sapo_vl.learning.final import make_probe, proof_values, save_model
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import global_denominators, imitation_objective
+from sapo_vl.learning.resuming import load_checkpoint
 from sapo_vl.learning.saving import Saver
 from sapo_vl.lifeline import StopRequest, stopped
 from sapo_vl.model.batching import make_micro_batches
 from sapo_vl.model.chat import Chat
 from sapo_vl.record.run_log import RunLog
+from sapo_vl.restarts import mark_begun
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import Session
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
@@ -64,8 +65,8 @@ def cold_start(
     Returns {"steps", "dropped", "bad_rows", "pass_rate", "seconds", "loss", "model"}; dropped counts the updates
     that were not applied, bad_rows the rows that could not be read or imitated, each time one was drawn.
 
-    Every checkpoint.every steps its state is saved, and it goes on from there as a training does; the caller
-    deletes the checkpoints once it has written down that the model is there.
+    Every checkpoint.every steps its state is saved, and it goes on from there as a training does; the checkpoints are
+    to be deleted once the result is written.
 
     Raises NonFiniteUpdate if too many of them come in a row, Stopped once what is done is saved.
     """
@@ -84,6 +85,7 @@ def cold_start(
     step, so_far = _resume(config.resume, root, session, feed)
     pass_rate, loss, dropped = so_far["pass_rate"], so_far["loss"], so_far["dropped"]
     run_log.truncate_from(step + 1, phases=("sft",))
+    mark_begun(out, "sft", world)
     saver = Saver(root, engine, config.checkpoint, step)
     while step < sft.steps and not _good_enough(sft, pass_rate):
         if told := stop.agreed(world):
@@ -148,7 +150,7 @@ def _resume(resume: str, root: Path, session: Session, feed: ProblemFeed) -> tup
     if folder is None:
         set_aside_from(root, 0, session.world)
         return 0, {"pass_rate": None, "loss": float("nan"), "dropped": 0}
-    state = load_checkpoint(folder, session.engine)
+    state = load_checkpoint(folder, session.engine, lambda states: states[0])  # a feed is at one place on all ranks
     feed.load_state_dict(state["per_rank"])
     set_aside_from(root, state["step"], session.world, but=folder)
     log.info("the cold start goes on from %s", folder)

@@ -20,9 +20,9 @@ from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_benchmarks
 from sapo_vl.evaluation.table import figures_table
 from sapo_vl.launching import STOPPED_FILE, num_processes
-from sapo_vl.learning.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints
+from sapo_vl.learning.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, set_aside_from
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
-from sapo_vl.lifeline import LAUNCHER, Stopped, StopRequest
+from sapo_vl.lifeline import LAUNCHER, Stopped, StoppedRanks, StopRequest
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
 from sapo_vl.model.folder import ModelError, ModelFolder, check_layout_for_vllm, examine, is_moe, read_config
@@ -30,10 +30,11 @@ from sapo_vl.model.hf_config import max_positions
 from sapo_vl.model.identity import model_digest
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.lora import check_lora
-from sapo_vl.record.files import set_aside
+from sapo_vl.record.files import delete, set_aside, sweep
 from sapo_vl.record.identity import (
     CONFIG_FILES,
     FINISHED,
+    IDENTITY_FILE,
     RESULTS,
     Identity,
     differences,
@@ -42,7 +43,8 @@ from sapo_vl.record.identity import (
     write_identity,
 )
 from sapo_vl.record.run_lock import hold_folder
-from sapo_vl.record.run_log import RunLog, check_trackers, write_json
+from sapo_vl.record.run_log import METRICS_FILE, RunLog, check_trackers, read_metrics, write_json
+from sapo_vl.restarts import life, resume_of
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import check_replay, open_session, peak_memory, setup_logging, versions
@@ -79,7 +81,7 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     if stage == "sft":
         if config.cold_start is None:
             raise ModelError("this config has no cold_start section; add one (cold_start.steps=...)")
-        rows = ProblemSet(config.data.path, config.cold_start.split)
+        rows = _whole_rows(config.data.path, config.cold_start.split)
         QuotaSampler(rows.tasks, config.data.quotas, config.cold_start.batch_size, config.seed)
         if config.cold_start.batch_size % ranks:
             raise DataError(
@@ -220,7 +222,10 @@ def _origin(config: RunConfig, stage: str) -> list[Path]:
 
 
 def _recorded(folder: Path, stage: str) -> Identity | None:
+    """What the folder says of its results. Raises ConfigError if a file that a run goes on with cannot be read."""
     try:
+        if (folder / METRICS_FILE).exists():
+            read_metrics(folder / METRICS_FILE)
         return read_identity(folder, stage)
     except ValueError as error:
         raise ConfigError(str(error)) from error
@@ -258,13 +263,22 @@ def _take_run_folder(config: RunConfig, stage: str, out: Path) -> None:
     for name in RESULTS[stage] if aside else ():
         if (out / name).exists():
             set_aside(out / name)
+    if aside and stage in CHECKPOINTS:  # before the folder is named after this run: they must not pass for its own
+        set_aside_from(out / CHECKPOINTS[stage], 0, World.alone())
     write_identity(out, stage, here or _identity(config, stage))
 
 
 def _check_rewards(config: RunConfig, *splits: str) -> None:
     with Scorer(config.rewards) as scorer:
         for split in splits:
-            scorer.check(ProblemSet(config.data.path, split).rewards, dataset=config.data.path)
+            scorer.check(_whole_rows(config.data.path, split).rewards, dataset=config.data.path)
+
+
+def _whole_rows(path: str, split: str) -> ProblemSet:
+    """Raises DataError if they are not the rows that were written, where the folder tells."""
+    rows = ProblemSet(path, split)
+    rows.digest()
+    return rows
 
 
 def _check_engines(config: RunConfig, ranks: int) -> None:
@@ -290,11 +304,15 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
     config = fitted(config)
     world = init_world()
     setup_logging(world)
+    if (resume := world.gather(resume_of(config.resume, out, stage))[0]) != config.resume:
+        log.warning("started again by its launcher: resume=%s becomes %s", config.resume, resume)
+        config = config.model_copy(update={"resume": resume})
     if world.is_main:
         # Under a launcher of the user's own nobody has done so; after `launch` it costs a second.
         preflight(config, stage, world.size)
-    with StopRequest(config.checkpoint.grace_s) as stop, _held(out, stage, world):
+    with StopRequest(config.checkpoint.grace_s) as stop, _watched(config), _held(out, stage, world):
         if world.is_main:
+            _swept(out, stage)
             _take_run_folder(config, stage, out)
             save_config(config, out / CONFIG_FILES[stage])
         world.barrier()
@@ -312,7 +330,22 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
 
 
 def _held(out: Path, stage: str, world: World) -> contextlib.AbstractContextManager[None]:
-    return hold_folder(out, f"stage {stage}") if world.is_main else contextlib.nullcontext()
+    return hold_folder(out, f"stage {stage}", life()) if world.is_main else contextlib.nullcontext()
+
+
+def _watched(config: RunConfig) -> contextlib.AbstractContextManager[object]:
+    """Our own launcher looks after its ranks; under another one they look after each other."""
+    alone = LAUNCHER in os.environ or "TORCHELASTIC_RUN_ID" not in os.environ
+    return contextlib.nullcontext() if alone else StoppedRanks(os.getppid(), config.checkpoint.stopped_s)
+
+
+def _swept(out: Path, stage: str) -> None:
+    """Deletes what killed processes have left in the folder of this stage."""
+    names = {*RESULTS[stage], METRICS_FILE, IDENTITY_FILE, *CONFIG_FILES.values(), STOPPED_FILE}
+    sweep(out, {*names, f".begun.{stage}", f".launch.{stage}.yaml"})
+    owned = {"train": ("rollouts", "rollouts/images", "sequences")}.get(stage, ())
+    for name in (*owned, *filter(None, [CHECKPOINTS.get(stage)])):
+        sweep(out / name)
 
 
 def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> None:
@@ -326,8 +359,8 @@ def _sft(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopR
     run_log.close()
     if world.is_main:
         write_json(out / COLD_START_RESULT, result)
-        # After what says that the cold start is done: killed before, it goes on from them.
-        shutil.rmtree(out / CHECKPOINTS["sft"], ignore_errors=True)
+        if (root := out / CHECKPOINTS["sft"]).exists():
+            delete(root)  # behind the result: without either the cold start would have to be done again
 
 
 def _train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> None:

@@ -19,22 +19,24 @@ from sapo_vl.distributed import World
 from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_values
 from sapo_vl.learning.advantage import assign_advantages
-from sapo_vl.learning.checkpoint import CHECKPOINTS, checkpoint_for, load_checkpoint, set_aside_from
+from sapo_vl.learning.checkpoint import CHECKPOINTS, checkpoint_for, set_aside_from
 from sapo_vl.learning.diagnostics import rollout_stats
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.negative_tokens import NegativeTokens
 from sapo_vl.learning.reference import load_reference
+from sapo_vl.learning.resuming import load_checkpoint
 from sapo_vl.learning.saving import Saver
 from sapo_vl.lifeline import StopRequest, stopped
 from sapo_vl.record.files import Unwritten
 from sapo_vl.record.progress import PhaseTimer, Progress
-from sapo_vl.record.rollout_log import RolloutLog, write_step
+from sapo_vl.record.rollout_log import RolloutLog, drop_ranks, write_step
 from sapo_vl.record.run_log import RunLog
+from sapo_vl.restarts import mark_begun
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.parity import ParityGate, probe_prompts
 from sapo_vl.rollout.resample import Resampled, resample
-from sapo_vl.rollout.source import RolloutSource
+from sapo_vl.rollout.source import RolloutSource, dealt_anew
 from sapo_vl.scoring.constant_watch import ConstantWatch, extremes
 from sapo_vl.scoring.scorer import Scorer, metrics_of_step
 from sapo_vl.session import Session, open_session
@@ -75,7 +77,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     unwritten = Unwritten()
     rollout_log = RolloutLog(out / "rollouts", config.log.save_images)
 
-    first, accuracy_before, ahead = _resume(config, out, session, feed, run_log)
+    first, accuracy_before, ahead = _resume(config, out, session, feed, scorer, run_log)
     step = first
     saver = Saver(out / CHECKPOINTS["train"], session.engine, config.checkpoint, first)
     progress = Progress(config.steps, enabled=world.is_main, start_step=step)
@@ -102,7 +104,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     while step < config.steps:
         if told := stop.agreed(world):
             if step > saver.last:
-                saver.save(step, _state(source, accuracy_before), at_the_end=True)
+                saver.save(step, _state(source, scorer, accuracy_before), at_the_end=True)
             source.close()
             session.rollouts.close()
             run_log.close()
@@ -146,18 +148,18 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
                 _evaluate(config, session, scorer, run_log, out, step)
         if saver.due(step) and step < config.steps:
             with timer("checkpoint"):
-                saver.save(step, _state(source, accuracy_before))
+                saver.save(step, _state(source, scorer, accuracy_before))
 
     source.close()
     with timer("export"):
         try:
             proof = save_model(session.engine, session.folder, config.model.dtype, out / "final", probe)
         except ExportError:  # on all ranks; what was learned is kept all the same
-            saver.save(step, _state(source, accuracy_before), at_the_end=True)
+            saver.save(step, _state(source, scorer, accuracy_before), at_the_end=True)
             raise
     if step > first:
         with timer("checkpoint"):  # behind the model, which takes a fraction of the room
-            saver.save(step, _state(source, accuracy_before), at_the_end=True)
+            saver.save(step, _state(source, scorer, accuracy_before), at_the_end=True)
     with timer("eval"):
         accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()
@@ -253,7 +255,7 @@ def _evaluate(
 
 
 def _resume(
-    config: RunConfig, out: Path, session: Session, feed: ProblemFeed, run_log: RunLog
+    config: RunConfig, out: Path, session: Session, feed: ProblemFeed, scorer: Scorer, run_log: RunLog
 ) -> tuple[int, dict[str, Any] | None, dict[str, Any] | None]:
     """(first step to run, accuracy measured before it if known, the rollouts sampled ahead for it if there are any)."""
     root = out / CHECKPOINTS["train"]
@@ -261,11 +263,17 @@ def _resume(
     if folder is None:
         set_aside_from(root, 0, session.world)
         run_log.truncate_from(0)
+        mark_begun(out, "train", session.world)
         return 0, None, None
-    state = load_checkpoint(folder, session.engine)
+    state = load_checkpoint(folder, session.engine, lambda states: dealt_anew(states, session.world))
     feed.load_state_dict(state["per_rank"])
+    scorer.load_state_dict(state["per_rank"].get("scoring", {}))
     set_aside_from(root, state["step"], session.world, but=folder)
     run_log.truncate_from(state["step"] + 1)
+    if session.world.is_main:
+        for name in ("rollouts", "sequences"):
+            drop_ranks(out / name, state["step"], session.world.size)
+    mark_begun(out, "train", session.world)
     log.info("resuming from %s", folder)
     if state["step"] >= config.steps:
         # The last checkpoint is older than the last evaluation, which is done again.
@@ -274,9 +282,9 @@ def _resume(
     return state["step"], state["accuracy_before"], state["per_rank"].get("ahead")
 
 
-def _state(source: RolloutSource, accuracy_before: dict[str, Any] | None) -> dict[str, Any]:
+def _state(source: RolloutSource, scorer: Scorer, accuracy_before: dict[str, Any] | None) -> dict[str, Any]:
     """What a checkpoint has beside the engine."""
-    return {"accuracy_before": accuracy_before, "per_rank": source.state_dict()}
+    return {"accuracy_before": accuracy_before, "per_rank": source.state_dict() | {"scoring": scorer.state_dict()}}
 
 
 def _throughput(groups: Sequence[RolloutGroup], world: World, seconds: dict[str, float]) -> dict[str, float]:

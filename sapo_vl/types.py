@@ -15,7 +15,7 @@ Letters used for shapes, here and in the rest of the package:
 from __future__ import annotations
 
 import enum
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -49,7 +49,7 @@ class Problem:
     id: str
     task: str
     messages: tuple[Mapping[str, Any], ...]  # chat turns; content is text or parts {"type": "text"|"image"}
-    images: tuple[Image.Image, ...] = ()  # [I] RGB, in the order of the image parts of the messages
+    images: Sequence[Image.Image] = ()  # [I] RGB, in the order of the image parts of the messages
     answer: str = ""  # the reference answer, as text
     solution: str = ""  # a full response to imitate in the cold start; "" if there is none
     reward: str = ""  # a key of rewards.REWARDS; "" means: look the task up in the config

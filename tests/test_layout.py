@@ -23,7 +23,9 @@ MAX_LINES = 400
 # decision: it changes a row here. `losses`, `learning/mismatch.py` and `rewards` can be lifted out of here as
 # they are, and data recipes run without a model.
 BASIS = ("sapo_vl.types", "sapo_vl.strict", "sapo_vl.distributed")
-ROWS_OF_OTHERS = ("sapo_vl.data.problem_set", "sapo_vl.data.images", "sapo_vl.data.source", *BASIS[:2])
+ROWS_OF_OTHERS = (
+    "sapo_vl.data.folder", "sapo_vl.data.problem_set", "sapo_vl.data.images", "sapo_vl.data.source", *BASIS[:2]
+)  # fmt: skip
 MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sapo_vl/types.py": (),
     "sapo_vl/strict.py": (),

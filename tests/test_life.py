@@ -5,9 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,7 +15,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers_launch import environment, run_python
+from helpers_launch import Started, run_python, start_python
 
 from data_recipes import RECIPES
 from sapo_vl.config import load_config, save_config
@@ -73,28 +72,29 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
     return folder
 
 
+# Without restarts, so that what a kill leaves behind can be seen.
+FOR_EVER = ("steps=100000", "checkpoint.every=0", "checkpoint.restarts=0")
+
+
 def command(setup: Path, stage: str, out: Path, *overrides: str) -> tuple[str, ...]:
     return ("-m", "sapo_vl", stage, "--config", str(setup / "config.yaml"), "--out", str(out), *overrides)
 
 
 @contextmanager
-def started(*words: str) -> Iterator[subprocess.Popen[str]]:
+def started(*words: str) -> Iterator[Started]:
     """A run in a session of its own; whatever is left of it at the end is killed."""
-    process = subprocess.Popen(
-        [sys.executable, *words],
-        env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-    )  # fmt: skip
+    # Its ranks are not forks: what tells ranks apart reads how they were started.
+    process = start_python(*words, fresh=words[0] == "-c", fork_ranks=False)
     try:
         yield process
     finally:
-        for left in psutil.Process().children(recursive=True):
-            if left.pid != process.pid:
+        if process.poll() is None:
+            for left in family_of(process):
                 left.kill()
-        process.kill()
         process.wait()
 
 
-def wait_for(condition: Callable[[], bool], process: subprocess.Popen[str]) -> None:
+def wait_for(condition: Callable[[], bool], process: Started) -> None:
     until = time.monotonic() + LIMIT_S
     while not condition():
         assert process.poll() is None, f"ended with {process.returncode}: {process.stdout and process.stdout.read()}"
@@ -110,12 +110,12 @@ def rows(out: Path, phase: str = "train") -> list[dict[str, Any]]:
     return [row for row in found if row["phase"] == phase]
 
 
-def family_of(process: subprocess.Popen[str]) -> list[psutil.Process]:
+def family_of(process: Started) -> list[psutil.Process]:
     me = psutil.Process(process.pid)
     return [me, *me.children(recursive=True)]
 
 
-def ranks_of(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
+def ranks_of(process: Started) -> dict[str, psutil.Process]:
     """RANK -> process."""
     children = psutil.Process(process.pid).children()
     return {p.environ()["RANK"]: p for p in children if "RANK" in p.environ() and "sapo_vl" in p.cmdline()}
@@ -124,7 +124,7 @@ def ranks_of(process: subprocess.Popen[str]) -> dict[str, psutil.Process]:
 @pytest.mark.parametrize("killed", ["launcher", "0", "1"])
 def test_whoever_is_killed_nobody_is_left(setup: Path, tmp_path: Path, killed: str) -> None:
     out = tmp_path / "run"
-    with started(*command(setup, "train", out, "steps=100000", "checkpoint.every=0")) as process:
+    with started(*command(setup, "train", out, *FOR_EVER)) as process:
         wait_for(lambda: len(rows(out)) > 1, process)
         family = family_of(process)
         ranks = ranks_of(process)
@@ -135,12 +135,10 @@ def test_whoever_is_killed_nobody_is_left(setup: Path, tmp_path: Path, killed: s
             assert f"stage train, process {process.pid} on " in again.stdout and "stop it first" in again.stdout
         victim = psutil.Process(process.pid) if killed == "launcher" else ranks[killed]
         victim.kill()
-        gone, alive = psutil.wait_procs(family, timeout=LIMIT_S)
-        assert not alive
+        assert not psutil.wait_procs(family, timeout=LIMIT_S)[1]
         if killed != "launcher":
             printed = process.stdout.read() if process.stdout else ""
-            # psutil has taken the status of the launcher, a child of this process, and Popen finds none.
-            assert [p.returncode for p in gone if p.pid == process.pid] == [2]  # type: ignore[attr-defined]
+            assert process.wait(LIMIT_S) == 2
             assert f"stage train: rank {killed} ended with status -9" in printed
 
 
@@ -222,3 +220,84 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         assert process.wait(LIMIT_S) == CUT_OFF
         printed = process.stdout.read()
     assert "SIGTERM: this run stops after this step" in printed and "SIGINT" not in printed
+
+
+LONGER = ("steps=16", "resume=no")  # so that a kill after the first checkpoint is one before the end
+
+
+@pytest.fixture(scope="module")
+def undisturbed(setup: Path) -> Path:
+    run_python(*command(setup, "train", setup / "undisturbed", *LONGER))
+    return setup / "undisturbed"
+
+
+def saved(out: Path) -> list[str]:
+    return [p.name for p in (out / "checkpoints").glob("step_*")]
+
+
+def is_as(out: Path, whole: Path) -> None:
+    """Nothing was lost, and nothing is left that should not be there."""
+    assert rows(out) == rows(whole) and len(rows(out)) == 16
+    assert rows(out, "eval") == rows(whole, "eval")
+    assert digests(out / "final") == digests(whole / "final")
+    assert digests(out / "rollouts") == digests(whole / "rollouts")
+    summaries = [json.loads((folder / "summary.json").read_text()) for folder in (out, whole)]
+    for key in ("accuracy", "bad_rows", "scoring"):
+        assert summaries[0][key] == summaries[1][key]
+    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in whole.iterdir())
+    assert saved(out) == saved(whole)
+
+
+def test_a_run_starts_itself_again_when_a_rank_dies(setup: Path, tmp_path: Path, undisturbed: Path) -> None:
+    """Although it was told to begin anew: that was the first start."""
+    out = tmp_path / "run"
+    with started(*command(setup, "train", out, *LONGER)) as process:
+        wait_for(lambda: bool(saved(out)), process)
+        ranks_of(process)["0"].kill()
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, printed
+    told = r"stage train: rank 0 ended with status -9 \(SIGKILL\); it starts again from the checkpoint of step \d+ "
+    assert len(re.findall(told + r"\(restart 1 of 3\)", printed)) == 1 and "restart 2" not in printed
+    assert "resume=no becomes auto" in printed
+    is_as(out, undisturbed)
+
+
+def test_a_stopped_rank_is_named_and_torchrun_starts_the_run_again(
+    setup: Path, tmp_path: Path, undisturbed: Path
+) -> None:
+    out = tmp_path / "run"
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1")
+    with started(*launcher, *command(setup, "train", out, *LONGER, "checkpoint.stopped_s=2")) as process:
+        wait_for(lambda: bool(saved(out)), process)
+        ranks = ranks_of(process)
+        ranks["1"].suspend()
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    assert process.returncode == 0, printed
+    assert f"rank 1 (process {ranks['1'].pid}) has been stopped (SIGSTOP) for 2 s" in printed
+    assert "resume=no becomes auto" in printed
+    is_as(out, undisturbed)
+
+
+def test_all_end_when_a_rank_is_stopped(setup: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    with started(*command(setup, "train", out, *FOR_EVER, "checkpoint.stopped_s=2")) as process:
+        wait_for(lambda: len(rows(out)) > 1, process)
+        family, rank = family_of(process), ranks_of(process)["0"]
+        rank.suspend()
+        printed, _ = process.communicate(timeout=LIMIT_S)
+        assert process.returncode == 2, printed
+        assert f"rank 0 (process {rank.pid}) has been stopped (SIGSTOP) for 2 s (checkpoint.stopped_s)" in printed
+        assert "StageFailed: stage train: rank 0 ended with status -9 (SIGKILL)" in printed
+        assert not psutil.wait_procs(family, timeout=LIMIT_S)[1]
+
+
+def test_a_run_that_dies_twice_at_the_same_place_is_left_alone(setup: Path, tmp_path: Path) -> None:
+    (tmp_path / "reward.py").write_text(
+        "import os, signal\n\ndef by_tokens(x):\n    os.kill(os.getppid(), signal.SIGKILL)\n"
+    )
+    path = f"rewards.path={tmp_path / 'reward.py'}:by_tokens"
+    ended = run_python(*command(setup, "train", tmp_path / "run", path, "processes=1"), check=False)
+    assert ended.returncode == 2
+    assert ended.stdout.count("it starts again from the beginning (restart 1 of 3)") == 1
+    assert "as it did before from the same checkpoint; it is not started again" in ended.stdout
+    assert "restart 2" not in ended.stdout

@@ -156,7 +156,7 @@ def _literal(written: str) -> str:
 def _json(written: str, name: str) -> Any:
     try:
         return json.loads(written)
-    except (json.JSONDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"{name} is not JSON ({error})") from error
 
 

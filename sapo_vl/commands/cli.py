@@ -73,10 +73,11 @@ def _bad_input() -> tuple[type[Exception], ...]:
     from sapo_vl.scoring.failure_watch import ScoringStopped
     from sapo_vl.scoring.lines import RewardLinesError
     from sapo_vl.scoring.scorer import ScoringError
+    from sapo_vl.strict import Unreadable
 
     return (
         UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
         ScoringStopped, CheckpointError, SaveFailed, NonFiniteUpdate, StageFailed, ExportError,
         WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
-        ServeError, ServersUnusable, EvaluationError, FolderTaken,
+        ServeError, ServersUnusable, EvaluationError, FolderTaken, Unreadable,
     )  # fmt: skip

@@ -18,7 +18,7 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, HTTPError
 from huggingface_hub.errors import RepositoryNotFoundError as NoRepository
 
-from sapo_vl.data.problem_set import DataError
+from sapo_vl.data.folder import DataError
 
 T = TypeVar("T")
 MAX_WORDS = 300  # characters of another library's message that are passed on

@@ -11,7 +11,7 @@ import stat
 import struct
 import warnings
 import zlib
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, get_args
 from urllib.parse import unquote
@@ -23,6 +23,9 @@ IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of an animation the fir
 MAX_IMAGE_PIXELS = 50_000_000  # a decoded RGB image of this size takes 150 MB
 MAX_IMAGE_BYTES = 50_000_000  # of the file, checked before anything of it is read
 MAX_ASPECT = 200  # longer side by shorter one: the limit of qwen-vl-utils and of transformers' own resizing
+
+MAX_ROW_PIXELS = 400_000_000  # of all pictures of a row: decoded they are in memory together, 3 bytes a pixel
+KEPT_PIXELS = 4_000_000  # a larger picture of a problem is kept as its file, and decoded when it is looked at
 
 # Why a picture is refused, as it is counted. The message of the error has the details.
 Refusal = Literal[
@@ -211,6 +214,33 @@ def _read_file(name: str, root: Path | None) -> bytes:
         raise ImageRefused("missing", f"{name[:80]!r} is missing or cannot be read: {why}") from error
 
 
+class Pictures(Sequence[Image.Image]):
+    """The pictures of a problem, the large ones as the files they came in, which are decoded each time.
+
+    A batch holds its problems until it is learned from: a hundred decoded pictures of 20 megapixels would be 6 GB.
+    """
+
+    def __init__(self, kept: Sequence[Image.Image | bytes]) -> None:
+        """`kept`: pictures, and files that `decode_image` has read before."""
+        self._kept = tuple(kept)
+
+    @staticmethod
+    def of(pictures: Iterable[tuple[Image.Image, Callable[[], bytes]]]) -> Sequence[Image.Image]:
+        """From pictures and what gives the file of one. Without a large one among them a plain tuple."""
+        kept = [image if image.width * image.height <= KEPT_PIXELS else file() for image, file in pictures]
+        plain = tuple(one for one in kept if not isinstance(one, bytes))
+        return plain if len(plain) == len(kept) else Pictures(kept)
+
+    def __len__(self) -> int:
+        return len(self._kept)
+
+    def __getitem__(self, index: Any) -> Any:
+        found = self._kept[index]
+        if isinstance(found, tuple):
+            return Pictures(found)
+        return decode_image(found) if isinstance(found, bytes) else found
+
+
 def to_rgb(image: Image.Image) -> Image.Image:
     """`image` as RGB whatever its mode: transparent parts become white, 16-bit grey is scaled down."""
     if image.mode == "RGB" and "transparency" not in image.info:
@@ -239,6 +269,9 @@ def blank_like(image: Image.Image) -> Image.Image:
     Any other colour would be unlike everything a model has seen: it would then fail for surprise, and the control
     would not show what can be answered without looking.
     """
-    colours = image.convert("RGB").getcolors(image.width * image.height)
-    assert colours is not None  # there cannot be more colours than pixels
-    return Image.new("RGB", image.size, max(colours)[1])
+    # Not getcolors: a list of as many tuples as there are colours, gigabytes for a photograph.
+    channels = np.asarray(image.convert("RGB"), np.uint8).reshape(-1, 3)
+    packed = (channels[:, 0].astype(np.uint32) << 16) | (channels[:, 1].astype(np.uint32) << 8) | channels[:, 2]
+    colours, counts = np.unique(packed, return_counts=True)
+    colour = int(colours[counts == counts.max()][-1])  # of equally frequent ones the brightest red, green, blue
+    return Image.new("RGB", image.size, (colour >> 16, colour >> 8 & 255, colour & 255))

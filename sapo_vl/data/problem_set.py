@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
 import datasets
 import pyarrow as pa
+from PIL import Image
 from pydantic import Field, field_validator
 
 from sapo_vl.data.digest import table_digest
-from sapo_vl.data.images import ImageRefused, blank_like, decode_image, encode_png
+from sapo_vl.data.folder import MANIFEST, DataError, open_rows, written_digest
+from sapo_vl.data.images import MAX_ROW_PIXELS, ImageRefused, Pictures, blank_like, decode_image, encode_png
 from sapo_vl.strict import Strict
 from sapo_vl.types import Problem
 
@@ -33,7 +36,6 @@ FEATURES = datasets.Features(
 ROLES = ("system", "user", "assistant", "tool")
 FIRST_BAD_ROWS_SHOWN = 5
 MIN_BAD_ROWS = 3
-BUILD_ONE = "`sapo-vl recipe NAME --out DIR` builds one"
 
 
 class DataConfig(Strict):
@@ -52,10 +54,6 @@ class DataConfig(Strict):
             if not math.isfinite(quota) or quota < 0:
                 raise ValueError(f"data.quotas.{task} is {quota}; give a number >= 0 (0 leaves the task out)")
         return quotas
-
-
-class DataError(ValueError):
-    """A data set folder that cannot be used as it is. The message says what, where, and what to do."""
 
 
 class BadRow(Exception):
@@ -111,7 +109,7 @@ def problem_from_row(row: Mapping[str, Any]) -> Problem:
         id=row["id"],
         task=row["task"],
         messages=messages,
-        images=tuple(_image_from_cell(index, cell) for index, cell in enumerate(row["images"])),
+        images=Pictures.of(_pictures(row["images"])),
         answer=row["answer"],
         solution=row["solution"],
         reward=row["reward"],
@@ -121,8 +119,21 @@ def problem_from_row(row: Mapping[str, Any]) -> Problem:
 
 def blank_twin(problem: Problem) -> Problem:
     """The same item with uniform images of the same size: what can be had without looking."""
-    images = tuple(blank_like(image) for image in problem.images)
+    blanks = (blank_like(image) for image in problem.images)
+    images = Pictures.of((blank, functools.partial(encode_png, blank)) for blank in blanks)
     return dataclasses.replace(problem, id=f"{problem.id}#blank", images=images)
+
+
+def _pictures(cells: Sequence[Any]) -> Iterator[tuple[Image.Image, Callable[[], bytes]]]:
+    """The pictures of a row, one decoded at a time: a small file can hold a large one, and a row many of them."""
+    pixels = 0
+    for index, cell in enumerate(cells):
+        image = _image_from_cell(index, cell)
+        pixels += image.width * image.height
+        if pixels > MAX_ROW_PIXELS:
+            message = f"image {index}: with it the row has {pixels} pixels, over the limit of {MAX_ROW_PIXELS}"
+            raise ImageRefused("too many pixels", message)
+        yield image, functools.partial(cell.get, "bytes")
 
 
 def _image_from_cell(index: int, cell: Any) -> Any:
@@ -189,18 +200,17 @@ class ProblemSet:
     def __init__(self, path: str | Path, split: str) -> None:
         """Opens `split` of folder `path`. Raises DataError if folder, split or columns are not as needed."""
         self.path, self.split = Path(path), split
-        rows = _open_split(path, split)
+        rows = open_rows(path, split)
         _check_columns(rows, self._where)
         self._rows = rows.with_format("arrow")
-        self.tasks: list[str] = rows.data.column("task").to_pylist()
+        self.tasks: list[str] = _names(rows.data.column("task"))
         nameless = [row for row, task in enumerate(self.tasks) if not task]
         if nameless:
             raise DataError(
                 f"{self._where}: {len(nameless)} rows have no task (first: row {nameless[0]}); "
                 "give every row one, quotas and results are counted by it"
             )
-        rewards = rows.data.column("reward").to_pylist()
-        named = {(task, reward or "") for task, reward in zip(self.tasks, rewards, strict=True)}
+        named = set(zip(self.tasks, _names(rows.data.column("reward")), strict=True))
         self.rewards: list[tuple[str, str]] = sorted(named)
 
     @property
@@ -211,8 +221,17 @@ class ProblemSet:
         return len(self.tasks)
 
     def digest(self) -> str:
-        """32 hex digits of the rows and their order: two splits with the same ones hold the same problems."""
-        return table_digest(self._rows.data, tuple(FEATURES))
+        """32 hex digits of the rows and their order: two splits with the same ones hold the same problems.
+
+        Raises DataError if they are not those that the manifest of the folder says were written.
+        """
+        found, written = table_digest(self._rows.data, tuple(FEATURES)), written_digest(self.path, self.split)
+        if written and found != written:
+            raise DataError(
+                f"{self._where} has other rows than were written ({MANIFEST} has their digest): a file is damaged or "
+                f'of another set; get it again, or take "digests" out of {MANIFEST} if you changed the rows'
+            )
+        return found
 
     def get(self, index: int) -> Problem:
         """Row `index`, decoded. Raises BadRow if it cannot be, IndexError if there is no such row."""
@@ -226,35 +245,20 @@ class ProblemSet:
             raise BadRow(index, str(row.get("id") or ""), str(error), kind) from error
 
 
+def _names(column: pa.ChunkedArray) -> list[str]:
+    """The words of a column that has few different ones, each word once in memory; "" where there is none."""
+    names: list[str] = []
+    for chunk in column.chunks:
+        encoded = chunk.dictionary_encode()
+        words = [*(word or "" for word in encoded.dictionary.to_pylist()), ""]
+        places = encoded.indices.fill_null(len(words) - 1).to_numpy(zero_copy_only=False)
+        names += map(words.__getitem__, places.tolist())
+    return names
+
+
 def raw_row(rows: datasets.Dataset, index: int) -> dict[str, Any]:
     """Row `index` of a data set in format "arrow" as stored: images are {"bytes", "path"}, not decoded."""
     return cast(pa.Table, rows[index : index + 1]).to_pylist()[0]
-
-
-def _open_split(path: str | Path, split: str) -> datasets.Dataset:
-    splits = split_names(path)
-    path = Path(path)
-    if split not in splits:
-        raise DataError(f"{path} has no split {split!r}, only {splits}; name one of these in the data section")
-    if not any((path / split).glob("*.arrow")):  # `datasets` fails on this with an index error
-        raise DataError(f"split {split!r} of {path} has no rows; {BUILD_ONE}")
-    return datasets.Dataset.load_from_disk(str(path / split))
-
-
-def split_names(path: str | Path) -> list[str]:
-    """The splits of a data set folder. Raises DataError if it is none."""
-    if not str(path):
-        raise DataError(f"data.path is empty; give the folder of a data set, {BUILD_ONE}")
-    path = Path(path)
-    if not path.is_dir():
-        raise DataError(f"data.path {path} is not a folder; give the folder of a data set, {BUILD_ONE}")
-    listing = path / "dataset_dict.json"
-    if not listing.is_file():
-        raise DataError(f"{path} has no dataset_dict.json, so it is no saved data set with splits; {BUILD_ONE}")
-    try:
-        return list(json.loads(listing.read_text(encoding="utf-8"))["splits"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{listing} is not what `datasets` writes ({error!r}); {BUILD_ONE}") from error
 
 
 def _check_columns(rows: datasets.Dataset, where: str) -> None:

@@ -63,7 +63,9 @@ class QuotaSampler:
         Raises QuotaError if quotas and data do not name the same tasks, for what `quota_counts` rejects, and
         for a task with fewer rows than a batch asks of it.
         """
-        self._rows = {task: np.flatnonzero(np.asarray(tasks) == task) for task in sorted(set(tasks))}
+        number = {task: i for i, task in enumerate(sorted(set(tasks)))}
+        numbers = np.fromiter(map(number.__getitem__, tasks), np.int32, len(tasks))
+        self._rows = {task: np.flatnonzero(numbers == i) for task, i in number.items()}
         quotas = dict(quotas) or dict.fromkeys(self._rows, 1.0)
         _check_tasks(self._rows, quotas)
         self.batch_size = batch_size
@@ -106,17 +108,18 @@ class QuotaSampler:
         no row is left.
         """
         task = self._task_of[bad]
-        others = [int(row) for row in self._rows[task] if row != bad]
-        rows = [row for row in others if row not in exclude]
+        others = self._rows[task][self._rows[task] != bad]
+        taken = np.isin(others, list(exclude))
+        rows = others[~taken]
         if attempt >= len(rows):  # a small task: rather a row twice in the batch than the end of the run
-            rows, attempt = [row for row in others if row in exclude], attempt - len(rows)
+            rows, attempt = others[taken], attempt - len(rows)
         if attempt >= len(rows):
             raise QuotaError(
                 f"row {bad} is bad and after {len(others)} tries no other row of task {task!r} is left "
                 "to replace it; repair or rebuild the data"
             )
         rng = np.random.default_rng([self.seed, _number("spare"), self._step, bad])
-        return rows[int(rng.permutation(len(rows))[attempt])]
+        return int(rows[rng.permutation(len(rows))[attempt]])
 
     def state_dict(self) -> dict[str, Any]:
         """Where every task is. JSON-serialisable."""

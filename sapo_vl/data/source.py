@@ -18,9 +18,10 @@ from datasets.data_files import DataFilesDict, get_data_patterns
 from PIL import Image
 
 from sapo_vl.data.archive import PictureArchive
+from sapo_vl.data.folder import DataError, open_rows, split_names
 from sapo_vl.data.hub import Layout, attempt
 from sapo_vl.data.images import read_image
-from sapo_vl.data.problem_set import DataError, raw_row
+from sapo_vl.data.problem_set import raw_row
 from sapo_vl.data.text_files import CSV_FILES, JSON_FILES, csv_rows, json_rows
 
 LFS_POINTER = b"version https://git-lfs"
@@ -112,7 +113,7 @@ def _text_files(folder: Path) -> dict[str, list[Path]] | None:
 def _load(source: str, config: str | None) -> datasets.DatasetDict:
     folder = Path(source)
     if (folder / "dataset_dict.json").is_file():
-        return attempt(lambda: datasets.DatasetDict.load_from_disk(source), repr(source))
+        return datasets.DatasetDict({split: open_rows(folder, split) for split in split_names(folder)})
     if not folder.exists() and source.strip("./").count("/") != 1:
         raise DataError(f"source {source!r} is neither a file, nor a folder, nor the id of a hub set (owner/name)")
     return attempt(lambda: datasets.load_dataset(source, config), repr(source), config)

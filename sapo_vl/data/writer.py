@@ -20,7 +20,9 @@ import PIL
 import pyarrow as pa
 
 from sapo_vl import __version__
-from sapo_vl.data.problem_set import FEATURES, BadRow, ProblemSet, row_from_problem, split_names
+from sapo_vl.data.folder import MANIFEST, split_names
+from sapo_vl.data.problem_set import FEATURES, BadRow, ProblemSet, row_from_problem
+from sapo_vl.strict import read_mapping
 from sapo_vl.types import Problem
 
 ROWS_PER_BATCH = 1000
@@ -70,9 +72,9 @@ def write_splits(
     """Saves `splits` as the data set folder `out` (a `datasets.DatasetDict`) and returns its manifest.
 
     The problems are consumed one batch at a time, split after split. manifest.json holds the recipe's name
-    and arguments (its seed among them), rows per split and task, the versions that wrote it, and `notes`,
-    which is read when the last split is written, so that a generator may still fill it. `card` goes into the
-    manifest and becomes README.md.
+    and arguments (its seed among them), rows per split and task, a digest of the rows of each split, the versions
+    that wrote it, and `notes`, which is read when the last split is written, so that a generator may still fill it.
+    `card` goes into the manifest and becomes README.md.
 
     Everything is written to a folder beside `out` and renamed at the end. Raises FileExistsError if `out` is
     there already, ValueError for a split without rows or an id that occurs twice in one.
@@ -94,6 +96,7 @@ def write_splits(
             "recipe": recipe,
             "arguments": dict(arguments),
             "rows": counts,
+            "digests": {},
             "notes": dict(notes or {}),
             "versions": _versions(),
         }
@@ -102,8 +105,9 @@ def write_splits(
         folder = work / "folder"
         with _no_progress_bars():
             saved.save_to_disk(str(folder))
+        manifest["digests"] = {name: ProblemSet(folder, name).digest() for name in counts}
         text = json.dumps(manifest, indent=2, ensure_ascii=False)
-        (folder / "manifest.json").write_text(text + "\n", encoding="utf-8")
+        (folder / MANIFEST).write_text(text + "\n", encoding="utf-8")
         if card is not None:
             (folder / "README.md").write_text(card.text(manifest), encoding="utf-8")
         folder.rename(out)
@@ -128,8 +132,8 @@ def copy_set(
 
     The manifest keeps the card of `source` and, under "before", what its manifest said. Raises as `write_splits`.
     """
-    path = source / "manifest.json"
-    before = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    path = source / MANIFEST
+    before = read_mapping(path) if path.is_file() else {}
     card = Card(**before["card"]) if before.get("card") else None
     unreadable: dict[str, int] = {}
 

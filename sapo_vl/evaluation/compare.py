@@ -8,7 +8,7 @@ from typing import Any
 
 from sapo_vl.evaluation.errors import EvaluationError
 from sapo_vl.evaluation.harness_file import HARNESS_FILE, differences, read_harness
-from sapo_vl.evaluation.records import RECORDS, read_records
+from sapo_vl.evaluation.records import RECORDS, check_whole, read_records
 from sapo_vl.evaluation.statistics import mcnemar_exact, paired_difference, sign_flip_p
 
 
@@ -42,6 +42,8 @@ def compare_benchmark(first: Path, second: Path) -> dict[str, Any]:
     second, "p", "test": "mcnemar" where every item mean is 0 or 1, else "sign flips", "left out": {reason: items},
     "differs": {key of the harness, the model's aside: [value in first, value in second]}}
     """
+    for folder in (first, second):
+        check_whole(folder, read_harness(folder)[0]["benchmark"]["name"])
     ours = {record.id: record for record in read_records(first / RECORDS)}
     theirs = {record.id: record for record in read_records(second / RECORDS)}
     common = [id for id in ours if id in theirs]

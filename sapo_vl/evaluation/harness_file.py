@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from sapo_vl.evaluation.errors import EvaluationError
+from sapo_vl.strict import read_mapping
 
 HARNESS_FILE = "harness.json"
 
@@ -26,13 +27,24 @@ def read_harness(folder: Path) -> tuple[dict[str, Any], str]:
     """The harness of a benchmark's folder, and its spec. Raises EvaluationError if there is none that can be read."""
     path = folder / HARNESS_FILE
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = read_mapping(path)
         harness = dict(found["harness"])
+        written, spec = found.get("hash"), found["spec"]
+        if written is not None and written != hash_of(harness):
+            raise ValueError("it has another hash than when it was written")
         harness.setdefault("rule", "ours")  # results from before there was a choice
-        return harness, str(found["spec"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+        about = harness["benchmark"]
+        texts = (spec, harness["rule"], *(about[key] for key in ("name", "source", "split")))
+        counts = (harness["k"], harness["sampling"]["max_new_tokens"])
+        if not all(isinstance(v, str) for v in texts) or not all(type(v) is int and v > 0 for v in counts):
+            raise ValueError("it does not say what was asked, and how")
+        if not all(isinstance(params, dict) for params in harness["rules"].values()):
+            raise ValueError("its rules have no params")
+        return harness, spec
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        why = " ".join((str(error) if isinstance(error, ValueError) else repr(error)).split())[:300]
         raise EvaluationError(
-            f"{path} cannot be read ({error!r}); give the folder of a benchmark that `sapo-vl eval` wrote"
+            f"{path} cannot be used ({why}); give the folder of a benchmark that `sapo-vl eval` wrote"
         ) from error
 
 

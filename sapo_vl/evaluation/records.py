@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import logging
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import Field, ValidationError
 
 from rewards.answers.extract import last_answer
 from rewards.weighted import OWN
 from sapo_vl.benchmarks.base import GROUPS
 from sapo_vl.evaluation.errors import EvaluationError
-from sapo_vl.strict import Strict
+from sapo_vl.strict import Strict, read_mapping
 from sapo_vl.types import Finish, Problem, Rollout, ScoreStatus
 
 log = logging.getLogger(__name__)
 RECORDS, BLANK, SUMMARY = "records.jsonl", "blank.jsonl", "summary.json"  # files of a benchmark's folder
+_SEAL = re.compile(r', "seal": "([0-9a-f]{16})"\}\Z')
 ANSWER_CHARS = 500  # of an extracted answer that are kept
+MAX_TOKENS = 10_000_000  # of a response, in a record that can be believed
 META_CHARS = 100_000  # `meta` of more JSON than this (test cases of programs) stays in the source
 
 
@@ -37,8 +41,8 @@ class Response(Strict):
     """One response and its verdict."""
 
     text: str
-    tokens: int
-    finish: str  # a value of types.Finish
+    tokens: int = Field(ge=0, le=MAX_TOKENS)
+    finish: Finish
     answer: str | None  # rewards.answers.extract.last_answer, cut to ANSWER_CHARS; None: there is none
     score: float | None  # these four as in Verdict, by the rule of the record
     status: str
@@ -54,8 +58,8 @@ class Record(Strict):
     id: str
     prompt: str  # SHA-256, see items.prompt_hash
     messages: list[dict[str, Any]]  # the chat turns, without the images
-    row: int  # where the item comes from
-    number: int
+    row: int = Field(ge=0)  # where the item comes from
+    number: int = Field(ge=0)
     task: str
     reward: str  # as the problem names it
     rule: str  # the reward that judged, or the rule of rewards.official
@@ -165,7 +169,7 @@ class RecordFile:
     def append(self, records: Iterable[Record]) -> None:
         with self.path.open("a", encoding="ascii") as file:
             for record in records:
-                file.write(json.dumps(record.model_dump(mode="json"), allow_nan=False) + "\n")
+                file.write(sealed(json.dumps(record.model_dump(mode="json"), allow_nan=False)) + "\n")
             file.flush()
             os.fsync(file.fileno())
 
@@ -191,18 +195,72 @@ def _end_of_last_line(file: Any, size: int, block: int = 1 << 16) -> int:
     return 0
 
 
+def sealed(line: str) -> str:
+    """A JSON object of one line, with a digest of all the rest of it as its last value."""
+    return f'{line[:-1]}, "seal": "{_digest(line)}"}}'
+
+
+def _digest(line: str) -> str:
+    return hashlib.blake2b(line.encode("ascii"), digest_size=8).hexdigest()
+
+
+def _record(line: str) -> Record:
+    """Raises ValueError for a line that is no record, or another one than was written."""
+    line = line.removesuffix("\n")
+    if seal := _SEAL.search(line):  # records from before there were seals have none
+        line = line[: seal.start()] + "}"
+        if _digest(line) != seal[1]:
+            raise ValueError("it is another one than was written")
+    try:
+        return Record.model_validate_json(line)
+    except ValidationError as error:
+        fault = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, fault['loc']))} {fault['msg']}") from error
+
+
 def read_records(path: Path) -> Iterator[Record]:
-    """The records of a file. Raises EvaluationError naming file and line for one that is none."""
+    """The records of a file, each item once. Raises EvaluationError naming file and line for one that is none."""
+    seen: set[str] = set()
     try:
         with path.open(encoding="ascii") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    yield Record.model_validate_json(line)
-                except ValidationError as error:
-                    fault = error.errors()[0]
+                    record = _record(line)
+                    if record.id in seen:
+                        raise ValueError(f"the item {record.id[:80]!r} has a record above")
+                except ValueError as error:
                     raise EvaluationError(
-                        f"{path}:{number} is no record ({'.'.join(map(str, fault['loc']))} {fault['msg']}); delete the "
-                        "line, or the folder to ask all items again"
+                        f"{path}:{number} is no record ({error}); delete the line, or the folder to ask all items again"
                     ) from error
+                seen.add(record.id)
+                yield record
     except (OSError, UnicodeDecodeError) as error:
         raise EvaluationError(f"{path} cannot be read ({error}); give a folder that `sapo-vl eval` wrote") from error
+
+
+def check_whole(folder: Path, benchmark: str) -> None:
+    """Raises EvaluationError if records in a benchmark's folder are of another one, or fewer than its summary counts.
+
+    A folder whose evaluation has not come to its end has no summary.
+    """
+    number = 0
+    for number, record in enumerate(read_records(folder / RECORDS), start=1):
+        if record.benchmark != benchmark:
+            raise EvaluationError(
+                f"{folder / RECORDS}:{number} is of {record.benchmark[:80]!r}, {folder} of {benchmark!r}: a file was "
+                "swapped; get the folder again"
+            )
+    if not (folder / SUMMARY).exists():
+        return
+    try:
+        items = read_mapping(folder / SUMMARY)["items"]
+        counted = items["asked"] + sum(items["skipped"].values())
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise EvaluationError(
+            f"{folder / SUMMARY} is no summary of an evaluation ({error}); delete it, `sapo-vl eval` writes it again"
+        ) from error
+    if counted != number:
+        raise EvaluationError(
+            f"{folder / RECORDS} has {number} items, {SUMMARY} counts {counted}: lines are missing; run `sapo-vl eval` "
+            "again, which asks those, or delete the summary"
+        )

@@ -21,7 +21,16 @@ from sapo_vl.evaluation.errors import EvaluationError
 from sapo_vl.evaluation.harness import rules_of, saved_params, used_rules, write_harness
 from sapo_vl.evaluation.harness_file import HARNESS_FILE, hash_of, read_harness
 from sapo_vl.evaluation.items import prompt_hash, read_problems
-from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, Record, RecordFile, read_records, responses_of
+from sapo_vl.evaluation.records import (
+    BLANK,
+    RECORDS,
+    SUMMARY,
+    Record,
+    RecordFile,
+    check_whole,
+    read_records,
+    responses_of,
+)
 from sapo_vl.evaluation.rules import OFFICIAL, OURS, Judged, Judges
 from sapo_vl.evaluation.summary import summarise_folder
 from sapo_vl.evaluation.table import RULE_NAMES, differing
@@ -78,6 +87,7 @@ def rescore(
     """
     harness, spec = read_harness(folder)
     name = harness["benchmark"]["name"]
+    check_whole(folder, name)
     benchmark = BENCHMARKS.get(name) or next((b for b in yours if b.name == name), None)
     known = {rule: params for rule, params in saved_params(harness).items() if rule != scoring.path_name}
     given, judge = dict(scoring.params), known.pop(JUDGE, {})

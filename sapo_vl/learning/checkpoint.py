@@ -13,7 +13,6 @@ import hashlib
 import json
 import logging
 import os
-import random
 import re
 import shutil
 import zipfile
@@ -21,7 +20,6 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from deepspeed.runtime.checkpoint_engine.torch_checkpoint_engine import TorchCheckpointEngine
 from deepspeed.runtime.fp16.loss_scaler import DynamicLossScaler, LossScaler
@@ -31,8 +29,9 @@ from pydantic import Field
 
 from sapo_vl.distributed import World
 from sapo_vl.learning.engine import PolicyEngine
-from sapo_vl.record.files import set_aside
-from sapo_vl.strict import Strict
+from sapo_vl.learning.random_state import random_state
+from sapo_vl.record.files import delete, replace, set_aside
+from sapo_vl.strict import Strict, parse_json
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
@@ -64,6 +63,13 @@ class CheckpointConfig(Strict):
     """Saves in a row that may fail, of a full disk for one, before the run ends."""
     grace_s: float = Field(default=300.0, gt=0)
     """Seconds that a run which is told to stop (SIGTERM, SIGINT, SIGUSR1) has for the step under way and its save."""
+    restarts: int = Field(default=3, ge=0)
+    """How often a stage is started again, from its newest checkpoint, after a rank of it died; 0 = never.
+
+    One that dies twice without a checkpoint in between is not: it would do so again. What dies more often than this
+    has a fault that somebody should see, such as memory that grows."""
+    stopped_s: float = Field(default=60.0, gt=0)
+    """Seconds after which a rank that was stopped (SIGSTOP) is killed, while the others wait for it."""
 
 
 class CheckpointError(RuntimeError):
@@ -204,22 +210,14 @@ def _room(root: Path) -> str:
 
 def publish(beside: Path, final: Path) -> None:
     """Gives a written checkpoint its final name. What has that name is deleted only when the new one is in place."""
-    replaced = set_aside(final) if final.exists() else None
-    try:
-        os.rename(beside, final)
-    except OSError:
-        if replaced is not None:
-            os.rename(replaced, final)
-        raise
-    if replaced is not None:
-        shutil.rmtree(replaced)
+    replace(beside, final)
 
 
 def prune(root: Path, step: int, keep: int) -> None:
     """Deletes all but the newest keep - 1 of the checkpoints before `step`."""
     earlier = [f for s, f in _by_step(root).items() if s < step and (f / MANIFEST).exists()]
     for folder in earlier[keep - 1 :]:
-        shutil.rmtree(folder)
+        delete(folder)
 
 
 def set_aside_from(root: Path, step: int, world: World, but: Path | None = None) -> None:
@@ -314,43 +312,22 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     """The manifest of a checkpoint. Raises CheckpointError naming the file if it is not there or not as written."""
     path = folder / MANIFEST
     try:
-        text = path.read_text()
-        manifest = json.loads(text)["content"]
+        text = path.read_text(encoding="utf-8")
+        manifest = parse_json(text)["content"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged or of another version: {error!r}") from error
+        raise CheckpointError(
+            f"{path} is damaged or of another version: {' '.join(repr(error).split())[:300]}"
+        ) from error
     if text != seal(manifest):
         raise CheckpointError(f"{path} has another digest than when it was written")
+    # Whoever can write a manifest can seal it: its files lie in its folder whatever it says.
+    files = manifest.get("files") if isinstance(manifest, dict) else None
+    if not isinstance(files, dict) or not all(
+        isinstance(digest, str) and not Path(name).is_absolute() and ".." not in Path(name).parts
+        for name, digest in files.items()
+    ):
+        raise CheckpointError(f"{path} does not name the files of its folder")
     return manifest
-
-
-def load_checkpoint(folder: Path, engine: PolicyEngine) -> dict[str, Any]:
-    """Restores engine and random state; returns the saved `state` with "step" and this rank's "per_rank".
-
-    Raises CheckpointError if the checkpoint was saved with another number of ranks, another ZeRO stage or other
-    parameters that learn, or if a file of it cannot be read.
-    """
-    manifest = read_manifest(folder)
-    world = engine.world
-    for key, here in (("world_size", world.size), ("zero_stage", engine.zero.stage)):
-        if manifest[key] != here:
-            raise CheckpointError(
-                f"{folder} was saved with {key}={manifest[key]}, this run has {here}; resume with the same, or start "
-                "from the weights in final/"
-            )
-    learning = learning_digest(engine)
-    if manifest.get("learning", learning) != learning:  # those from before it was written down have none
-        raise CheckpointError(
-            f"{folder} was saved with other parameters that learn than this run has, by name or shape: model.path, "
-            "model.freeze or model.lora has changed; resume with the same, or start from the weights in final/"
-        )
-    engine.ds.checkpoint_engine = RestrictedCheckpointEngine()
-    path, _ = engine.ds.load_checkpoint(str(folder), tag="shards")
-    if path is None:
-        raise CheckpointError(f"DeepSpeed found nothing to load in {folder}/shards")
-    engine.updates, engine.dropped_in_a_row = manifest["updates"], manifest["dropped_in_a_row"]
-    mine = json.loads((folder / f"rank_{world.rank}.json").read_text())
-    set_random_state(mine["random"])
-    return {**manifest["state"], "step": manifest["step"], "per_rank": mine["per_rank"]}
 
 
 def learning_digest(engine: PolicyEngine) -> str:
@@ -360,30 +337,6 @@ def learning_digest(engine: PolicyEngine) -> str:
         (name, list(getattr(p, "ds_shape", p.shape))) for name, p in engine.module.named_parameters() if p.requires_grad
     ]
     return hashlib.blake2b(json.dumps(shapes).encode(), digest_size=16).hexdigest()
-
-
-def random_state() -> dict[str, Any]:
-    """The state of this process's generators, JSON-like."""
-    version, internal, gauss = random.getstate()
-    name, keys, pos, has_gauss, cached = np.random.get_state(legacy=True)  # type: ignore[misc]
-    state: dict[str, Any] = {
-        "python": [version, list(internal), gauss],
-        "numpy": [name, np.asarray(keys).tolist(), pos, has_gauss, cached],
-        "torch": torch.get_rng_state().tolist(),
-    }
-    if torch.cuda.is_available():
-        state["cuda"] = torch.cuda.get_rng_state().tolist()
-    return state
-
-
-def set_random_state(state: dict[str, Any]) -> None:
-    version, internal, gauss = state["python"]
-    random.setstate((version, tuple(internal), gauss))
-    name, keys, pos, has_gauss, cached = state["numpy"]
-    np.random.set_state((name, np.asarray(keys, np.uint32), pos, has_gauss, cached))
-    torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
-    if "cuda" in state:
-        torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
 
 
 def _digest(path: Path) -> str:

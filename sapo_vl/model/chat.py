@@ -85,9 +85,10 @@ def load_processor(path: str, revision: str | None = None) -> Any:
     """The folder's own processor; ModelError if it has none."""
     try:
         processor = AutoProcessor.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, ImportError, KeyError) as e:
+    except (*_LIBRARY_ERRORS, ImportError) as e:
+        why = " ".join(str(e).split())[:300] or type(e).__name__
         raise ModelError(
-            f"model.path={path!r} has no usable processor ({e}); copy processor_config.json, tokenizer files and the "
+            f"model.path={path!r} has no usable processor ({why}); copy processor_config.json, tokenizer files and the "
             "chat template of the original model into the folder"
         ) from e
     missing = [a for a in ("image_processor", "tokenizer") if getattr(processor, a, None) is None]

@@ -15,6 +15,7 @@ from torch import Tensor
 from transformers import GenerationConfig, PreTrainedConfig, PreTrainedModel, ProcessorMixin
 
 from sapo_vl.model.folder import CONFIG, GENERATION, HEAD, Layout, ModelError, ModelFolder, hub_layout
+from sapo_vl.strict import parse_json
 
 # What a model folder holds beside weights: configs, tokenizer, processor, chat template. Never code.
 CARRIED = (".json", ".jinja", ".txt", ".model", ".tiktoken")
@@ -59,7 +60,7 @@ def carried_files(folder: ModelFolder, dtype: str) -> tuple[dict[str, bytes], li
 
 def _saveable_generation(path: Path) -> tuple[bytes, list[str]]:
     try:
-        given = json.loads(path.read_text(encoding="utf-8"))
+        given = parse_json(path.read_bytes())
         config = GenerationConfig.from_dict(copy.deepcopy(given))
     except (OSError, ValueError, TypeError, AttributeError) as e:
         raise ModelError(f"{path} cannot be read: {e}; repair or delete it") from e

@@ -24,6 +24,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedConfig
 
 from sapo_vl.model.errors import ModelError
+from sapo_vl.strict import parse_json
 
 log = logging.getLogger(__name__)
 
@@ -37,6 +38,8 @@ EXPERT_WEIGHTS = ("mlp.experts.gate_up_proj", "mlp.experts.down_proj")
 IGNORED = re.compile(r"rotary_(pos_)?emb\.inv_freq$")
 SHARD_BYTES = 512 * 2**20
 NAMES_SHOWN = 4
+# What torch and transformers raise for settings that make no model.
+_CONFIG_ERRORS = (TypeError, ValueError, LookupError, ArithmeticError, AttributeError, AssertionError, RuntimeError)
 
 Layout = Literal["", "hub", "runtime"]  # of expert weights; "": the model has none
 
@@ -80,8 +83,8 @@ def read_config(path: str, revision: str | None = None) -> PreTrainedConfig:
         raise ModelError(f"model.path={path!r} has no config.json; give a Hugging Face model folder")
     try:
         config = AutoConfig.from_pretrained(path, revision=revision)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise ModelError(f"model.path={path!r} cannot be read: {e}") from e
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise ModelError(f"model.path={path!r}: its config.json cannot be read: {' '.join(str(e).split())}") from e
     if config.model_type not in MODEL_TYPES:
         raise ModelError(f"model.path={path!r} is a {config.model_type!r} model; supported: {', '.join(MODEL_TYPES)}")
     if quantization := getattr(config, "quantization_config", None):
@@ -122,8 +125,7 @@ def examine(path: str, revision: str | None = None) -> ModelFolder:
         )
     weights = read_headers(folder)
     _fuse_hint(folder, weights)
-    with torch.device("meta"):
-        model = AutoModelForImageTextToText.from_config(config)
+    model = _without_weights(folder, config)
     shapes = {name: tuple(t.shape) for name, t in model.state_dict().items()}
     tied = HEAD in model.all_tied_weights_keys
     if tied and HEAD in weights and EMBEDDING in weights and not _same(folder, weights, HEAD, EMBEDDING):
@@ -142,6 +144,18 @@ def examine(path: str, revision: str | None = None) -> ModelFolder:
     return ModelFolder(path=folder, config=config, weights=known, shapes=shapes, layout=layout, alike=alike, tied=tied)
 
 
+def _without_weights(folder: Path, config: PreTrainedConfig) -> Any:
+    """The model of a config that somebody else wrote, on the meta device."""
+    try:
+        with torch.device("meta"):
+            return AutoModelForImageTextToText.from_config(config)
+    except _CONFIG_ERRORS as e:
+        why = " ".join(str(e).split())[:300]
+        raise ModelError(
+            f"{folder}: no model can be built from its config.json ({type(e).__name__}: {why}); get the folder again"
+        ) from e
+
+
 def weight_files(folder: Path) -> dict[str, set[str] | None]:
     """The weight files of a folder, as transformers picks them, each with the names an index gives it (None: no index).
 
@@ -155,7 +169,7 @@ def weight_files(folder: Path) -> dict[str, set[str] | None]:
         more = f" (it has {pickled[0]}: pickled weights are not read, save them as safetensors)" if pickled else ""
         raise ModelError(f"{folder} has no {SINGLE} and no {INDEX}{more}; it lacks its weight files")
     try:
-        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        weight_map = parse_json(index.read_bytes())["weight_map"]
         files: dict[str, set[str] | None] = {}
         for name, file in weight_map.items():
             if not isinstance(file, str) or Path(file).name != file:

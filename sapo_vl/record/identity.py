@@ -11,16 +11,16 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from sapo_vl.record.run_log import write_json
+from sapo_vl.strict import Unreadable, read_mapping
 
 IDENTITY_FILE = "identity.json"
 CONFIG_FILES = {"train": "config.yaml", "sft": "config.sft.yaml", "eval": "config.eval.yaml"}
 
 # Stage -> the settings that its results belong to, with the reason. The rest may change on a resume: how long, how
 # fast, with how much memory, how closely watched (steps, optim but its name, schedules, rollout, batch, eval, log,
-# checkpoint, rewards, loss, pixel limits): that course is what a user steers, and metrics.jsonl shows it.
+# checkpoint, rewards, loss, pixel limits): that course is what a user steers, and metrics.jsonl shows it. So may
+# the number of ranks and how they share the work (zero): weights and optimizer are read from shards of any cut.
 _LEARNED = (
     "seed",  # the order of the rows and every response are drawn from it
     "model.path",  # whose weights were trained; by content
@@ -36,7 +36,6 @@ BOUND: dict[str, tuple[str, ...]] = {
         "data.train_split",  # which rows
         "data.eval_split",  # accuracy before the first step is carried along and compared with that after the last
         "optim.name",  # its states cannot be taken up by another optimizer
-        "zero.stage",  # how shards are cut
     ),
     "sft": (*_LEARNED, "cold_start.split"),
     "eval": ("model.path", "data.path", "data.eval_split"),
@@ -79,18 +78,25 @@ def read_identity(out: Path, stage: str) -> Identity | None:
     """
     path, config = out / IDENTITY_FILE, out / CONFIG_FILES[stage]
     try:
-        if path.exists() and (found := json.loads(path.read_text(encoding="utf-8")).get(stage)):
-            return Identity(**found)
+        if path.exists() and (found := read_mapping(path).get(stage)):
+            return _identity_in(found, path)
         path = config
-        return identity_of(stage, yaml.safe_load(path.read_text(encoding="utf-8")), {}) if path.exists() else None
-    except (OSError, ValueError, TypeError, AttributeError, yaml.YAMLError) as error:
-        raise ValueError(f"{path} cannot be read ({error}); give another --out, or delete this one") from error
+        return identity_of(stage, read_mapping(path), {}) if path.exists() else None
+    except Unreadable as error:
+        raise ValueError(f"{error}; give another --out, or delete this one") from error
+
+
+def _identity_in(found: Any, path: Path) -> Identity:
+    parts = [found.get("settings"), found.get("content")] if isinstance(found, dict) and len(found) == 2 else []
+    if not parts or not all(isinstance(part, dict) for part in parts):
+        raise Unreadable(f"{path} does not have the settings and the content that results are of")
+    return Identity(**found)
 
 
 def write_identity(out: Path, stage: str, identity: Identity) -> None:
     """Puts the identity of `stage` into the folder's file; those of other stages stay."""
     path = out / IDENTITY_FILE
-    others = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    others = read_mapping(path) if path.exists() else {}
     write_json(path, others | {stage: asdict(identity)})
 
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from sapo_vl.record.report_plots import write_plots
 from sapo_vl.record.run_log import METRICS_FILE, read_metrics
+from sapo_vl.strict import read_mapping
 
 Level = Mapping[str, Any]  # {"mean", "n", "ci95", "by_task": {task: {"mean", "n", "ci95"}}}
 SECTIONS = {  # key of summary.json -> title
@@ -23,7 +23,7 @@ def write_report(run_dir: Path) -> str:
     """Writes curves to <run_dir>/plots and returns a text: accuracy before and after, controls, times.
 
     A run that has not finished has no summary.json: it gets curves only, and the text says so. Raises
-    FileNotFoundError if there is no metrics.jsonl either.
+    FileNotFoundError if there is no metrics.jsonl either, ValueError naming a file that is not what a run writes.
     """
     run_dir = Path(run_dir)
     metrics, summary_path = run_dir / METRICS_FILE, run_dir / "summary.json"
@@ -31,7 +31,10 @@ def write_report(run_dir: Path) -> str:
         raise FileNotFoundError(f"{run_dir} has no {METRICS_FILE} and no summary.json; give a run folder")
     blocks = [f"Run {run_dir}"]
     if summary_path.exists():
-        blocks += describe_summary(json.loads(summary_path.read_text(encoding="utf-8")))
+        try:
+            blocks += describe_summary(read_mapping(summary_path))
+        except (TypeError, AttributeError, LookupError) as error:
+            raise ValueError(f"{summary_path} is no summary of a run ({error}); repair or delete it") from error
     else:
         blocks.append("No summary.json: the run has not finished, so there is no table of accuracy.")
     rows = read_metrics(metrics) if metrics.exists() else []

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sapo_vl.data.images import encode_png
+from sapo_vl.strict import parse_json
 from sapo_vl.types import Rollout, RolloutGroup
 
 IMAGE_MARK = "<image>"  # where an image stands in the prompt text
@@ -84,6 +85,17 @@ def write_step(folder: Path, step: int, rank: int, lines: Iterable[Mapping[str, 
     return path
 
 
+def drop_ranks(folder: Path, step: int, ranks: int) -> None:
+    """Deletes the files of steps after `step` that ranks from number `ranks` on wrote.
+
+    For a run that goes on from `step` on fewer ranks: it writes these steps anew, and would leave those files beside.
+    """
+    for path in folder.glob("step_*.rank*.jsonl"):
+        of_step, rank = _step_and_rank(path)
+        if of_step > step and rank >= ranks:
+            path.unlink()
+
+
 def image_hash(image: Image.Image) -> str:
     """32 hex digits of BLAKE2b over size and RGB bytes: equal for equal pictures, whichever the file."""
     digest = hashlib.blake2b(f"{image.width}x{image.height}:".encode(), digest_size=16)
@@ -114,7 +126,7 @@ def read_rollouts(path: Path) -> Iterator[dict[str, Any]]:
         with file.open(encoding="ascii") as lines:
             for number, line in enumerate(lines, start=1):
                 try:
-                    yield json.loads(line)
+                    yield parse_json(line)
                 except ValueError as error:
                     raise ValueError(f"{file}:{number} is not JSON ({error})") from error
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from sapo_vl.strict import parse_json
+
 LOCK_FILE = ".lock"
 BEAT_S = 10.0  # how often the holder shows that it is alive
 SILENT_S = 60.0  # a holder on another machine that was not heard of for so long is gone
@@ -25,8 +27,10 @@ class FolderTaken(RuntimeError):
 
 
 @contextlib.contextmanager
-def hold_folder(out: Path, what: str) -> Iterator[None]:
+def hold_folder(out: Path, what: str, life: str = "") -> Iterator[None]:
     """Holds `out` for this process and the ranks it starts; it is made if it is not there. `what` is for messages.
+
+    `life` names a start of a run with all its restarts: after one on another machine the last holder is the run itself.
 
     The kernel lets go of the lock when the holder ends, whatever it dies of. A disk that machines share may keep no
     locks between them: there the file tells who holds it, and its time of change whether that one is alive.
@@ -40,8 +44,9 @@ def hold_folder(out: Path, what: str) -> Iterator[None]:
         return
     folder.mkdir(parents=True, exist_ok=True)
     with (folder / LOCK_FILE).open("a+", encoding="utf-8") as file:
-        _take(file, folder)
-        _write(file, {"host": socket.gethostname(), "pid": os.getpid(), "what": what, "since": time.ctime()})
+        _take(file, folder, life)
+        about = {"host": socket.gethostname(), "pid": os.getpid(), "what": what, "since": time.ctime(), "life": life}
+        _write(file, about)
         os.environ[_HELD] = f"{before}{os.pathsep}{folder}" if before else str(folder)
         released = threading.Event()
         threading.Thread(target=_beat, args=(folder / LOCK_FILE, released), name="run lock", daemon=True).start()
@@ -53,7 +58,7 @@ def hold_folder(out: Path, what: str) -> Iterator[None]:
             _write(file, {})
 
 
-def _take(file: IO[str], folder: Path) -> None:
+def _take(file: IO[str], folder: Path, life: str) -> None:
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         locks = True
@@ -62,6 +67,8 @@ def _take(file: IO[str], folder: Path) -> None:
     except OSError:  # this disk has none
         locks = False
     holder = _read(file)
+    if life and holder.get("life") == life:
+        return
     elsewhere = holder.get("host") not in (None, socket.gethostname())
     if holder and (elsewhere or not locks) and (silent := _silence(folder)) < SILENT_S:
         raise _taken(
@@ -92,7 +99,7 @@ def _read(file: IO[str]) -> dict[str, Any]:
     """Who the file says holds it; {} if nobody does, or if it was cut off."""
     file.seek(0)
     with contextlib.suppress(ValueError):
-        found = json.loads(file.read())
+        found = parse_json(file.read())
         if isinstance(found, dict) and {"host", "pid", "what", "since"} <= found.keys():
             return found
     return {}

@@ -21,7 +21,8 @@ from accelerate.utils import patch_environment
 from pydantic import Field
 
 from sapo_vl.distributed import World
-from sapo_vl.strict import Strict
+from sapo_vl.record.files import write_text
+from sapo_vl.strict import Strict, parse_json
 
 Phase = Literal["train", "eval", "sft"]
 TrackerName = Literal["tensorboard", "wandb", "trackio"]
@@ -111,6 +112,12 @@ class RunLog:
             return
         self._file.close()
         rows = read_metrics(self._path)
+        before = {row["phase"] for row in rows if row["step"] == step - 1}
+        if step > 1 and not before.issuperset(set(phases) - {"eval"}):
+            log.warning(
+                "%s has no line of step %d, after which the run goes on: it was written elsewhere, or is lost",
+                self._path, step - 1,
+            )  # fmt: skip
         self._continue([row for row in rows if row["phase"] not in phases or row["step"] < step])
 
     def _write(self) -> None:
@@ -148,7 +155,7 @@ class RunLog:
 
     def _continue(self, rows: list[dict[str, Any]]) -> None:
         """Makes `rows` the content of the file and opens it for more."""
-        _replace(self._path, "".join(_json(row) + "\n" for row in rows))
+        write_text(self._path, "".join(_json(row) + "\n" for row in rows))
         self._start = time.monotonic() - max((row["time"] for row in rows), default=0.0)
         self._file = self._path.open("ab", buffering=0)
         self._unwritten = ""  # whole lines
@@ -159,19 +166,34 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
 
     Raises ValueError naming file and line for another line that is not a JSON object with step, phase, time.
     """
-    *lines, _cut_off = Path(path).read_bytes().split(b"\n")
+    try:
+        *lines, _cut_off = Path(path).read_bytes().split(b"\n")
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read ({error.strerror})") from error
     return list(_parse_rows(path, lines))
 
 
 def _parse_rows(path: Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
-            row = json.loads(line)
+            row = parse_json(line)
         except ValueError as error:
             raise ValueError(f"{path}:{number} is not JSON ({error}); repair or delete this line") from error
-        if not isinstance(row, dict) or not {"step", "phase", "time"} <= row.keys():
-            raise ValueError(f"{path}:{number} is not an object with step, phase and time")
+        if not isinstance(row, dict) or not _has_own_keys(row):
+            raise ValueError(f"{path}:{number} is not an object with step, phase, time, numbers; delete this line")
         yield row
+
+
+def _has_own_keys(row: Mapping[str, Any]) -> bool:
+    step, time = row.get("step"), row.get("time")
+    numbers_only = type(step) is int and isinstance(time, int | float) and math.isfinite(time)
+    values = (value for name, value in row.items() if name not in OWN_KEYS)
+    return numbers_only and row.get("phase") in get_args(Phase) and all(map(_is_value, values))
+
+
+def _is_value(value: Any) -> bool:
+    """A number, a list of numbers, or None: what `RunLog.metrics` writes."""
+    return all(v is None or type(v) in (int, float) for v in (value if isinstance(value, list) else [value]))
 
 
 def write_json(path: Path, obj: Any) -> None:
@@ -179,7 +201,7 @@ def write_json(path: Path, obj: Any) -> None:
 
     NaN and infinities become null, numpy scalars numbers, paths text. Raises TypeError for other objects.
     """
-    _replace(Path(path), _json(_finite(obj), indent=2) + "\n")
+    write_text(Path(path), _json(_finite(obj), indent=2) + "\n")
 
 
 def check_trackers(config: LogConfig) -> None:
@@ -250,13 +272,3 @@ def _plain(obj: Any) -> Any:
     if isinstance(obj, Path):
         return str(obj)
     raise TypeError(f"{obj!r} of type {type(obj).__name__} cannot be written as JSON")
-
-
-def _replace(path: Path, text: str) -> None:
-    """Puts `text` on the disk beside `path` and renames it over `path`."""
-    beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with beside.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    beside.replace(path)

@@ -136,6 +136,21 @@ class RolloutSource:
             self._thread.shutdown(wait=True, cancel_futures=True)
 
 
+def dealt_anew(states: Sequence[Mapping[str, Any]], world: World) -> dict[str, Any]:
+    """What this rank goes on from, of what another number of ranks saved (`RolloutSource.state_dict`), in their order.
+
+    The feed is at one place on all ranks. The shares of a batch that was sampled ahead, laid end to end, are the batch.
+    """
+    state = dict(states[0])
+    ahead = [other.get("ahead") for other in states]
+    state.pop("ahead", None)
+    if all(share is not None for share in ahead):
+        groups = [group for share in ahead if share is not None for group in share["groups"]]
+        first, last = (len(groups) * rank // world.size for rank in (world.rank, world.rank + 1))
+        state["ahead"] = {"params": states[0]["ahead"]["params"], "groups": groups[first:last]}
+    return state
+
+
 def _restored(
     saved: Mapping[str, Any] | None, prompts: Sequence[Prompt], params: SamplingParams
 ) -> list[RolloutGroup] | None:

@@ -115,6 +115,13 @@ class Scorer:
         """How many responses of this rank ended in each status since the start."""
         return {status: self._counts[status] for status in ScoreStatus}
 
+    def state_dict(self) -> dict[str, int]:
+        """What a checkpoint keeps: the counts. JSON-serialisable."""
+        return {str(status): count for status, count in self.counts.items()}
+
+    def load_state_dict(self, state: Mapping[str, int]) -> None:
+        self._counts = Counter({ScoreStatus(status): count for status, count in state.items()})
+
     @property
     def failure_shares(self) -> dict[str, float]:
         """Of the latest batch over all ranks: failed/{reward}/{status}, and failed/{reward}/n, its attempts."""
@@ -224,7 +231,7 @@ class Scorer:
                 answer=problem.answer,
                 question=question_of(problem),
                 meta=problem.meta,
-                images=problem.images if any(map(self.needs_images, self._names(own))) else (),
+                images=tuple(problem.images) if any(map(self.needs_images, self._names(own))) else (),
             ),
         )
 

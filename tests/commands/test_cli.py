@@ -128,7 +128,7 @@ def test_init_tiny_wants_a_data_set(refused, tmp_path):
     (tmp_path / "none").mkdir()
     assert "has no dataset_dict.json" in refused(*argv)
     (tmp_path / "none" / "dataset_dict.json").write_text("{")
-    assert "dataset_dict.json is not what `datasets` writes" in refused(*argv)
+    assert "dataset_dict.json cannot be read as JSON" in refused(*argv)
     assert "invalid choice: 'huge'" in refused(*argv, "--kind", "huge")
     assert not (tmp_path / "m").exists()
 

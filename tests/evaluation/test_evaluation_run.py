@@ -55,7 +55,9 @@ def half_right(name: str, j: int) -> str:
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text().splitlines()]
+    """The records without their seals, as they were before there were any."""
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    return [{key: value for key, value in row.items() if key != "seal"} for row in rows]
 
 
 def test_from_rows_to_figures(make: Make, tmp_path: Path) -> None:
@@ -120,7 +122,12 @@ def test_a_broken_line_in_the_middle_is_an_error(make: Make, tmp_path: Path) -> 
     evaluate_benchmarks(make(), session(ScriptedEngine(half_right)), tmp_path)
     path = tmp_path / "aime25/records.jsonl"
     text = path.read_text()
-    path.write_text(text.replace('"gold": "2"', '"gold": 2', 1))
+    path.write_text(text.replace('"gold": "2"', '"gold": "3"', 1))
+    with pytest.raises(EvaluationError, match=r"records\.jsonl:2 is no record \(it is another one than was written\)"):
+        RecordFile(path).done()
+    records = lines(path)
+    records[1]["gold"] = 2
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
     with pytest.raises(EvaluationError, match=r"records\.jsonl:2 is no record \(gold"):
         RecordFile(path).done()
 

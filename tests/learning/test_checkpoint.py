@@ -31,14 +31,14 @@ from sapo_vl.learning.checkpoint import (
     newest_checkpoint,
     prune,
     publish,
-    random_state,
     read_manifest,
     seal,
     set_aside_from,
-    set_random_state,
     step_dir,
 )
+from sapo_vl.learning.random_state import random_state, set_random_state
 from sapo_vl.model.export import save_hf_folder
+from sapo_vl.record.files import sweep
 
 RANKS = 2
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
@@ -100,8 +100,6 @@ def test_round_trip(name: str, folder: Path) -> None:
 def test_foreign_and_hostile_checkpoints_are_refused(name: str, folder: Path) -> None:
     for record in seen(folder, name):
         stage = VARIANTS[name].stage
-        assert f"was saved with zero_stage={stage}, this run has {(stage + 1) % 4}" in record["wrong stage"]
-        assert "was saved with world_size=2, this run has 3" in record["wrong ranks"]
         assert "was saved with other parameters that learn" in record["wrong parts"]
         # Without ZeRO the optimizer is in the model's file.
         for kind in ("model", "optim") if stage > 0 else ("model",):
@@ -334,14 +332,16 @@ def test_a_checkpoint_that_is_replaced_is_there_until_the_new_one_is(
     with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
         patched.setattr(os, "rename", crash)
         publish(beside, final)
-    assert read_manifest(tmp_path / "superseded_step_00000003")["note"] == "old"
     assert read_manifest(beside)["note"] == "new"
+    sweep(tmp_path)  # the next start
+    assert read_manifest(final)["note"] == "old" and names(tmp_path) == ["step_00000003"]
+    fake(tmp_path, ".writing_step_00000003", note="new")
     publish(beside, final)
     assert read_manifest(final)["note"] == "new"
     fake(tmp_path, ".writing_step_00000003", note="newer")
     publish(beside, final)
     assert read_manifest(final)["note"] == "newer"
-    assert names(tmp_path) == ["step_00000003", "superseded_step_00000003"], "only the crash left one behind"
+    assert names(tmp_path) == ["step_00000003"]
 
 
 def test_nothing_to_resume_from(tmp_path: Path) -> None:

@@ -115,6 +115,34 @@ def test_broken_line_is_named(tmp_path: Path):
         read_metrics(path)
 
 
+@pytest.mark.parametrize("kept", [0, 1, 2])
+def test_lines_that_are_lost_are_told(kept: int, tmp_path: Path, caplog: pytest.LogCaptureFixture):
+    path = tmp_path / "metrics.jsonl"
+    lines = [json.dumps({"step": step, "phase": "train", "time": 1.0}) + "\n" for step in (1, 2)]
+    path.write_text("".join(lines[:kept]))
+    with RunLog(tmp_path, NO_TRACKERS, {}, ALONE) as log:
+        log.truncate_from(3)
+        log.truncate_from(3, phases=("eval",))
+    said = "has no line of step 2, after which the run goes on"
+    assert [said in record.getMessage() for record in caplog.records] == [True] * (kept < 2)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        '{"step": "1", "phase": "train", "time": 0}',
+        '{"step": 1, "phase": "prain", "time": 0}',
+        '{"step": 1, "phase": "train", "time": NaN}',
+        '{"step": 1, "phase": "train", "time": 0, "loss": "x"}',
+        "[" * 100_000,
+    ],
+)
+def test_a_line_of_other_values_is_named(line: str, tmp_path: Path):
+    (tmp_path / "metrics.jsonl").write_text(line + "\n")
+    with pytest.raises(ValueError, match=r"metrics\.jsonl:1 is not"):
+        read_metrics(tmp_path / "metrics.jsonl")
+
+
 def test_only_the_main_rank_writes(tmp_path: Path):
     with RunLog(tmp_path / "run", LogConfig(), {}, World(rank=1, size=2, device=torch.device("cpu"))) as log:
         log.metrics(1, "train", {"loss": 1.0})

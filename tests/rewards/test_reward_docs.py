@@ -17,7 +17,8 @@ from rewards import REWARDS
 from rewards.judging.settings import JudgeSettings
 from rewards.workers.preflight import setting_problem
 from sapo_vl.config import load_config
-from sapo_vl.data.problem_set import ProblemSet, split_names
+from sapo_vl.data.folder import split_names
+from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.scoring.scorer import Scorer, ScoringConfig
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -13,7 +13,7 @@ import pytest
 from sapo_vl.distributed import World
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.saved import pack_groups, unpack_groups
-from sapo_vl.rollout.source import RolloutSource, StaleRollouts
+from sapo_vl.rollout.source import RolloutSource, StaleRollouts, dealt_anew
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
 
@@ -195,6 +195,25 @@ def test_a_resumed_run_trains_on_what_was_sampled_ahead(beside: bool) -> None:
     assert [line for line in again.log if line.startswith("generate")] == [
         f"generate {100 + k} on {k - 1}" for k in (3, 4, 5)
     ], "what the checkpoint holds was sampled again"
+
+
+@pytest.mark.parametrize(("saved", "ranks"), [(2, 1), (1, 2), (2, 4), (4, 2), (3, 2), (6, 3)])
+def test_a_batch_sampled_ahead_is_dealt_to_other_ranks(saved: int, ranks: int) -> None:
+    """In the order of the ranks, which is that of the batch; where the feed is they all know."""
+    names = list("abcdefghijkl")
+    cut = 12 // saved
+    states = [
+        {"sampler": {"step": 5}, "ahead": {"params": {"n": 1}, "groups": names[cut * rank : cut * (rank + 1)]}}
+        for rank in range(saved)
+    ]
+    worlds = [dataclasses.replace(World.alone(), rank=rank, size=ranks) for rank in range(ranks)]
+    dealt = [dealt_anew(states, world) for world in worlds]
+    assert all(state["sampler"] == {"step": 5} and state["ahead"]["params"] == {"n": 1} for state in dealt)
+    assert {len(state["ahead"]["groups"]) for state in dealt} == {12 // ranks}
+    assert [name for state in dealt for name in state["ahead"]["groups"]] == names
+    del states[-1]["ahead"]  # sampling failed there
+    assert [dealt_anew(states, world) for world in worlds] == [{"sampler": {"step": 5}}] * ranks
+    assert states[0].keys() >= {"sampler"} and (saved == 1 or "ahead" in states[0]), "what was saved stays as it is"
 
 
 @pytest.mark.parametrize("other", ["prompts", "ids", "settings", "none"])

@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 
 CONNECT_S = 5.0  # to open a connection
+MAX_BYTES = 1 << 30  # of an answer; routes of a group of long responses reach hundreds of millions
 MESSAGE = 300  # characters of an error's text that are kept
 
 
@@ -75,15 +76,22 @@ async def ask(
     Raises one of the faults above.
     """
     try:
-        async with asyncio.timeout(within):
-            response = await http.request(method, url + path, json=json, params=params)
+        async with (
+            asyncio.timeout(within),
+            http.stream(method, url + path, json=json, params=params) as response,
+        ):
+            content = bytearray()
+            async for piece in response.aiter_bytes():
+                content += piece
+                if len(content) > MAX_BYTES:
+                    raise BadAnswer(f"the answer to {path} is of more than {MAX_BYTES} bytes")
     except TimeoutError:
         raise NoAnswer(f"no answer to {path} within {within:g} s") from None
     except (httpx.ConnectError, httpx.ConnectTimeout) as error:
         raise Unreachable(f"it cannot be reached ({error or 'the connection timed out'})") from error
-    except httpx.TransportError as error:
+    except httpx.RequestError as error:  # also what cannot be decompressed
         raise BadAnswer(f"the connection broke during {path} ({error or type(error).__name__})") from error
     if response.status_code != 200:
-        text = " ".join(response.text.split())[:MESSAGE]
+        text = " ".join(content.decode(errors="replace").split())[:MESSAGE]
         raise Refusal(response.status_code, f"{path} gave status {response.status_code}: {text}")
-    return response.content
+    return bytes(content)
