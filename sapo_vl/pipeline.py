@@ -23,9 +23,10 @@ from sapo_vl.record.identity import differing_settings
 from sapo_vl.record.report import write_report
 from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.record.run_log import write_json
+from sapo_vl.room import check_room
 from sapo_vl.session import quiet_libraries
 from sapo_vl.sft import COLD_START_MODEL
-from sapo_vl.stages import COLD_START_RESULT, check_room, fitted, preflight
+from sapo_vl.stages import COLD_START_RESULT, fitted, preflight
 from sapo_vl.strict import Unreadable, read_mapping
 from sapo_vl.types import Problem
 
@@ -99,7 +100,7 @@ def _prepare(config: RunConfig, out: Path, seconds: dict[str, float]) -> RunConf
     config = _timed(seconds, "init", lambda: _model(config, out))
     config = fitted(config)
     preflight(config, "train")  # before the cold start, which would take its time first
-    check_room(config, out)
+    check_room(config, "train", out)
     return _timed(seconds, "cold_start", lambda: _cold_start(config, out))
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import shutil
 import time
 from pathlib import Path
 from typing import Any
@@ -46,13 +45,13 @@ from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.record.run_log import METRICS_FILE, RunLog, check_trackers, read_metrics, write_json
 from sapo_vl.restarts import life, resume_of
 from sapo_vl.rollout.vllm.contract import load_contract
+from sapo_vl.room import check_room
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import check_replay, open_session, peak_memory, setup_logging, versions
 from sapo_vl.sft import cold_start
 from sapo_vl.train import train
 
 COLD_START_RESULT = "cold_start.json"
-GIB = 2**30
 log = logging.getLogger(__name__)
 
 
@@ -164,29 +163,7 @@ def check_run_folder(config: RunConfig, stage: str, out: Path) -> None:
     resume=no the folder starts anew."""
     _compared(config, stage, out)
     if stage != "eval":
-        check_room(config, out)
-
-
-def check_room(config: RunConfig, out: Path) -> None:
-    """The model that is written at the end must fit; a warning if checkpoints, at their largest, may not."""
-    folder = examine(config.model.path, config.model.revision)
-    existing = next(p for p in (out.resolve(), *out.resolve().parents) if p.exists())
-    free = shutil.disk_usage(existing).free
-    model = folder.numel * (4 if config.model.dtype == "float32" else 2)
-    if free < model:
-        raise ConfigError(
-            f"{existing} has {free / GIB:.2f} GiB free, and the trained model alone takes {model / GIB:.2f} GiB; give "
-            "--out on a larger disk, or make room"
-        )
-    # A checkpoint holds the weights and, in fp32, a copy of what learns with its two moments.
-    checkpoint = model + (0 if config.model.lora else 12 * folder.numel)
-    wanted = model + (config.checkpoint.keep + 1) * checkpoint
-    if free < wanted:
-        log.warning(
-            "%s has %.2f GiB free; the trained model and %d checkpoints (one more while the newest is written) may "
-            "take %.2f GiB: lower checkpoint.keep, or give --out on a larger disk",
-            existing, free / GIB, config.checkpoint.keep, wanted / GIB,
-        )  # fmt: skip
+        check_room(config, stage, out)
 
 
 def _compared(config: RunConfig, stage: str, out: Path) -> tuple[Identity | None, bool]:
