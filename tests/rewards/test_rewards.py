@@ -108,7 +108,6 @@ def test_choice_misses():
         "red, blue, dark green",
         "Be",
         "not B",
-        "option B",
         "blu",
         "\\u0412",
     ]  # a Cyrillic B
