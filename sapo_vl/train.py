@@ -20,10 +20,8 @@ from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_values
 from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import CHECKPOINTS, checkpoint_for, set_aside_from
-from sapo_vl.learning.diagnostics import rollout_stats
+from sapo_vl.learning.diagnostics import advantage_shares, rollout_stats
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
-from sapo_vl.learning.mismatch_stats import MismatchStats
-from sapo_vl.learning.negative_tokens import NegativeTokens
 from sapo_vl.learning.reference import load_reference
 from sapo_vl.learning.resuming import load_checkpoint
 from sapo_vl.learning.saving import Saver
@@ -41,7 +39,7 @@ from sapo_vl.scoring.constant_watch import ConstantWatch, extremes
 from sapo_vl.scoring.scorer import Scorer, metrics_of_step
 from sapo_vl.session import Session, open_session
 from sapo_vl.types import Prompt, RolloutGroup
-from sapo_vl.updates import mismatch_of, pack_mini_batches, run_update, sequence_lines, update_values
+from sapo_vl.updates import is_due, new_record, pack_mini_batches, run_update, sequence_lines, update_values
 
 log = logging.getLogger(__name__)
 
@@ -117,12 +115,11 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
                 log.warning("step %d: %s", step + 1, told)
         _, advantages = assign_advantages(drawn, config.advantage, world)
         groups, _ = assign_advantages(found.groups, config.advantage, world)
-        gap = MismatchStats()
-        moved = NegativeTokens(config.rollout.temperature) if _due(config.log.negative_tokens_every, step + 1) else None
+        record = new_record(config, step + 1)
         with timer("train"):
             batches = pack_mini_batches(config, session, groups)
             updates = [
-                run_update(config, session, batch, reference, mismatch_of(config, gap, i), moved, out, step + 1)
+                run_update(config, session, batch, reference, record, i, out, step + 1)
                 for i, batch in enumerate(batches)
             ]
         step += 1
@@ -131,19 +128,20 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
             parity = gate.after_sync(step)
 
         # Of the batch as it was drawn: of resampled groups, rewards would say which groups were chosen.
-        values = rollout_stats(drawn, advantages, world) | found.values
-        values |= update_values(updates) | gap.reduce(world) | parity
-        values |= moved.reduce(world) if moved else {}
+        values = rollout_stats(drawn, advantages, world) | found.values | advantage_shares(groups, world)
+        values |= update_values(updates) | record.reduce(world) | parity
         seconds = timer.take()
         values |= _throughput([*drawn, *found.further], world, seconds) | seconds
         run_log.metrics(step, "train", values)
         progress.step(step, values)
-        if _due(config.log.save_rollouts_every, step):
-            unwritten.attempt("rollouts", rollout_log.write, step, groups, world.rank)
-        if _due(config.log.save_sequences_every, step):
+        if is_due(config.log.save_rollouts_every, step):
+            old_is_recorded = config.rollout.old_logprobs == "rollout"
+            tokens = record.tokens.tokens(groups, old_is_recorded) if record.tokens else None
+            unwritten.attempt("rollouts", rollout_log.write, step, groups, world.rank, tokens)
+        if is_due(config.log.save_sequences_every, step):
             lines = sequence_lines(step, batches, updates)
             unwritten.attempt("sequences", write_step, out / "sequences", step, world.rank, lines)
-        if _due(config.eval.every, step) and step < config.steps:
+        if is_due(config.eval.every, step) and step < config.steps:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
         if saver.due(step) and step < config.steps:
@@ -171,15 +169,11 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         "steps": step,
         "model": proof_values(proof),
         "bad_rows": feed.bad_rows.bad,
+        "notices": run_log.notices.summary(),
         "unwritten": {"checkpoints": saver.failed, **unwritten.counts},
         "scoring": dict(zip(map(str, scorer.counts), map(int, world.sum([*scorer.counts.values()])), strict=True)),
         "wall_s": {**timer.totals, "train_stage": time.monotonic() - started},
     }
-
-
-def _due(every: int, step: int) -> bool:
-    """Whether something that is done every so many steps, 0 = never, is done after `step` steps."""
-    return every > 0 and step % every == 0
 
 
 def _scored_and_resampled(

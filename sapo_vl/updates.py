@@ -8,19 +8,49 @@ from pathlib import Path
 from typing import Any
 
 from sapo_vl.config import RunConfig
+from sapo_vl.distributed import World
 from sapo_vl.learning.diagnostics import UpdateStats, gate_temperatures
 from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.negative_tokens import NegativeTokens
 from sapo_vl.learning.nonfinite import watch_update
-from sapo_vl.learning.objectives import Mismatch, ReferenceFn, global_denominators, policy_objective
+from sapo_vl.learning.objectives import Mismatch, ReferenceFn, UpdateTokens, global_denominators, policy_objective
 from sapo_vl.learning.replay import FlipStats
+from sapo_vl.learning.token_record import TokenRecord
 from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
 from sapo_vl.session import Session
 from sapo_vl.types import RolloutGroup
 
 # What an update did, its metrics, and what they are of. (None, {}, ...) if no rank has a group to learn from.
 Update = tuple[UpdateResult | None, dict[str, Any], UpdateStats]
+
+
+@dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
+class StepRecord:
+    """What the updates of one step add to, on one rank. None = not measured in this step."""
+
+    gap: MismatchStats
+    moved: NegativeTokens | None
+    tokens: TokenRecord | None
+
+    def reduce(self, world: World) -> dict[str, float]:
+        """Its metrics, over all ranks. Every rank must call it."""
+        return self.gap.reduce(world) | (self.moved.reduce(world) if self.moved else {})
+
+
+def new_record(config: RunConfig, step: int) -> StepRecord:
+    """For step `step`, from 1."""
+    shown = config.log.save_tokens and is_due(config.log.save_rollouts_every, step)
+    return StepRecord(
+        gap=MismatchStats(),
+        moved=NegativeTokens(config.rollout.temperature) if is_due(config.log.negative_tokens_every, step) else None,
+        tokens=TokenRecord() if shown else None,
+    )
+
+
+def is_due(every: int, step: int) -> bool:
+    """Whether something that is done every so many steps, 0 = never, is done after `step` steps."""
+    return every > 0 and step % every == 0
 
 
 @dataclasses.dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,19 +105,22 @@ def run_update(
     session: Session,
     batch: MiniBatch,
     reference: ReferenceFn | None,
-    mismatch: Mismatch,
-    moved: NegativeTokens | None,
+    record: StepRecord,
+    number: int,
     out: Path,
     step: int,
 ) -> Update:
-    """One update on all ranks and its diagnostics."""
+    """Update `number` of the step, from 0, on all ranks, and its diagnostics."""
     world, engine = session.world, session.engine
     denominators = global_denominators(batch.micro_batches, world, config.loss.token_sum_constant)
     stats = UpdateStats(gate_temperatures(config.loss))
     if denominators.num_sequences == 0:
         return None, {}, stats
     flips = FlipStats(engine.module.routes)
-    objective = policy_objective(config.loss, denominators, stats, reference, mismatch)
+    mismatch = mismatch_of(config, record.gap, number)
+    tokens = UpdateTokens(record.tokens, number + 1) if record.tokens else None
+    objective = policy_objective(config.loss, denominators, stats, reference, mismatch, tokens)
+    moved = record.moved
     before = moved.look(engine, batch.micro_batches, batch.filler) if moved else None
     result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature, flips.add)
     if moved and before and result.applied:

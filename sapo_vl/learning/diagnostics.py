@@ -228,6 +228,20 @@ def rollout_stats(groups: Sequence[RolloutGroup], advantages: AdvantageStats, wo
     return {name: float(value) for name, value in out.items()}
 
 
+def advantage_shares(groups: Sequence[RolloutGroup], world: World) -> dict[str, float]:
+    """advantage/share/{task}: the task's part of the sum of |A| over all responses of all ranks; {} where that is 0.
+
+    Every rank must call it, also one without groups. Every task that has a group is named.
+    """
+    mine: dict[str, float] = defaultdict(float)
+    for group in groups:
+        mine[group.prompt.problem.task] += sum(abs(r.advantage or 0.0) for r in group.rollouts)
+    parts = world.gather(dict(mine))
+    total = sum(value for part in parts for value in part.values())
+    tasks = sorted({task for part in parts for task in part})
+    return {f"advantage/share/{t}": sum(part.get(t, 0.0) for part in parts) / total for t in tasks} if total > 0 else {}
+
+
 def _local_sums(groups: Sequence[RolloutGroup]) -> tuple[dict[str, float], dict[str, float]]:
     """Per name of a mean: this rank's sum, and how many values it holds."""
     sums: dict[str, float] = defaultdict(float)

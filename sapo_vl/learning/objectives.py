@@ -14,6 +14,7 @@ from sapo_vl.learning.diagnostics import UpdateStats
 from sapo_vl.learning.engine import Objective, ObjectiveFn
 from sapo_vl.learning.mismatch import MismatchConfig, loss_weights
 from sapo_vl.learning.mismatch_stats import MismatchStats
+from sapo_vl.learning.token_record import TokenRecord
 from sapo_vl.losses import Denominators, LossConfig, LossInput, kl_k3
 from sapo_vl.losses.reduce import Reduction, reduce
 from sapo_vl.model.batching import MicroBatch
@@ -32,6 +33,14 @@ class Mismatch:
     measured: Literal["old", "current"] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class UpdateTokens:
+    """Where one update puts what it saw of every token."""
+
+    record: TokenRecord  # of the step
+    update: int  # its number, from 1
+
+
 def global_denominators(
     micro_batches: Sequence[MicroBatch], world: World, constant: float | None = None
 ) -> Denominators:
@@ -48,6 +57,7 @@ def policy_objective(
     stats: UpdateStats,
     reference: ReferenceFn | None = None,
     mismatch: Mismatch | None = None,
+    tokens: UpdateTokens | None = None,
 ) -> ObjectiveFn:
     """The configured loss, times the weights of `mismatch`, plus `kl_coef` times the k3 penalty with a reference.
 
@@ -76,8 +86,8 @@ def policy_objective(
             # A plain product: the weights are finite, and a NaN of the trainer's own must not hide under a 0.
             per_token = per_token * weights.values
             mismatch.stats.add_weights(mb, weights)
-        if mismatch.measured is not None:
-            before_updates = mb.old_logprobs if mismatch.measured == "old" else logprobs.detach()
+        before_updates = {"old": mb.old_logprobs, "current": logprobs.detach(), None: None}[mismatch.measured]
+        if before_updates is not None:
             mismatch.stats.add_gap(mb, before_updates - mb.rollout_logprobs)
         if reference is not None:
             ref = mb.padded(reference(mb))
@@ -90,6 +100,16 @@ def policy_objective(
             mask=mask,
             image=mb.with_image(),
         )
+        if tokens is not None:
+            tokens.record.add(
+                mb,
+                update=tokens.update,
+                logprobs=logprobs.detach(),
+                gate=out.metrics["gate"][mask],
+                entropy=entropy,
+                trainer=before_updates,
+                counts=torch.ones_like(mask)[mask] if weights is None else weights.values[mask] > 0,
+            )
         return Objective(
             loss=reduce(per_token, mask, config.reduction, denominators), finite=_finite_rows(per_token, mask)
         )

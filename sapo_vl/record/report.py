@@ -57,6 +57,11 @@ def describe_summary(summary: Mapping[str, Any]) -> list[str]:
         blocks.append(_accuracy_table("Accuracy", before, after))
     for key in shown:
         blocks.append(_accuracy_table(SECTIONS[key], before.get(key) or {}, after.get(key) or {}))
+    if notices := summary.get("notices"):
+        rows = [[name, f"{n['first']}", f"{n['last']}", f"{n['rows']}"] for name, n in notices.items()]
+        blocks.append(
+            "Signs of trouble (docs/metrics.md says what to do)\n" + table(["name", "from", "to", "rows"], rows)
+        )
     if wall := summary.get("wall_s"):
         rows = [[phase, f"{seconds:.1f}"] for phase, seconds in wall.items()]
         blocks.append("Seconds by phase\n" + table(["phase", "seconds"], rows))

@@ -14,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from sapo_vl.data.images import encode_png
+from sapo_vl.record.tokens import Tokens, tokens_path, write_tokens
 from sapo_vl.strict import parse_json
 from sapo_vl.types import Rollout, RolloutGroup
 
@@ -21,7 +22,8 @@ IMAGE_MARK = "<image>"  # where an image stands in the prompt text
 
 
 class RolloutLog:
-    """Writes step_000012.rank0.jsonl files to a folder; images go to images/<hash>.png beside them.
+    """Writes step_000012.rank0.jsonl files to a folder; images go to images/<hash>.png beside them, and what is known
+    of single tokens to step_000012.rank0.tokens.safetensors.
 
     What a model wrote is only ever passed to json.dumps, ASCII-escaped: no byte of it can break a line.
     """
@@ -30,14 +32,20 @@ class RolloutLog:
         self.folder = Path(folder)
         self._save_images = save_images
 
-    def write(self, step: int, groups: Sequence[RolloutGroup], rank: int) -> Path:
+    def write(self, step: int, groups: Sequence[RolloutGroup], rank: int, tokens: Tokens | None = None) -> Path:
         """One line per rollout. The file appears when complete, and replaces one of the same step and rank.
 
         A line holds: step, id, task, answer, prompt (text, IMAGE_MARK for an image), images (hashes),
         response, response_ids, finish, reward, parts, score_status, score_detail, advantage,
         weight_version, mean_logprob (null without tokens). Numbers that are not finite are written as null.
+        tokens: of the responses of `groups` in order.
         """
-        return write_step(self.folder, step, rank, self._lines(step, groups))
+        # A file of tokens that is there belongs to the lines that are there: whatever fails, others have none.
+        tokens_path(step_path(self.folder, step, rank)).unlink(missing_ok=True)
+        path = write_step(self.folder, step, rank, self._lines(step, groups))
+        if tokens is not None:
+            write_tokens(path, tokens)
+        return path
 
     def _lines(self, step: int, groups: Sequence[RolloutGroup]) -> Iterator[dict[str, Any]]:
         for group in groups:
@@ -68,13 +76,17 @@ class RolloutLog:
         return name
 
 
+def step_path(folder: Path, step: int, rank: int) -> Path:
+    return folder / f"step_{step:06d}.rank{rank}.jsonl"
+
+
 def write_step(folder: Path, step: int, rank: int, lines: Iterable[Mapping[str, Any]]) -> Path:
     """Writes step_000012.rank0.jsonl. It appears when complete, and replaces one of the same step and rank.
 
     Raises ValueError for a number that is not finite.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"step_{step:06d}.rank{rank}.jsonl"
+    path = step_path(folder, step, rank)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with beside.open("w", encoding="ascii") as file:
@@ -93,6 +105,7 @@ def drop_ranks(folder: Path, step: int, ranks: int) -> None:
     for path in folder.glob("step_*.rank*.jsonl"):
         of_step, rank = _step_and_rank(path)
         if of_step > step and rank >= ranks:
+            tokens_path(path).unlink(missing_ok=True)
             path.unlink()
 
 

@@ -22,6 +22,7 @@ from pydantic import Field
 
 from sapo_vl.distributed import World
 from sapo_vl.record.files import write_text
+from sapo_vl.record.notices import Notices, gate_bound
 from sapo_vl.strict import Strict, parse_json
 
 Phase = Literal["train", "eval", "sft"]
@@ -29,7 +30,7 @@ TrackerName = Literal["tensorboard", "wandb", "trackio"]
 Tracker = TensorBoardTracker | WandBTracker | TrackioTracker
 METRICS_FILE = "metrics.jsonl"
 log = logging.getLogger(__name__)
-OWN_KEYS = ("step", "phase", "time", "nonfinite")
+OWN_KEYS = ("step", "phase", "time", "nonfinite", "notices")
 
 
 class LogConfig(Strict):
@@ -41,6 +42,8 @@ class LogConfig(Strict):
     """Project name for wandb and trackio; the run is named after its folder."""
     save_rollouts_every: int = Field(default=1, ge=0)
     """Write the rollouts of every n-th step; 0 = never."""
+    save_tokens: bool = True
+    """Write what the updates saw of every token of written rollouts too, 19 bytes a token (docs/metrics.md)."""
     save_images: bool = True
     """Save the images of written rollouts too, each once."""
     save_sequences_every: int = Field(default=0, ge=0)
@@ -62,6 +65,8 @@ class RunLog:
     def __init__(self, out_dir: Path, config: LogConfig, run_config: Mapping[str, Any], world: World) -> None:
         check_trackers(config)
         self._is_main = world.is_main
+        self._gate_bound = gate_bound(run_config)
+        self.notices = Notices(self._gate_bound)
         self._path = Path(out_dir) / METRICS_FILE
         self._trackers: list[Tracker] = []
         if not self._is_main:
@@ -74,7 +79,8 @@ class RunLog:
         """Appends one line: step, phase, time (seconds since the start of the run), then `values`.
 
         Values are numbers, lists of numbers, or None for what could not be measured. NaN and infinities are
-        written as null and their names collected under "nonfinite", so that every line is plain JSON.
+        written as null and their names collected under "nonfinite", so that every line is plain JSON. Under "notices"
+        are the names of the signs of trouble that are on, if any.
         Trackers get the finite scalars as "{phase}/{name}".
 
         Raises TypeError for a value that is no number, ValueError for a reserved name or unknown phase.
@@ -90,6 +96,8 @@ class RunLog:
         row |= {name: _finite(value) for name, value in plain.items()}
         if broken := [name for name, value in plain.items() if _finite(value) != value]:
             row["nonfinite"] = broken
+        if on := self.notices.add(row):
+            row["notices"] = on
         self._unwritten += _json(row) + "\n"
         self._write()
         numbers_only = {name: v for name, v in plain.items() if isinstance(v, int | float)}
@@ -156,6 +164,7 @@ class RunLog:
     def _continue(self, rows: list[dict[str, Any]]) -> None:
         """Makes `rows` the content of the file and opens it for more."""
         write_text(self._path, "".join(_json(row) + "\n" for row in rows))
+        self.notices = Notices(self._gate_bound, rows)
         self._start = time.monotonic() - max((row["time"] for row in rows), default=0.0)
         self._file = self._path.open("ab", buffering=0)
         self._unwritten = ""  # whole lines
@@ -186,6 +195,9 @@ def _parse_rows(path: Path, lines: list[bytes]) -> Iterator[dict[str, Any]]:
 
 def _has_own_keys(row: Mapping[str, Any]) -> bool:
     step, time = row.get("step"), row.get("time")
+    notices = row.get("notices", [])
+    if not isinstance(notices, list) or not all(isinstance(name, str) for name in notices):
+        return False
     numbers_only = type(step) is int and isinstance(time, int | float) and math.isfinite(time)
     values = (value for name, value in row.items() if name not in OWN_KEYS)
     return numbers_only and row.get("phase") in get_args(Phase) and all(map(_is_value, values))

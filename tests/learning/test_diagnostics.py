@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +14,7 @@ from hypothesis import strategies as st
 
 from sapo_vl.distributed import World
 from sapo_vl.learning.advantage import AdvantageConfig, assign_advantages
-from sapo_vl.learning.diagnostics import LOG_RATIO_EDGES, UpdateStats, rollout_stats
+from sapo_vl.learning.diagnostics import LOG_RATIO_EDGES, UpdateStats, advantage_shares, rollout_stats
 from sapo_vl.record.stats import global_quantiles, wilson_interval
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup, ScoreStatus
 
@@ -316,6 +317,20 @@ def test_rollout_stats_of_nothing():
     assert not any(name.startswith(("reward/", "length/", "accuracy/")) for name in out)
 
 
+def shared_groups() -> list[RolloutGroup]:
+    """|A| of 1.5, 3, 0 and 1.5, by task 4.5 of 6, 0 of 6, and 1.5 of 6."""
+    given = [("count", [1.0, -0.5]), ("count", [-3.0, None]), ("dead", [None, 0.0]), ("ground", [-0.75, 0.75])]
+    return [group(task, *(replace(rollout(2, 1.0), advantage=a) for a in advantages)) for task, advantages in given]
+
+
+SHARES = {"advantage/share/count": 0.75, "advantage/share/dead": 0.0, "advantage/share/ground": 0.25}
+
+
+def test_a_task_has_its_part_of_the_advantage():
+    assert advantage_shares(shared_groups(), ALONE) == pytest.approx(SHARES)
+    assert advantage_shares(shared_groups()[2:3], ALONE) == advantage_shares([], ALONE) == {}
+
+
 LENGTHS = [*(1 + i % 8 for i in range(100)), 58]  # of responses with 500 tokens in all
 
 
@@ -331,6 +346,7 @@ def run_rank(rank: int, folder: str) -> None:
     add_padded(stats, [torch.cat(c) for c in zip(*mine, strict=True)], [len(r[0]) for r in mine])
     groups = example_groups()
     result = [stats.reduce(world), assigned_stats(groups[:1] if rank == 0 else groups[1:], world)]
+    result += [advantage_shares(shared_groups()[:1] if rank == 0 else shared_groups()[1:], world)]
     Path(folder, f"{rank}.json").write_text(json.dumps(result))
     dist.destroy_process_group()
 
@@ -347,3 +363,4 @@ def test_split_over_ranks_does_not_matter(tmp_path: Path):
     for name, value in expected.items():
         assert first[0][name] == pytest.approx(value, rel=1e-12, abs=1e-12), name
     assert first[1] == pytest.approx(EXAMPLE_STATS)
+    assert first[2] == pytest.approx(SHARES)

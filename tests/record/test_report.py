@@ -150,6 +150,8 @@ def test_accuracy_without_modes_or_without_a_first_measurement():
         ["count", "0", "-", "-", "-"],
     ]
     assert describe_summary({"seed": 1}) == ["seed 1", "summary.json holds no accuracy."]
+    signs = describe_summary({"seed": 1, "notices": {"gate_low": {"first": 138, "last": 148, "rows": 11}}})[-1]
+    assert [line.split() for line in signs.splitlines()[3:]] == [["gate_low", "138", "148", "11"]]
 
 
 def test_no_run_folder(tmp_path: Path):

@@ -1,0 +1,94 @@
+"""What the updates of a step saw of every token, kept for the responses that are written to rollouts/.
+
+All of it comes from the passes that the updates make anyway. A response takes part in one update of a step, so its
+numbers are those of that update: pi_theta is the policy right before it, which has seen the updates before it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sapo_vl.losses.base import bounded_ratio
+from sapo_vl.model.batching import MicroBatch
+from sapo_vl.record.tokens import DTYPES, HALF_MAX, Tokens
+from sapo_vl.types import Rollout, RolloutGroup
+
+_HALVES = tuple(name for name, dtype in DTYPES.items() if dtype == "float16")
+
+
+@dataclass(frozen=True, slots=True)
+class _Seen:
+    """One response. It holds the rollout, so that no other object gets its id."""
+
+    rollout: Rollout
+    update: int
+    ratio: np.ndarray  # [R] float32
+    halves: np.ndarray  # [len(_HALVES), R] float16
+    mask: np.ndarray  # [R] uint8
+
+
+class TokenRecord:
+    """Of ONE step on one rank. The updates add their micro-batches; `tokens` puts them into the order of the lines."""
+
+    def __init__(self) -> None:
+        self._seen: dict[int, _Seen] = {}  # by id of the rollout, which goes through packing as the same object
+
+    def add(
+        self,
+        mb: MicroBatch,
+        *,
+        update: int,
+        logprobs: Tensor,
+        gate: Tensor,
+        entropy: Tensor,
+        trainer: Tensor | None,
+        counts: Tensor,
+    ) -> None:
+        """One micro-batch of update number `update`, from 1; all [N], response after response.
+
+        logprobs: log pi_theta; gate: f'(r) of the loss; trainer: log-probs under the weights before the first update
+        (None = not known, the engine's gap neither); counts: bool, False for a token that a correction has dropped.
+        """
+        gap = torch.full_like(logprobs, torch.nan) if trainer is None else mb.rollout_logprobs - trainer
+        gap = torch.where(torch.isfinite(gap), gap, torch.nan)
+        columns = {"gate": gate, "logp_old": mb.old_logprobs, "logp_new": logprobs, "entropy": entropy, "gap": gap}
+        stacked = torch.stack([columns[name].detach().float() for name in _HALVES])
+        halves = stacked.clamp(-HALF_MAX, HALF_MAX).half().cpu().numpy()
+        ratio = bounded_ratio(logprobs.float() - mb.old_logprobs.float()).cpu().numpy()
+        mask = counts.cpu().numpy().astype(np.uint8)
+        ends = np.cumsum(mb.lengths.cpu().numpy())
+        for rollout, end in zip((r for g in mb.groups for r in g.rollouts), ends, strict=True):
+            part = slice(end - len(rollout.response_ids), end)
+            self._seen[id(rollout)] = _Seen(rollout, update, ratio[part], halves[:, part], mask[part])
+
+    def tokens(self, groups: Sequence[RolloutGroup], old_is_recorded: bool) -> Tokens:
+        """The responses of `groups` in order.
+
+        Of one that no update took in (no advantage), all is NaN and masked; with `old_is_recorded`, where pi_old is the
+        law that the engine recorded, its logp_old is known all the same.
+        """
+        rollouts = [r for g in groups for r in g.rollouts]
+        seen = [self._seen.get(id(r)) or _unseen(r, old_is_recorded) for r in rollouts]
+        ids = [r.response_ids for r in rollouts]
+        halves = np.concatenate([np.empty((len(_HALVES), 0), np.float16), *(s.halves for s in seen)], axis=1)
+        return Tokens(
+            offsets=np.cumsum([0, *map(len, ids)], dtype=np.int32),
+            update=np.array([s.update for s in seen], np.int32),
+            token_ids=np.concatenate([np.empty(0, np.int32), *ids]).astype(np.int32),
+            ratio=np.concatenate([np.empty(0, np.float32), *(s.ratio for s in seen)]),
+            mask=np.concatenate([np.empty(0, np.uint8), *(s.mask for s in seen)]),
+            **dict(zip(_HALVES, halves, strict=True)),
+        )
+
+
+def _unseen(rollout: Rollout, old_is_recorded: bool) -> _Seen:
+    size = len(rollout.response_ids)
+    halves = np.full((len(_HALVES), size), np.nan, np.float16)
+    if old_is_recorded:
+        halves[_HALVES.index("logp_old")] = np.clip(rollout.logprobs, -HALF_MAX, HALF_MAX)
+    return _Seen(rollout, 0, np.full(size, np.nan, np.float32), halves, np.zeros(size, np.uint8))
