@@ -61,6 +61,7 @@ def _stage(args: argparse.Namespace) -> None:
         die_with_launcher()  # before anything that takes time
     from sapo_vl import stages
     from sapo_vl.launching import launch
+    from sapo_vl.planning.plan import summary_here
 
     if names := getattr(args, "benchmark", None):
         args.pairs = [f"eval.benchmarks={json.dumps(names.split(','))}", *args.pairs]
@@ -71,6 +72,8 @@ def _stage(args: argparse.Namespace) -> None:
     config = stages.fitted(config)
     stages.preflight(config, args.command)
     stages.check_run_folder(config, args.command, Path(args.out))
+    if args.command == "train":
+        print(summary_here(config), flush=True)
     launch(args.command, config, Path(args.out))
 
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from accelerate import init_empty_weights
 from deepspeed.runtime.config import DeepSpeedConfig
-from transformers import AutoModelForImageTextToText, PreTrainedModel, Qwen3VLConfig, Qwen3VLMoeConfig
+from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from sapo_vl.config import RunConfig, load_config
 from sapo_vl.learning.optim import deepspeed_config
@@ -18,70 +18,12 @@ from sapo_vl.model.export import check_expert_shapes
 from sapo_vl.model.folder import MODEL_TYPES, is_moe
 from sapo_vl.model.loading import DTYPES, ZERO3_LEAF_MODULES, parts, prepare_model
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION
+from sapo_vl.planning.published import SIZES, published_config
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 
-SMALL_TOWER = {"depth": 24, "hidden_size": 1024, "deepstack_visual_indexes": [5, 11, 17]}
-LARGE_TOWER = {"depth": 27, "hidden_size": 1152, "deepstack_visual_indexes": [8, 16, 24]}
-MOE = {"num_experts": 128, "num_experts_per_tok": 8, "norm_topk_prob": True, "decoder_sparse_step": 1}
-# Sizes of the language model and of the tower, as in the config.json of the released checkpoints. The inner
-# width and the heads of the towers are those of SigLIP-2 Large (4096, 16) and SO-400M (4304, 16).
-SIZES: dict[str, tuple[dict[str, Any], dict[str, Any], bool]] = {  # text, vision, tied embeddings
-    "qwen3_vl_4b": (
-        {"hidden_size": 2560, "num_hidden_layers": 36, "intermediate_size": 9728, "num_key_value_heads": 8},
-        SMALL_TOWER | {"intermediate_size": 4096},
-        True,
-    ),
-    "qwen3_vl_8b": (
-        {"hidden_size": 4096, "num_hidden_layers": 36, "intermediate_size": 12288, "num_key_value_heads": 8},
-        LARGE_TOWER | {"intermediate_size": 4304},
-        False,
-    ),
-    "qwen3_vl_30b_a3b": (
-        MOE
-        | {"hidden_size": 2048, "num_hidden_layers": 48, "moe_intermediate_size": 768}
-        | {"intermediate_size": 6144, "num_key_value_heads": 4},
-        LARGE_TOWER | {"intermediate_size": 4304},
-        False,
-    ),
-    # Hidden size, heads and expert width as in public launch scripts for this model; its config.json was not at
-    # hand. The sum of parameters below agrees with the name.
-    "qwen3_vl_235b_a22b": (
-        MOE
-        | {"hidden_size": 4096, "num_hidden_layers": 94, "moe_intermediate_size": 1536}
-        | {"intermediate_size": 12288, "num_key_value_heads": 4, "num_attention_heads": 64},
-        LARGE_TOWER | {"intermediate_size": 4304},
-        False,
-    ),
-}
+SHIPPED = [name for name in SIZES if name != "qwen3_vl_32b"]  # which has no config of its own
 MOES = ["qwen3_vl_30b_a3b", "qwen3_vl_235b_a22b"]
-
-
-def hf_config(name: str) -> Qwen3VLConfig | Qwen3VLMoeConfig:
-    sizes, tower, tied = SIZES[name]
-    text = {
-        "vocab_size": 151936,
-        "num_attention_heads": 32,
-        "head_dim": 128,
-        "max_position_embeddings": 262144,
-        "rope_parameters": {
-            "rope_type": "default",
-            "rope_theta": 5e6,
-            "mrope_section": [24, 20, 20],
-            "mrope_interleaved": True,
-        },
-        "tie_word_embeddings": tied,
-    } | sizes
-    vision = {
-        "num_heads": 16,
-        "patch_size": 16,
-        "temporal_patch_size": 2,
-        "spatial_merge_size": 2,
-        "num_position_embeddings": 2304,
-        "out_hidden_size": sizes["hidden_size"],
-    } | tower
-    build = Qwen3VLMoeConfig if "num_experts" in sizes else Qwen3VLConfig
-    return build(text_config=text, vision_config=vision, tie_word_embeddings=tied)
 
 
 @functools.cache
@@ -93,7 +35,7 @@ def settings(name: str) -> RunConfig:
 @functools.cache
 def model(name: str) -> PreTrainedModel:
     """The model of a size on the meta device, prepared as its shipped config says. Built once."""
-    config, wanted = hf_config(name), settings(name).model
+    config, wanted = published_config(name), settings(name).model
     extra = {"experts_implementation": wanted.experts_implementation} if is_moe(config) else {}
     with init_empty_weights():
         built = AutoModelForImageTextToText.from_config(config, dtype=DTYPES[wanted.dtype], **extra)
@@ -107,7 +49,7 @@ def count(parameters: Any) -> int:
 
 def test_every_shipped_gpu_config_has_its_size_here():
     shipped = {path.stem for path in CONFIGS.glob("qwen3_vl_*.yaml")}
-    assert shipped == set(SIZES)
+    assert shipped == set(SHIPPED)
 
 
 @pytest.mark.parametrize(
@@ -132,7 +74,7 @@ def test_the_number_of_parameters_is_the_one_in_the_name(name, low, high):
 @pytest.mark.parametrize(("name", "low", "high"), [(MOES[0], 2.8e9, 3.6e9), (MOES[1], 20.5e9, 23.5e9)])
 def test_a_token_uses_as_many_parameters_as_the_name_says(name, low, high):
     """Counted by hand from the sizes: attention, 8 of 128 experts and the router per layer, embeddings twice."""
-    built, text = model(name), hf_config(name).text_config
+    built, text = model(name), published_config(name).text_config
     hidden, heads, kv = text.hidden_size, text.num_attention_heads, text.num_key_value_heads
     attention = hidden * 128 * (2 * heads + 2 * kv) + 2 * 128
     expert = 3 * hidden * text.moe_intermediate_size
@@ -145,7 +87,7 @@ def test_a_token_uses_as_many_parameters_as_the_name_says(name, low, high):
     assert count(built.model.language_model.parameters()) + count(built.lm_head.parameters()) == everything
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_shipped_model_settings_take_hold(name):
     built = model(name)
     assert built.config.text_config._attn_implementation == SHARED_PREFIX_ATTENTION
@@ -162,7 +104,7 @@ def test_the_shipped_model_settings_take_hold(name):
 
 @pytest.mark.parametrize("name", MOES)
 def test_experts_are_what_loading_export_and_zero3_take_them_for(name):
-    built, text = model(name), hf_config(name).text_config
+    built, text = model(name), published_config(name).text_config
     check_expert_shapes(built.config)
     classes = [type(module).__name__ for module in built.modules()]
     for leaf in ZERO3_LEAF_MODULES:
@@ -174,7 +116,7 @@ def test_experts_are_what_loading_export_and_zero3_take_them_for(name):
     assert built.config.text_config._experts_implementation == "grouped_mm"
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_deepspeed_takes_the_shipped_settings(name):
     config = settings(name)
     taken = DeepSpeedConfig(deepspeed_config(config.optim, config.zero, config.model.dtype))
@@ -187,7 +129,7 @@ def test_deepspeed_takes_the_shipped_settings(name):
         assert set(ZERO3_LEAF_MODULES) <= set(zero.leaf_module.classes)
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_memory_the_comments_promise(name):
     """Of the trainer: weights, 2 bytes of gradient and 12 of optimizer state per parameter that learns. Of vLLM: its
     share, which must hold its weights and a cache for as many full-length responses as make it worth while."""
@@ -199,7 +141,7 @@ def test_the_memory_the_comments_promise(name):
     sizes = {"qwen3_vl_30b_a3b": [(141e9, False), (80e9, True)], "qwen3_vl_235b_a22b": [(80e9, True)]}
     default, *overridden = sizes.get(name, [(80e9, False)])  # overridden: as its comment advises for less memory
     assert default[1] is config.zero.offload_optimizer
-    text, vllm = hf_config(name).text_config, config.rollout.vllm
+    text, vllm = published_config(name).text_config, config.rollout.vllm
     heads = max(1, text.num_key_value_heads // vllm.tensor_parallel)
     per_token = text.num_hidden_layers * heads * 128 * 2 * 2
     length = config.model.max_prompt_tokens + config.rollout.max_new_tokens
@@ -210,10 +152,10 @@ def test_the_memory_the_comments_promise(name):
         assert cache / (length * per_token) > 32  # responses at a time
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_the_model_can_be_cut_as_its_engines_are(name):
     """What vLLM asks of a model that several GPUs share; heads of keys and values may be there more than once."""
-    config, hf = settings(name), hf_config(name)
+    config, hf = settings(name), published_config(name)
     text, vision, ways = hf.text_config, hf.vision_config, config.rollout.vllm.tensor_parallel
     assert config.rollout.engine == "vllm"
     config.rollout.vllm.check_ranks(32 if name == "qwen3_vl_235b_a22b" else 8)
@@ -223,7 +165,7 @@ def test_the_model_can_be_cut_as_its_engines_are(name):
     assert max(text.num_key_value_heads, ways) % min(text.num_key_value_heads, ways) == 0
 
 
-@pytest.mark.parametrize("name", SIZES)
+@pytest.mark.parametrize("name", SHIPPED)
 def test_a_batch_can_be_dealt_to_the_gpus_the_comments_name(name):
     config = settings(name)
     gpus = 32 if name == "qwen3_vl_235b_a22b" else 8
