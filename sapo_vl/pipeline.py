@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,12 +13,13 @@ import yaml
 
 from data_recipes import find_recipe
 from data_recipes.arguments import build_recipe, recipe_arguments
-from sapo_vl.config import ConfigError, RunConfig, save_config
+from sapo_vl.config import ColdStartConfig, ConfigError, RunConfig, save_config
 from sapo_vl.data.folder import DataError, split_names
 from sapo_vl.data.problem_set import BadRow, ProblemSet
 from sapo_vl.launching import launch
 from sapo_vl.learning.checkpoint import CHECKPOINTS
 from sapo_vl.model.tiny import init_tiny
+from sapo_vl.planning.plan import summary_here
 from sapo_vl.record.files import delete, sweep, write_text
 from sapo_vl.record.identity import differing_settings
 from sapo_vl.record.report import write_report
@@ -29,7 +31,9 @@ from sapo_vl.sft import COLD_START_MODEL
 from sapo_vl.stages import COLD_START_RESULT, fitted, preflight
 from sapo_vl.strict import Unreadable, read_mapping
 from sapo_vl.types import Problem
+from sapo_vl.viewing.collecting import default_page, write_page
 
+log = logging.getLogger(__name__)
 PREPARED_CONFIG = "prepared.yaml"
 TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer
 MADE = ("data", "init", "run.yaml", PREPARED_CONFIG, CHECKPOINTS["sft"])  # what is written here, other than by stages
@@ -70,13 +74,25 @@ def run(config: RunConfig, out: Path) -> str:
 def _run(config: RunConfig, out: Path) -> str:
     seconds: dict[str, float] = {}
     config = _prepare(config, out, seconds)
+    print(summary_here(config), flush=True)
     _timed(seconds, "rl", lambda: launch("train", config, out))
     summary = read_mapping(out / "summary.json")
     summary["wall_s"] |= seconds | {"total": sum(seconds.values())}
     if (out / COLD_START_RESULT).exists():
         summary["cold_start"] = read_mapping(out / COLD_START_RESULT)
     write_json(out / "summary.json", summary)
-    return write_report(out)
+    return write_report(out) + _page(out)
+
+
+def _page(out: Path) -> str:
+    """Writes the page to look at and returns the line that names it. A page that fails costs no run its end."""
+    path = default_page(out)
+    try:
+        write_page([out], path, RunConfig(cold_start=ColdStartConfig()).model_dump(mode="json"))
+    except (OSError, ValueError, ModuleNotFoundError) as error:
+        log.warning("the page was not written (%s); `sapo-vl view %s` tries again", error, out)
+        return ""
+    return f"\nTo look at it, rollouts and all: {path}\n"
 
 
 def prepare(config: RunConfig, out: Path) -> Path:

@@ -7,6 +7,7 @@ import logging
 import platform
 import random
 import resource
+import subprocess
 import warnings
 from dataclasses import dataclass
 from importlib import metadata
@@ -167,8 +168,25 @@ def quiet_libraries() -> None:
 
 
 def versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "sapo_vl": _version("sapo-vl")}
+    """Of Python and the packages that results depend on, and the commit of this code ("commit")."""
+    found = {"python": platform.python_version(), "sapo_vl": _version("sapo-vl"), "commit": _commit()}
     return found | {name: _version(name) for name in PACKAGES}
+
+
+def _commit() -> str:
+    """Of the repository that this file is in, with "+changes" if files differ from it; "" outside of one."""
+    root = Path(__file__).resolve().parents[1]
+
+    def git(*words: str) -> Any:
+        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
+
+    try:
+        head, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
+    except FileNotFoundError:
+        return ""
+    if head.returncode:
+        return ""
+    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")
 
 
 def _version(package: str) -> str:

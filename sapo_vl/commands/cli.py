@@ -8,11 +8,11 @@ from collections.abc import Sequence
 
 from data_recipes.arguments import UsageError
 from sapo_vl import __version__
-from sapo_vl.commands import data, evaluation, experiments, model, recipe, reward, training
+from sapo_vl.commands import data, evaluation, experiments, launch, model, plan, recipe, reward, training, viewing
 from sapo_vl.commands.adding import adder
 from sapo_vl.lifeline import Stopped
 
-FAMILIES = (recipe, model, training, evaluation, experiments, reward)
+FAMILIES = (recipe, model, plan, training, launch, evaluation, experiments, viewing, reward)
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 from collections.abc import Sequence
 from fnmatch import fnmatchcase
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -50,7 +48,7 @@ def reproduce(
                 budget_s=budget_s,
                 threads=experiment.threads,
                 lock=lock,
-                versions=versions() | {"commit": commit()},
+                versions=versions(),
                 say=lambda text: print(text, flush=True),
                 done=lambda job: None if experiment.keep_models else _delete_large(job),
             )
@@ -110,19 +108,3 @@ def _delete_large(job: Job) -> None:
         earlier = sorted((job.folder / "benchmarks").glob("step_*"))[:-1]
         for folder in [*(job.folder / name for name in LARGE), *earlier]:
             shutil.rmtree(folder, ignore_errors=True)
-
-
-def commit() -> str:
-    """Of the repository that this file is in, with "+changes" if files differ from it; "" outside of one."""
-    root = Path(__file__).resolve().parents[2]
-
-    def git(*words: str) -> Any:
-        return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)
-
-    try:
-        head, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--untracked-files=no")
-    except FileNotFoundError:
-        return ""
-    if head.returncode:
-        return ""
-    return head.stdout.strip() + ("+changes" if changes.stdout.strip() else "")

@@ -1,0 +1,96 @@
+"""Evaluation folders: items with their picture, gold, responses and verdicts; which of them changed sides."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from sapo_vl.strict import Unreadable, parse_json, read_mapping
+from sapo_vl.viewing.folders import HARNESS, RECORDS, EvaluationFolder
+from sapo_vl.viewing.numbers import plain
+from sapo_vl.viewing.pictures import picture
+from sapo_vl.viewing.sampling import spread
+
+SHOWN = ("id", "task", "prompt", "row", "number", "rule", "other_rule", "gold", "groups", "skipped", "messages")
+OF_A_RESPONSE = ("text", "tokens", "finish", "answer", "score", "status", "reason", "parts", "other")
+BOX_META = ("coords", "size", "gold_coords")  # of the problem: what its boxes are in
+
+
+def read_evaluation(folder: EvaluationFolder) -> dict[str, Any]:
+    """{"name", "benchmark", "harness", "summary", "items"}; an item has "score": the mean over its responses, None
+    where none was scored. Raises Unreadable for a file that no evaluation wrote."""
+    harness = read_mapping(folder.path / HARNESS)
+    told = harness.get("harness")
+    if not isinstance(told, dict) or not isinstance(told.get("benchmark"), dict):
+        raise Unreadable(f"{folder.path / HARNESS} is no harness of an evaluation; get the folder again")
+    summary_path = folder.path / "summary.json"
+    return {
+        "name": folder.name,
+        "benchmark": str(told["benchmark"].get("name", "?")),
+        "harness": plain(told),
+        "summary": plain(read_mapping(summary_path)) if summary_path.is_file() else {},
+        "items": list(_items(folder.path / RECORDS)),
+    }
+
+
+def pick_items(evaluations: Sequence[Mapping[str, Any]], limit: int) -> list[str]:
+    """Ids of at most `limit` items of evaluations of one benchmark: those that changed sides first, then evenly."""
+    ids = list(dict.fromkeys(item["id"] for evaluation in evaluations for item in evaluation["items"]))
+    scores = [{item["id"]: item["score"] for item in evaluation["items"]} for evaluation in evaluations]
+    changed = [id for id in ids if len({of[id] for of in scores if id in of}) > 1]
+    kept = spread(changed, limit)
+    alike = [id for id in ids if id not in {*changed}]
+    return kept + spread(alike, max(0, limit - len(kept)))
+
+
+class Pictures:
+    """The pictures of items, from the data set folder that the harness names, where that is still there."""
+
+    def __init__(self, evaluation: Mapping[str, Any]) -> None:
+        from sapo_vl.data.folder import DataError, open_rows  # brings `datasets`, which no page without items needs
+
+        self.trouble = ""
+        self._rows: Any = None
+        benchmark = evaluation["harness"]["benchmark"]
+        source, split = str(benchmark.get("source") or ""), str(benchmark.get("split") or "")
+        if not (Path(source) / "dataset_dict.json").is_file():
+            self.trouble = (
+                f"pictures are shown of data set folders only; {evaluation['name']} has its items from {source!r}"
+            )
+            return
+        try:
+            rows = open_rows(source, split)
+            self._rows = rows.with_format("arrow") if "images" in rows.column_names else None
+        except DataError as error:
+            self.trouble = str(error)
+
+    def of(self, item: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+        """The pictures of an item in order; [] where the source is not to be had."""
+        row = item.get("row")
+        if self._rows is None or type(row) is not int or not 0 <= row < len(self._rows):
+            return []
+        cells = self._rows[row].column("images").to_pylist()[0] or []
+        return [picture(cell["bytes"]) if isinstance(cell, dict) and cell.get("bytes") else None for cell in cells]
+
+
+def _items(path: Path) -> Iterator[dict[str, Any]]:
+    with path.open("rb") as lines:
+        for number, text in enumerate(lines, start=1):
+            try:
+                record = parse_json(text)
+                if not isinstance(record, dict) or not isinstance(record.get("responses"), list):
+                    raise ValueError("it is no record")
+                responses = [{name: plain(r.get(name)) for name in OF_A_RESPONSE} for r in record["responses"]]
+            except (ValueError, AttributeError) as error:
+                if not text.endswith(b"\n"):
+                    return  # still being written
+                raise Unreadable(f"{path}:{number} cannot be read ({error}); delete the line") from error
+            scores = [r["score"] for r in responses if isinstance(r["score"], int | float)]
+            meta = record.get("meta") or {}
+            yield {
+                **{name: plain(record.get(name)) for name in SHOWN},
+                "box": plain({name: meta[name] for name in BOX_META if name in meta}),
+                "score": sum(scores) / len(scores) if scores else None,
+                "responses": responses,
+            }

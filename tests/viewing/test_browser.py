@@ -1,0 +1,210 @@
+"""The page in a real browser. Pictures of each view stay in SAPO_VL_SCREENSHOTS, if that names a folder.
+
+Without a browser these tests are skipped; where CI is set they fail instead. scripts/setup.sh installs one.
+"""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from threading import Thread
+
+import pytest
+from browser import Browser, find_browser
+from viewing_folders import HOSTILE, make_evaluation, make_run
+
+from sapo_vl.viewing.collecting import write_page
+from sapo_vl.viewing.serving import HOST, Server, Site
+
+pytestmark = pytest.mark.slow
+VIEWS = ("overview", "curves", "rollouts", "tokens", "evaluations")
+# Every control without a name that a screen reader could say.
+NAMELESS = """[...document.querySelectorAll(
+        'button, select, input, a, svg[role=img], canvas, [role=group], [role=list]')]
+    .filter((e) => !(e.getAttribute('aria-label') || e.textContent.trim() || e.closest('label')?.textContent.trim()))
+    .map((e) => e.outerHTML.slice(0, 200))"""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    binary = find_browser()
+    if binary is None:
+        assert not os.environ.get("CI"), "no Chromium: scripts/setup.sh installs it; by hand: apt-get install chromium"
+        pytest.skip("no Chromium here, so the page was not looked at: apt-get install chromium")
+    with Browser(binary) as browser:
+        yield browser
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
+    root = tmp_path_factory.mktemp("viewed")
+    runs = [make_run(root / f"seed_{i}", range(5, 41, 5), seed=i, notices={7: ["entropy_collapse"]}) for i in range(2)]
+    ids = [f"item-{i}" for i in range(12)]
+    before = make_evaluation(root / "before" / "shapes", {id: [float(i % 2)] for i, id in enumerate(ids)})
+    after = make_evaluation(root / "after" / "shapes", {id: [float(i > 3)] for i, id in enumerate(ids)})
+    return [*runs, before, after]
+
+
+@pytest.fixture(scope="module")
+def page(folders: list[Path], tmp_path_factory: pytest.TempPathFactory) -> str:
+    out = tmp_path_factory.mktemp("page") / "page.html"
+    write_page(folders, out, {"steps": 1})
+    return f"file://{out}"
+
+
+@pytest.fixture(autouse=True)
+def nothing_to_complain_of(browser: Browser) -> Iterator[None]:
+    browser.complaints.clear()
+    browser.requests.clear()
+    yield
+    assert browser.complaints == []
+
+
+def visit(browser: Browser, address: str) -> None:
+    browser.open("about:blank", "true")  # a change of the part behind # alone would load nothing
+    browser.open(address)
+
+
+@pytest.mark.parametrize("width", [1280, 390])
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_every_view_draws_and_names_its_controls(
+    browser: Browser, page: str, scheme: str, width: int, tmp_path: Path
+) -> None:
+    browser.prefer(scheme)
+    browser.resize(width, 900)
+    for view in VIEWS:
+        visit(browser, f"{page}#{view}")
+        browser.wait("document.querySelectorAll('main .card').length")
+        shots = Path(os.environ.get("SAPO_VL_SCREENSHOTS") or tmp_path)
+        browser.screenshot(shots / f"{view}-{scheme}-{width}.png")
+        assert browser.run("document.documentElement.dataset.theme") == scheme
+        assert browser.run(NAMELESS) == []
+        assert browser.run("document.documentElement.scrollWidth <= innerWidth"), f"{view} is wider than the screen"
+    asked = {request.split("#")[0] for request in browser.requests if not request.startswith(("data:", "about:"))}
+    assert asked == {page}
+    browser.prefer("light")
+    browser.resize(1280, 900)
+
+
+def test_hostile_text_is_shown_as_text(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#rollouts?run=0&step=5")
+    browser.wait("document.querySelectorAll('.response').length === 4")
+    assert browser.run("[...document.querySelectorAll('.response pre')].map((e) => e.textContent)[1]") == HOSTILE
+    assert browser.run("window.hit === undefined && !document.querySelector('.response script, .response img')")
+
+
+def test_a_click_opens_a_group_and_its_problem_over_time(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#rollouts?run=0&step=20")
+    browser.wait("document.querySelectorAll('.list button').length === 4")
+    browser.click(".list [role=listitem]:nth-child(3) button")
+    name = browser.run("document.querySelector('.list [role=listitem]:nth-child(3) .id').textContent")
+    browser.wait(f"document.querySelector('.problem h3').textContent === {name!r}")
+    assert "group=20." in browser.run("location.hash")
+    buttons = "[...document.querySelectorAll('.split > div:last-child .card .row button')]"
+    names = browser.run(f"{buttons}.map((b) => b.textContent.split(':')[0])")
+    steps = [name for name in names if name.startswith("step")]
+    assert steps == ["step 5", "step 20", "step 35"]
+
+
+def test_filters_leave_what_fits(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#rollouts?run=0&step=all")
+    count = "document.querySelector('[role=status]:not(#live)').textContent"
+    browser.wait(f"{count} === '32 groups'")
+    pick = (
+        "(() => {{ const s = document.querySelector('[aria-label=\"{}\"]');"
+        " s.value = {!r}; s.dispatchEvent(new Event('{}')); }})()"
+    )
+    browser.run(pick.format("State of the group", "dead", "change"))
+    browser.wait(f"{count} !== '32 groups'")
+    assert browser.run(
+        "[...document.querySelectorAll('.list .chip')].every((c) => ['dead', '1 cut'].includes(c.textContent))"
+    )
+    browser.run(pick.format("State of the group", "all", "change"))
+    browser.run(pick.format("Task", "ground", "change"))
+    browser.wait(f"{count} === '8 groups'")
+    browser.run(pick.format("Task", "", "change"))
+    browser.run(pick.format("Text filter", "window.hit", "input"))
+    browser.wait(f"{count} === '8 groups'")
+    assert browser.run("[...document.querySelectorAll('.list .id')].every((e) => e.textContent.startsWith('count-0'))")
+    browser.run(pick.format("Text filter", "", "input"))
+    browser.run(pick.format("Sort", "spread", "change"))
+    browser.wait(f"{count} === '32 groups'")
+    spreads = browser.run(
+        "[...document.querySelectorAll('.list .num')].map((e) => Number(e.textContent.split('± ')[1]))"
+    )
+    assert spreads == sorted(spreads, reverse=True) and spreads[0] > spreads[-1]
+
+
+def test_boxes_of_gold_and_answer_are_drawn(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#rollouts?run=0&step=5&task=ground")
+    browser.wait("document.querySelectorAll('.figure rect').length === 2")
+    gold = browser.run(
+        "['x', 'y', 'width', 'height'].map((n) => Number(document.querySelector('rect.gold').getAttribute(n)))"
+    )
+    assert gold == [2, 3, 7, 8]  # of "2 3 9 11"
+    assert browser.run("document.querySelector('.figure svg').getAttribute('viewBox')") == "0 0 16 16"
+
+
+def test_tokens_have_numbers_and_masked_ones_no_say_in_the_scale(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#tokens?by=ratio&step=5")
+    browser.wait("document.querySelectorAll('.tok').length === 6")
+    browser.move(*browser.place(".tok:nth-child(2)"))
+    browser.wait("!document.querySelector('#tip').hidden")
+    told = browser.run("document.querySelector('#tip').textContent")
+    assert told.startswith("token 2 of 6") and "ratio r" in told and "entropy" in told
+    ends = browser.run("[...document.querySelectorAll('.ends span')].map((e) => Number(e.textContent))")
+    assert ends[0] < 1 < ends[2] < 2, "the masked token, with r = e^3, set the scale"
+    masked = "getComputedStyle(document.querySelector('.tok.masked'))"
+    assert browser.run("document.querySelectorAll('.tok.masked').length") == 1
+    assert float(browser.run(f"{masked}.opacity")) < 0.5
+    browser.run(
+        "(() => { const s = document.querySelector('[aria-label=\"Colour tokens by\"]');"
+        " s.value = 'gap'; s.dispatchEvent(new Event('change')); })()"
+    )
+    assert browser.run("document.querySelectorAll('.tok.unknown').length") == 5  # NaN: not known
+
+
+def test_a_click_on_a_curve_leads_to_the_nearest_saved_step(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#curves")
+    browser.wait("document.querySelectorAll('.chart svg').length > 5")
+    browser.move(*browser.place(".chart svg"))
+    browser.wait("document.querySelector('#tip').textContent.startsWith('step 1')")
+    browser.click(".chart svg")
+    browser.wait("location.hash.startsWith('#rollouts') && document.querySelectorAll('.response').length")
+    assert "step=20" in browser.run("location.hash")
+
+
+def test_the_theme_button_wins_over_the_system(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#overview")
+    browser.click("#theme")
+    assert browser.run("document.documentElement.dataset.theme") == "dark"
+    browser.click("#theme")
+    assert browser.run("document.documentElement.dataset.theme") == "light"
+    browser.run("localStorage.clear()")
+    assert "entropy_collapse in 1 steps" in browser.run("document.querySelector('.note.warn').textContent")
+
+
+def test_evaluations_show_what_changed_sides(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#evaluations")
+    browser.wait("document.querySelectorAll('.list button').length")
+    told = browser.run("[...document.querySelectorAll('.cards .card')].pop().textContent")
+    assert "+4 -2" in told.replace("\N{MINUS SIGN}", "-") and "of 12 items" in told  # of i % 2 before and i > 3 after
+    ids = browser.run("[...document.querySelectorAll('.list .id')].map((e) => e.textContent)")
+    assert ids == ["item-1", "item-3", "item-4", "item-6", "item-8", "item-10"]
+
+
+def test_the_served_page_shows_steps_and_follows_the_run(browser: Browser, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [2, 4])
+    with Server(Site([run], None, follow=True), 0) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        visit(browser, f"http://{HOST}:{server.server_address[1]}/#rollouts?step=all")
+        browser.wait("document.querySelector('[role=status]:not(#live)').textContent === '8 groups'")
+        browser.wait(
+            "document.querySelectorAll('.response').length === 4 && document.querySelector('.figure img') !== null"
+        )
+        browser.run("location.hash = '#overview'")
+        browser.wait("document.documentElement.dataset.ready === 'overview'")
+        make_run(run, [2, 4, 6], notices={6: ["length_explosion"]})
+        browser.wait("document.body.textContent.includes('length_explosion')")
+        browser.run("location.hash = '#rollouts?step=6'")
+        browser.wait("document.querySelectorAll('.list button').length === 4")
+        server.shutdown()
