@@ -89,8 +89,8 @@ def _page(out: Path) -> str:
     path = default_page(out)
     try:
         write_page([out], path, RunConfig(cold_start=ColdStartConfig()).model_dump(mode="json"))
-    except (OSError, ValueError, ModuleNotFoundError) as error:
-        log.warning("the page was not written (%s); `sapo-vl view %s` tries again", error, out)
+    except Exception:  # hours of training are done and written; our own bugs show with their traceback
+        log.warning("the page was not written; `sapo-vl view %s` tries again", out, exc_info=True)
         return ""
     return f"\nTo look at it, rollouts and all: {path}\n"
 

@@ -12,8 +12,9 @@ from sapo_vl.model.folder import examine
 
 log = logging.getLogger(__name__)
 GIB = 2**30
-# A line of a rollout: text and number of each token, and what else stands there with a prompt of some length.
-BYTES_PER_TOKEN, BYTES_PER_LINE = 12, 2_000
+# A line of a rollout: text and number of each token, and what else stands there with a prompt of some length; and
+# what record/tokens.py writes of each token.
+BYTES_PER_TOKEN, BYTES_PER_LINE, BYTES_OF_NUMBERS = 12, 2_000, 19
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -52,7 +53,8 @@ def room_for(config: RunConfig, stage: str, numel: int) -> Room:
         # The old ones stay until all servers have the new ones.
         here = config.rollout.engine == "vllm_server" and not config.rollout.server.sync_dir
         weights = 2 * model if here else 0
-    line = BYTES_PER_LINE + BYTES_PER_TOKEN * config.rollout.max_new_tokens
+    token = BYTES_PER_TOKEN + BYTES_OF_NUMBERS * config.log.save_tokens
+    line = BYTES_PER_LINE + token * config.rollout.max_new_tokens
     return Room(model=model, checkpoints=kept * checkpoint, rollouts=lines * line, weights=weights)
 
 
@@ -71,7 +73,7 @@ def check_room(config: RunConfig, stage: str, out: Path) -> None:
         )
     if free < room.all:
         log.warning(
-            "%s has %.2f GiB free, and this stage may write %.2f (%s): give --out on a larger disk, or lower "
-            "checkpoint.keep or log.save_rollouts_every",
+            "%s has %.2f GiB free, and this stage may write %.2f (%s): give --out on a larger disk, lower "
+            "checkpoint.keep, raise log.save_rollouts_every, or set log.save_tokens=false",
             existing, free / GIB, room.all / GIB, room,
         )  # fmt: skip

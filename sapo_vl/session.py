@@ -174,8 +174,11 @@ def versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """Of the repository that this file is in, with "+changes" if files differ from it; "" outside of one."""
+    """Of the repository that this package is in, with "+changes" if files differ from it; "" where it is installed:
+    a repository around the environment is another one's."""
     root = Path(__file__).resolve().parents[1]
+    if not (root / ".git").exists():
+        return ""
 
     def git(*words: str) -> Any:
         return subprocess.run(["git", "-C", str(root), *words], capture_output=True, text=True, check=False)

@@ -36,11 +36,13 @@ def test_what_a_stage_takes_by_hand() -> None:
     settings = ["steps=100", "checkpoint.every=10", "checkpoint.keep=2", "rollout.prompts_per_step=4"]
     settings += ["rollout.group_size=8", "rollout.max_new_tokens=500", "log.save_rollouts_every=30"]
     train = room_for(config(*settings, "model.dtype=float32"), "train", 10**6)
-    # Steps 30, 60 and 90: 3 x 4 x 8 lines.
+    # Steps 30, 60 and 90: 3 x 4 x 8 lines. A token: 12 bytes in a line, 19 of numbers beside it.
     assert dataclasses.asdict(train) == {
-        "model": 4 * 10**6, "checkpoints": 3 * 16 * 10**6, "rollouts": 96 * (2_000 + 6_000), "weights": 0,
+        "model": 4 * 10**6, "checkpoints": 3 * 16 * 10**6, "rollouts": 96 * (2_000 + 6_000 + 9_500), "weights": 0,
     }  # fmt: skip
-    assert train.all == 52_768_000
+    assert train.all == 53_680_000
+    without = room_for(config(*settings, "model.dtype=float32", "log.save_tokens=false"), "train", 10**6)
+    assert without.rollouts == 96 * 8_000
 
     half = [*settings, "model.dtype=bfloat16", "model.lora.rank=2", "log.save_rollouts_every=0", "checkpoint.every=0"]
     assert room_for(config(*half), "train", 10**6).all == 2 * 10**6

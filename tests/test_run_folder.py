@@ -363,7 +363,7 @@ def test_a_disk_without_room_for_the_model_is_refused_and_one_without_room_for_c
     settings = ("checkpoint.keep=2", "log.save_rollouts_every=0")
     assert "the trained model alone takes" in one_line(start(*settings))
     free = model + 3 * checkpoint - 1
-    assert start(*settings) == "" and "or lower checkpoint.keep" in caplog.text
+    assert start(*settings) == "" and "lower checkpoint.keep" in caplog.text
     caplog.clear()
     free = model + 3 * checkpoint
     assert start(*settings, out="other") == "" and caplog.text == ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import logging
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,7 @@ from sapo_vl.planning.rows import full_row
 from sapo_vl.planning.seconds import phase_seconds, step_seconds
 from sapo_vl.planning.sizes import find_config, model_sizes
 
+log = logging.getLogger(__name__)
 NOT_COUNTED = "Estimates: nothing here was measured on a GPU. Not counted: other users of the memory, the page cache."
 
 
@@ -60,10 +62,18 @@ def summary(case: Case) -> str:
 
 
 def summary_here(config: RunConfig) -> str:
-    """`summary` of a run on this machine, whose model.path is a folder. Under a second: nothing is loaded."""
-    name, hf_config = find_config(config.model)
-    sizes = model_sizes(name, hf_config, config.model)
-    return summary(Case(sizes=sizes, config=config, machine=this_machine(config.processes)))
+    """`summary` of a run on this machine, whose model.path is a folder. Under a second: nothing is loaded.
+
+    Models come from anywhere, and the checks of a run have let this one pass: where only the estimate cannot deal with
+    it, the line says so, with the traceback in the log, and the run goes on.
+    """
+    try:
+        name, hf_config = find_config(config.model)
+        sizes = model_sizes(name, hf_config, config.model)
+        return summary(Case(sizes=sizes, config=config, machine=this_machine(config.processes)))
+    except Exception as error:
+        log.warning("no plan could be made of %s", config.model.path, exc_info=True)
+        return f"plan: none, {type(error).__name__}: {error}"
 
 
 def misfit_text(misfit: Misfit) -> str:

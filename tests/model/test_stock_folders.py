@@ -52,6 +52,7 @@ from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 
 from sapo_vl.config import RunConfig, load_config
 from sapo_vl.model.folder import ModelError
+from sapo_vl.planning.plan import summary_here
 from sapo_vl.stages import preflight
 
 # All runs are made before the first of them is judged, one after the other.
@@ -116,6 +117,11 @@ def runs(root: Path) -> Path:
 def test_preflight_lets_it_pass(name: str, root: Path) -> None:
     run = next(r for r in PLAN.values() if r.folder == name)
     preflight(run_config(settings(root, run)), "train", 1)
+
+
+@pytest.mark.parametrize("name", PLAN)
+def test_its_memory_is_told_before_it_is_loaded(name: str, root: Path) -> None:
+    assert " parameters on 1 processes on a CPU" in summary_here(run_config(settings(root, PLAN[name])))
 
 
 @pytest.mark.parametrize("name", BROKEN)

@@ -237,3 +237,14 @@ def test_the_wing_reads_folders_without_torch() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_a_page_that_cannot_be_made_costs_no_run_its_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Also where the fault is ours: it shows, with its traceback."""
+    from sapo_vl import pipeline
+
+    monkeypatch.setattr(pipeline, "write_page", lambda *_: {}["nothing"])
+    assert pipeline._page(tmp_path) == ""
+    assert f"`sapo-vl view {tmp_path}` tries again" in caplog.text and "KeyError: 'nothing'" in caplog.text
