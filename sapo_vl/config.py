@@ -51,7 +51,7 @@ class ColdStartConfig(Strict):
     split: str = "cold_start"  # rows with solutions
     steps: int = Field(default=1000, ge=1)  # at most
     batch_size: int = Field(default=32, ge=1)  # problems a step, over all ranks
-    reduction: Reduction = "token_mean"
+    reduction: Reduction = "token_mean"  # of the cross-entropy, as loss.reduction
     optim: OptimConfig = OptimConfig(lr=1e-5)
     zero: ZeroConfig = ZeroConfig()
     target_pass_rate: float = Field(default=0.0, ge=0, le=1)  # stop at this sampled accuracy; 0 = never
@@ -70,7 +70,7 @@ class ColdStartConfig(Strict):
 class RunConfig(Strict):
     """Everything about a run. `sapo-vl train --print-config` prints it with all defaults."""
 
-    seed: int = Field(default=0, ge=0)
+    seed: int = Field(default=0, ge=0)  # of data order, sampling and new weights: fixes a run on a CPU to the bit
     steps: int = Field(default=1000, ge=1)  # rollout batches
     processes: int = Field(default=0, ge=0)  # ranks on this machine; 0 = one per GPU, or 2 on a CPU
     resume: str = "auto"  # "auto" = newest complete checkpoint of the run folder, "no", or a checkpoint folder

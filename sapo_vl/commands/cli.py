@@ -8,11 +8,23 @@ from collections.abc import Sequence
 
 from data_recipes.arguments import UsageError
 from sapo_vl import __version__
-from sapo_vl.commands import data, evaluation, experiments, launch, model, plan, recipe, reward, training, viewing
+from sapo_vl.commands import (
+    data,
+    evaluation,
+    experiments,
+    explain,
+    launch,
+    model,
+    plan,
+    recipe,
+    reward,
+    training,
+    viewing,
+)
 from sapo_vl.commands.adding import adder
 from sapo_vl.lifeline import Stopped
 
-FAMILIES = (recipe, model, plan, training, launch, evaluation, experiments, viewing, reward)
+FAMILIES = (recipe, model, plan, training, launch, evaluation, experiments, viewing, reward, explain)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,12 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     if words[:2] == ["recipe", "check"]:  # whoever has just built a set looks for it there
         words[0] = "data"
-    parser = _parser()
+    parser = make_parser()
     args, rest = parser.parse_known_args(words)
     # key=value words may stand anywhere, which argparse's own "*" positionals do not allow.
     if wrong := [text for text in rest if text.startswith("-") or "=" not in text or not args.takes_pairs]:
         parser.error(f"unexpected {' '.join(wrong)}")
-    args.pairs = rest
+    args.pairs, args.parser = rest, parser
     try:
         return args.run(args) or 0
     except _bad_input() as error:
@@ -38,7 +50,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stopped.status
 
 
-def _parser() -> argparse.ArgumentParser:
+def make_parser() -> argparse.ArgumentParser:
+    """With a sub-command each, and no library loaded."""
     parser = argparse.ArgumentParser(prog="sapo-vl", description=__doc__)
     parser.add_argument("--version", action="version", version=f"sapo-vl {__version__}")
     sub = parser.add_subparsers(dest="command", required=True)

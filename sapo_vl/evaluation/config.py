@@ -22,7 +22,7 @@ class BenchmarkConfig(Strict):
     """Where the items of one benchmark are read from. "" = what the benchmark says."""
 
     source: str = ""  # a local copy (see sapo_vl.data.source.open_source), or another id on the hub
-    split: str = ""
+    split: str = ""  # of the source
     config: str = ""  # configuration of a hub set
     k: int = Field(default=0, ge=0)  # responses an item; 0 = eval.k
 
@@ -31,11 +31,11 @@ class SamplingConfig(Strict):
     """Goes before the preset, value by value."""
 
     temperature: float | None = Field(default=None, ge=0)  # 0 = greedy
-    top_p: float | None = Field(default=None, gt=0, le=1)
-    top_k: int | None = Field(default=None, ge=0)
-    presence_penalty: float | None = Field(default=None, ge=-2, le=2)
-    max_new_tokens: int | None = Field(default=None, ge=1)
-    seed: int | None = Field(default=None, ge=0)
+    top_p: float | None = Field(default=None, gt=0, le=1)  # 1 = off
+    top_k: int | None = Field(default=None, ge=0)  # 0 = off
+    presence_penalty: float | None = Field(default=None, ge=-2, le=2)  # taken off tokens that were there; 0 = off
+    max_new_tokens: int | None = Field(default=None, ge=1)  # of a response
+    seed: int | None = Field(default=None, ge=0)  # of the responses
 
 
 class EvalConfig(Strict):

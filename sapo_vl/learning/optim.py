@@ -15,14 +15,14 @@ from sapo_vl.strict import Strict
 class OptimConfig(Strict):
     """AdamW, or Muon for the matrices of the layers with AdamW for everything else."""
 
-    name: Literal["adamw", "muon"] = "adamw"
-    lr: float = Field(default=1e-6, gt=0)
-    betas: tuple[float, float] = (0.9, 0.95)
-    eps: float = Field(default=1e-8, gt=0)
-    weight_decay: float = Field(default=0.0, ge=0)
+    name: Literal["adamw", "muon"] = "adamw"  # muon: stage 0 only
+    lr: float = Field(default=1e-6, gt=0)  # the peak, of AdamW
+    betas: tuple[float, float] = (0.9, 0.95)  # of AdamW
+    eps: float = Field(default=1e-8, gt=0)  # of AdamW
+    weight_decay: float = Field(default=0.0, ge=0)  # decoupled
     muon_lr: float = Field(default=0.02, gt=0)  # of the matrices, with name=muon
-    muon_momentum: float = Field(default=0.95, ge=0, lt=1)
-    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    muon_momentum: float = Field(default=0.95, ge=0, lt=1)  # of the matrices, with name=muon
+    schedule: Literal["constant", "linear", "cosine"] = "constant"  # of the learning rate, after the warmup
     warmup_steps: int = Field(default=0, ge=0)  # updates of linear rise from 0
     min_lr_ratio: float = Field(default=0.0, ge=0, le=1)  # where linear and cosine end, as a share of lr
     clip: float = Field(default=1.0, gt=0)  # global gradient norm
@@ -32,7 +32,7 @@ class OptimConfig(Strict):
 class ZeroConfig(Strict):
     """DeepSpeed ZeRO: 0 = replicas, 1 = sharded optimizer, 2 = and gradients, 3 = and weights."""
 
-    stage: Literal[0, 1, 2, 3] = 1
+    stage: Literal[0, 1, 2, 3] = 1  # 3 where the weights alone do not fit a GPU
     offload_optimizer: bool = False  # optimizer states in CPU memory
     offload_params: bool = False  # weights in CPU memory (stage 3)
     bucket_elements: int = Field(default=50_000_000, ge=1)  # reduce and gather bucket

@@ -29,9 +29,11 @@ class VespoConfig(LossParams):
     weighs_by_rollout: ClassVar[bool] = True
 
     c1_pos: float = Field(default=2.0, gt=0, allow_inf_nan=False)
+    """For responses with A > 0."""
     c2_pos: float = Field(default=3.0, gt=0, allow_inf_nan=False)
     """For responses with A > 0."""
     c1_neg: float = Field(default=3.0, gt=0, allow_inf_nan=False)
+    """For those with A <= 0."""
     c2_neg: float = Field(default=2.0, gt=0, allow_inf_nan=False)
     """For those with A <= 0."""
 

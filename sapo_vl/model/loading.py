@@ -35,7 +35,7 @@ class ModelConfig(Strict):
     path: str = ""  # a Hugging Face folder (or hub id, where a hub can be reached); ~ is the home folder
     revision: str | None = None  # pin of a hub id
     tiny: Literal["", "dense", "moe"] = ""  # build this tiny model from config instead; `path` must be empty
-    dtype: Literal["float32", "bfloat16"] = "float32"
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights in use; masters are float32 either way
     freeze: tuple[Part, ...] = ()  # parts that do not learn; with `lora` nothing but adapters does anyway
     lora: LoraConfig | None = None  # None = all parameters that are not frozen learn
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about 1/3 more time

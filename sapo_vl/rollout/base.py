@@ -23,7 +23,7 @@ class ParityConfig(Strict):
     every: int = Field(default=25, ge=0)  # syncs between checks; the first two are always checked. 0 = no others
     prompts: int = Field(default=4, ge=1)  # of each kind (with images, text only) and rank
     responses: int = Field(default=2, ge=1)  # per prompt
-    max_new_tokens: int = Field(default=16, ge=1)
+    max_new_tokens: int = Field(default=16, ge=1)  # of a compared response
     limit: float = Field(default=0.0, ge=0)  # in nats, for 95% of the tokens; 0 = by dtype, see parity.LIMITS
 
 
@@ -45,9 +45,9 @@ class RolloutConfig(Strict):
     max_failed_share: float = Field(default=0.1, ge=0, le=1)  # of the latest responses; past it the run stops
     prompts_per_step: int = Field(default=32, ge=1)  # over all ranks
     group_size: int = Field(default=8, ge=1)  # responses per prompt (G)
-    max_new_tokens: int = Field(default=2048, ge=1)
-    temperature: float = Field(default=1.0, gt=0)
-    top_p: float = Field(default=1.0, gt=0, le=1)
+    max_new_tokens: int = Field(default=2048, ge=1)  # of a response; a longer one is cut off and counted
+    temperature: float = Field(default=1.0, gt=0)  # belongs to pi: ratios are of the tempered law
+    top_p: float = Field(default=1.0, gt=0, le=1)  # 1 = off
     top_k: int = Field(default=0, ge=0)  # 0 = off
     prompts_per_batch: int = Field(default=64, ge=1)  # of the transformers engine, on a rank: bounds its KV cache
     # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
