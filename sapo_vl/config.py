@@ -192,7 +192,8 @@ _WHOLE, _END = "# every setting, as it was resolved\n", "...\n"
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
     """Reads `path` (YAML; None = defaults) and applies `key=value` overrides, later ones winning.
 
-    Values of overrides are YAML. Raises ConfigError naming file, key and nearest known key.
+    Values of overrides are YAML. Where one names another loss than the file, loss.params of the file, which are that
+    loss's, are left out. Raises ConfigError naming file, key and nearest known key.
     """
     raw: Any = {}
     where = "defaults"
@@ -213,6 +214,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
             what = "empty" if raw is None else f"a {type(raw).__name__}"
             raise ConfigError(f"{path}: a config is a mapping of sections, this is {what}")
     _check_keys(raw, RunConfig, where)
+    _leave_params_of_another_loss(raw, overrides)
     for text in overrides:
         key, sep, value = text.partition("=")
         if not sep or not key:
@@ -229,6 +231,14 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
     except ValidationError as e:
         lines = [f"  {_fault(x['loc'], x['msg'], x['input'])}" for x in e.errors()]
         raise ConfigError(f"{where}: this config cannot be used\n" + "\n".join(lines)) from None
+
+
+def _leave_params_of_another_loss(raw: dict[str, Any], overrides: Sequence[str]) -> None:
+    """`loss.name=grpo` on a config of SAPO would be refused for its temperatures."""
+    names = [text.partition("=")[2] for text in overrides if text.startswith("loss.name=")]
+    loss = raw.get("loss")
+    if names and isinstance(loss, dict) and loss.get("name", LossConfig().name) != names[-1]:
+        loss.pop("params", None)
 
 
 def _fault(loc: tuple[int | str, ...], message: str, given: Any) -> str:

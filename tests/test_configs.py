@@ -108,6 +108,23 @@ def test_a_number_is_read_however_it_is_written(lr):
         assert load_config(None, [f"optim.lr={text}"]).optim.lr == lr
 
 
+def test_another_loss_than_the_files_leaves_its_params(tmp_path):
+    path = tmp_path / "c.yaml"
+    path.write_text("loss: {name: sapo, params: {tau_pos: 2.0}}")
+
+    def given(*overrides: str) -> dict[str, float]:
+        return load_config(path, overrides).loss.params
+
+    assert given() == given("loss.name=sapo") == {"tau_pos": 2.0}
+    assert given("loss.name=grpo") == {}
+    assert given("loss.params.eps_low=0.1", "loss.name=grpo") == {"eps_low": 0.1}
+    assert given("loss.name=grpo", "loss.name=sapo") == {"tau_pos": 2.0}
+    path.write_text("loss: {params: {tau_neg: 3.0}}")  # of the default, which is SAPO
+    assert given("loss.name=gspo") == {} and given("loss.name=sapo") == {"tau_neg": 3.0}
+    said = refusal("loss.name=grpo", "loss.params.tau_pos=1", path=path)
+    assert "loss 'grpo' has no setting 'tau_pos'" in said
+
+
 @pytest.mark.parametrize("text", ["1e-6", "1E-6", "1.0e-6", "0.000001", "1.e-06"])
 def test_one_millionth(text, tmp_path):
     assert load_config(None, [f"optim.lr={text}"]).optim.lr == 1e-6

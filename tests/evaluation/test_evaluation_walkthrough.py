@@ -37,9 +37,11 @@ def summary(out: Path, name: str) -> dict[str, Any]:
     return json.loads((out / "benchmarks" / name / "summary.json").read_text())
 
 
-def test_the_benchmark_of_the_readme_is_the_one_that_runs() -> None:
-    [block] = re.findall(r"```python\n(# my_bench\.py\n.*?)```", (ROOT / "README.md").read_text(), re.DOTALL)
-    assert f"<<'PYTHON'\n{block}PYTHON\n" in STEPS.read_text()
+def test_the_benchmark_of_the_docs_is_the_one_that_runs() -> None:
+    [block] = re.findall(
+        r"```python\n# mine/(my_bench\.py\n.*?)```", (ROOT / "docs" / "start.md").read_text(), re.DOTALL
+    )
+    assert f"<<'PYTHON'\n# {block}PYTHON\n" in STEPS.read_text()
 
 
 LOCAL = {"aime25": 2, "chartqa": 5, "countbench": 2, "mathvista": 8, "mmmu": 11, "realworldqa": 5}  # items

@@ -1,4 +1,4 @@
-"""A recipe in a file of the user's own, as the README has it, in an empty folder."""
+"""A recipe in a file of the user's own, as docs/data.md has it, in an empty folder."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def example() -> tuple[str, str]:
-    """The file and the command of the README."""
-    text = (ROOT / "README.md").read_text()
+    """The file and the command of docs/data.md."""
+    text = (ROOT / "docs" / "data.md").read_text()
     code = re.search(r"```python\n(# my_recipe\.py\n.*?)```", text, re.S)
     command = re.search(r"^ +sapo-vl (recipe my_recipe\.py:build .*)$", text, re.M)
     assert code and command
@@ -29,7 +29,7 @@ def example() -> tuple[str, str]:
 
 
 @pytest.mark.slow
-def test_the_example_of_the_readme_in_an_empty_folder(tmp_path: Path) -> None:
+def test_the_example_of_the_docs_in_an_empty_folder(tmp_path: Path) -> None:
     code, command = example()
     (tmp_path / "my_recipe.py").write_text(code)
     for i in range(5):

@@ -23,7 +23,7 @@ from sapo_vl.scoring.scorer import Scorer, ScoringConfig
 
 ROOT = Path(__file__).resolve().parents[2]
 DOC = (ROOT / "docs" / "rewards.md").read_text()
-README = (ROOT / "README.md").read_text()
+START = (ROOT / "docs" / "start.md").read_text()
 BLOCKS = re.findall(r"^```(\w+)\n(.*?)^```$", DOC, re.MULTILINE | re.DOTALL)
 FILES = {m[1]: code for kind, code in BLOCKS if kind == "python" and (m := re.match(r"# (\S+\.py)\n", code))}
 CONFIGS = [yaml.safe_load(code)["rewards"] for kind, code in BLOCKS if kind == "yaml"]
@@ -78,12 +78,16 @@ def test_a_reward_outside_the_repository(tmp_path: Path, monkeypatch: pytest.Mon
     assert scored.rollouts[0].parts["accuracy/distance"] == 1.0
 
 
-@pytest.mark.parametrize("text", [DOC, README], ids=["docs/rewards.md", "README.md"])
+@pytest.mark.parametrize("text", [DOC, START], ids=["docs/rewards.md", "docs/start.md"])
 def test_the_command_works_with_the_reward_beside_it(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """On the data its own arguments build: every problem can be scored, and the reference answer is worth 1."""
-    [arguments] = re.findall(r"^ {4}OUT_DIR=\S+ bash scripts/train_vl_moe.sh (.*my_reward.py.*)$", text, re.MULTILINE)
-    [code] = re.findall(r"^```python\n(# my_reward.py\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
-    (tmp_path / "my_reward.py").write_text(code)
+    [arguments] = re.findall(
+        r"^(?: {4})?OUT_DIR=\S+ bash scripts/train_vl_moe.sh (.*my_reward.py.*)$", text, re.MULTILINE
+    )
+    [code] = re.findall(r"^```python\n(# (?:mine/)?my_reward.py\n.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    path = tmp_path / re.findall(r"rewards.path=(\S+):", arguments)[0]
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(code)
     monkeypatch.chdir(tmp_path)
     config = load_config(ROOT / "configs" / "tiny_moe.yaml", arguments.split())
     sizes = {"n_cold_start": 6, "n_train": 12, "n_test": 6}

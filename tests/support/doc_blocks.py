@@ -53,8 +53,17 @@ def commands(page: Path) -> Iterator[Command]:
     shell = [code for kind, code in FENCED.findall(text) if kind in ("bash", "sh", "shell", "console")]
     shell += INDENTED.findall(FENCED.sub("", text))
     for code in shell:
-        for line in re.sub(r"\\\n\s*", " ", code).splitlines():
-            line = line.strip()
+        for line in _whole(re.sub(r"\\\n\s*", " ", code).splitlines()):
             bare = re.sub(r"^(?:[A-Z_]+=\S+ +)*", "", line)
             if bare.startswith(tuple(f"{p} " for p in PROGRAMS)):
                 yield Command(page.relative_to(ROOT).as_posix(), line)
+
+
+def _whole(lines: list[str]) -> Iterator[str]:
+    """Lines with those joined over which a quoted word goes."""
+    held = ""
+    for line in lines:
+        held = f"{held} {line.strip()}".strip()
+        if held.count("'") % 2 == 0:
+            yield held
+            held = ""
