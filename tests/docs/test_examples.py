@@ -1,4 +1,4 @@
-"""docs/examples.md: every data set is built from a few rows of the real form, every run makes a step on a tiny model."""
+"""docs/examples.md: each data set is built from a few rows of the real form, each run makes a step on a tiny model."""
 
 from __future__ import annotations
 
