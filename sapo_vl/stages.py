@@ -41,6 +41,7 @@ from sapo_vl.record.identity import (
     read_identity,
     write_identity,
 )
+from sapo_vl.record.model_card import write_model_card
 from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.record.run_log import METRICS_FILE, RunLog, check_trackers, read_metrics, write_json
 from sapo_vl.restarts import life, resume_of
@@ -345,7 +346,12 @@ def _train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Sto
     memory = peak_memory(world)
     if world.is_main:
         about: dict[str, Any] = {"seed": config.seed, "loss": config.loss.name, "ranks": world.size}
-        write_json(out / "summary.json", about | result | {"peak_memory": memory, "versions": versions()})
+        summary = about | result | {"peak_memory": memory, "versions": versions()}
+        try:
+            write_model_card(out / "final", config.model_dump(mode="json"), summary)
+        except OSError as error:  # the model is there, and proved
+            log.warning("the card of the model could not be written: %s", error)
+        write_json(out / "summary.json", summary)
 
 
 def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> None:

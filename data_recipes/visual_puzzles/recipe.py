@@ -17,7 +17,7 @@ from data_recipes.visual_puzzles.draw import Canvas
 from data_recipes.visual_puzzles.scene import is_test_scene, scene_key
 from data_recipes.visual_puzzles.task import Scene, Task
 from sapo_vl.data.problem_set import blank_twin
-from sapo_vl.data.writer import write_splits
+from sapo_vl.data.writer import Card, write_splits
 from sapo_vl.types import Problem
 
 TASKS: dict[str, Task] = {
@@ -34,6 +34,12 @@ TASKS: dict[str, Task] = {
         text.TEXT_ARITH,
     )
 }
+CARD = Card(
+    name="Visual puzzles",
+    source="drawn by the recipe visual_puzzles of sapo_vl",
+    licence="Apache-2.0",
+    notes="Made on this machine; the same version and seed make the same puzzles.",
+)
 MAX_TRIES = 10_000  # for one scene; a test scene takes 10 on average
 
 
@@ -79,7 +85,9 @@ def build(
         size = len(paired) * (n_test // len(levels))
         splits["test_composition"] = generate(paired, "test_composition", size, seed=seed, image_size=image_size)
     arguments = {"seed": seed, "tasks": tasks, "level": level, **{f"n_{s}": n for s, n in sizes.items()}}
-    return write_splits(splits, Path(out), recipe="visual_puzzles", arguments={**arguments, "image_size": image_size})
+    return write_splits(
+        splits, Path(out), recipe="visual_puzzles", arguments={**arguments, "image_size": image_size}, card=CARD
+    )
 
 
 def parse_tasks(tasks: str, level: int) -> dict[str, int]:

@@ -18,6 +18,7 @@ import datasets
 import numpy as np
 import PIL
 import pyarrow as pa
+import yaml
 
 from sapo_vl import __version__
 from sapo_vl.data.folder import MANIFEST, split_names
@@ -40,12 +41,21 @@ class Card:
     paper: str = ""
     notes: str = ""  # what a user must know of it
 
+    def _front_matter(self) -> list[str]:
+        """What the hub reads of a card."""
+        known = {"MIT": "mit", "Apache-2.0": "apache-2.0", "CC BY 4.0": "cc-by-4.0", "CC0": "cc0-1.0"}
+        known[UNKNOWN] = "unknown"
+        licence = known.get(self.licence.partition(" (")[0], "other")
+        front = {"pretty_name": self.name, "license": licence, "task_categories": ["visual-question-answering"]}
+        front |= {"tags": ["reinforcement-learning", "sapo_vl"]}
+        return ["---", yaml.safe_dump(front, sort_keys=False, allow_unicode=True).strip(), "---", ""]
+
     def text(self, manifest: Mapping[str, Any]) -> str:
         """The card as a README, with the rows and the filters of `manifest`."""
         terms = f"licence {self.licence}"
         if self.licence == UNKNOWN:
             terms = "licence unknown: the source states none; ask its authors before you pass the data on"
-        lines = [f"# {self.name}", "", f"Source: {self.source}, {terms}."]
+        lines = [*self._front_matter(), f"# {self.name}", "", f"Source: {self.source}, {terms}."]
         lines += [line for line in (self.url, self.paper) if line]
         lines += ["", self.notes] if self.notes else []
         lines += ["", "| split | task | rows |", "|---|---|---|"]

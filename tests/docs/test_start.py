@@ -66,5 +66,7 @@ def test_every_block_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     assert re.search(r"data +182 +182 +0 +0 +0 of 182\n", checked), checked
     # 60 and then 80 steps: the second call goes on where the first one ended.
     assert [r["step"] for r in read_metrics(Path("runs/discs/metrics.jsonl")) if r["phase"] == "train"] == [1, 2, 3]
+    card = Path("runs/discs/final/README.md").read_text()
+    assert "recipe `data`, 182 rows" in card and "| `steps` | `3` |" in card
     summary = json.loads(Path("runs/eval_after/benchmarks/shapes/summary.json").read_text())
     assert (summary["pass@1"]["n"], summary["k"], list(summary["groups"])) == (4, 4, ["level"])

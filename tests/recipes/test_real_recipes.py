@@ -9,6 +9,7 @@ import datasets
 import numpy as np
 import pyarrow as pa
 import pytest
+import yaml
 from recipe_helpers import IMAGE, cell, drawing, encoded, lines, parquet, picture, read, shown
 
 from data_recipes import RECIPES
@@ -51,6 +52,8 @@ def test_clevr_in_easyr1s_form(tmp_path: Path) -> None:
     assert shown(first) == ["IMAGE", "How many items are there in the image?"]
     assert np.array_equal(np.asarray(second.images[0]), np.asarray(picture(1)))
     readme = (tmp_path / "out/README.md").read_text()
+    front = yaml.safe_load(readme.split("---\n", 2)[1])
+    assert front["license"] == "cc-by-4.0" and front["task_categories"] == ["visual-question-answering"]
     assert "CC BY 4.0" in readme and "| train | clevr_count | 2 |" in readme
 
 
