@@ -72,7 +72,7 @@ TASK = Task(
     question=lambda scene: f"box of {' '.join(scene['target'])} ?",
     scratch=lambda scene: " ".join(scene["target"]),
     answer=lambda scene: " ".join(str(v // STEP) for v in _target(scene)["box"]),
-    reward_meta=lambda scene: {"threshold": 0.5},
+    reward_meta=lambda scene: {"threshold": 0.5, "lattice": LATTICE + 1},  # the second for whoever draws boxes
     draw=draw_objects,
     paired_levels=(1, 2),
 )

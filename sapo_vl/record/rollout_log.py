@@ -19,6 +19,7 @@ from sapo_vl.strict import parse_json
 from sapo_vl.types import Rollout, RolloutGroup
 
 IMAGE_MARK = "<image>"  # where an image stands in the prompt text
+BOX_META = ("coords", "gold_coords", "size", "inclusive", "lattice")  # keys of Problem.meta: what its boxes are in
 
 
 class RolloutLog:
@@ -37,7 +38,8 @@ class RolloutLog:
 
         A line holds: step, id, task, answer, prompt (text, IMAGE_MARK for an image), images (hashes),
         response, response_ids, finish, reward, parts, score_status, score_detail, advantage,
-        weight_version, mean_logprob (null without tokens). Numbers that are not finite are written as null.
+        weight_version, mean_logprob (null without tokens); and box, where the problem says what its boxes are in
+        (BOX_META). Numbers that are not finite are written as null.
         tokens: of the responses of `groups` in order.
         """
         # A file of tokens that is there belongs to the lines that are there: whatever fails, others have none.
@@ -58,6 +60,8 @@ class RolloutLog:
                 "prompt": prompt_text(problem.messages),
                 "images": [self._image(image) for image in problem.images],
             }
+            if problem.reward in ("box", "") and (box := {k: problem.meta[k] for k in BOX_META if k in problem.meta}):
+                shared["box"] = box
             for rollout in group.rollouts:
                 yield shared | _rollout_fields(rollout)
 

@@ -14,7 +14,7 @@ from sapo_vl.viewing.sampling import spread
 
 SHOWN = ("id", "task", "prompt", "row", "number", "rule", "other_rule", "gold", "groups", "skipped", "messages")
 OF_A_RESPONSE = ("text", "tokens", "finish", "answer", "score", "status", "reason", "parts", "other")
-BOX_META = ("coords", "size", "gold_coords")  # of the problem: what its boxes are in
+BOX_META = ("coords", "gold_coords", "size", "inclusive", "lattice")  # of the problem: what its boxes are in
 
 
 def read_evaluation(folder: EvaluationFolder) -> dict[str, Any]:

@@ -17,7 +17,7 @@ from sapo_vl.viewing.numbers import finite, plain
 
 Group = dict[str, Any]
 QUANTITIES = ("ratio", "gate", "logp_old", "logp_new", "entropy", "gap")
-SHARED = ("step", "id", "task", "answer", "prompt", "images")
+SHARED = ("step", "id", "task", "answer", "prompt", "images", "box")
 # Of a group in the index, in this order; the page reads them by it.
 INDEX = (
     "key", "step", "id", "task", "n", "rewards", "mean", "spread", "dead", "truncated", "unscored", "tokens"
@@ -28,8 +28,8 @@ def read_groups(files: Sequence[Path], group_size: int | None = None) -> tuple[l
     """(the groups of one step, what of it cannot be shown and why).
 
     Lines of one problem that follow each other are a group, of `group_size` at most. A group is {"key", "step", "id",
-    "task", "answer", "prompt", "images", "responses"}; of "tokens" in a response see `pack_tokens`. Raises Unreadable
-    for a line that is no rollout.
+    "task", "answer", "prompt", "images", "box": what its boxes are in, or None, "responses"}; of "tokens" in a response
+    see `pack_tokens`. Raises Unreadable for a line that is no rollout.
     """
     groups: list[Group] = []
     troubles: list[str] = []

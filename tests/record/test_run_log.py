@@ -1,5 +1,6 @@
 """metrics.jsonl, trackers, rollouts on disk, phase times and progress lines."""
 
+import dataclasses
 import io
 import json
 import math
@@ -291,6 +292,25 @@ def test_rollouts_round_trip(tmp_path: Path):
     }
     assert (second["reward"], second["mean_logprob"], second["response_ids"]) == (None, None, [])
     assert (second["finish"], second["score_detail"]) == ("failed", "no response")
+
+
+@pytest.mark.parametrize(
+    ("reward", "meta", "box"),
+    [
+        ("box", {"coords": "0-1000", "size": [640, 480], "threshold": 0.7}, {"coords": "0-1000", "size": [640, 480]}),
+        ("box", {"lattice": 16, "scene": {}}, {"lattice": 16}),
+        ("", {"coords": "pixel", "inclusive": True, "gold_coords": "pixel"},
+         {"coords": "pixel", "inclusive": True, "gold_coords": "pixel"}),
+        ("box", {"threshold": 0.5}, None),
+        ("maze", {"size": [3, 3]}, None),
+    ],
+)  # fmt: skip
+def test_lines_say_what_the_boxes_of_a_problem_are_in(tmp_path: Path, reward: str, meta: dict, box: dict | None):
+    asked = group((), rollout())
+    problem = dataclasses.replace(asked.prompt.problem, reward=reward, meta=meta)
+    asked = dataclasses.replace(asked, prompt=dataclasses.replace(asked.prompt, problem=problem))
+    (line,) = read_rollouts(RolloutLog(tmp_path).write(1, [asked], rank=0))
+    assert line.get("box") == box and ("box" in line) == (box is not None)
 
 
 @given(st.text(st.characters(exclude_categories=()), max_size=30))

@@ -3,6 +3,7 @@
 Without a browser these tests are skipped; where CI is set they fail instead. scripts/setup.sh installs one.
 """
 
+import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -134,14 +135,42 @@ def test_filters_leave_what_fits(browser: Browser, page: str) -> None:
     assert spreads == sorted(spreads, reverse=True) and spreads[0] > spreads[-1]
 
 
-def test_boxes_of_gold_and_answer_are_drawn(browser: Browser, page: str) -> None:
-    visit(browser, f"{page}#rollouts?run=0&step=5&task=ground")
-    browser.wait("document.querySelectorAll('.figure rect').length === 2")
-    gold = browser.run(
-        "['x', 'y', 'width', 'height'].map((n) => Number(document.querySelector('rect.gold').getAttribute(n)))"
-    )
-    assert gold == [2, 3, 7, 8]  # of "2 3 9 11"
-    assert browser.run("document.querySelector('.figure svg').getAttribute('viewBox')") == "0 0 16 16"
+# What the problem says of its boxes, gold, answer; all the same places in a picture of 64 x 64.
+BOXES = {
+    "thousandths": ({"coords": "0-1000"}, "250 500 500 1000", "0 0 250 750"),
+    "gold in pixels of a larger picture": ({"coords": "0-1000", "size": [640, 320]}, "160 160 320 320", "0 0 250 750"),
+    "pixels for thousandths": (
+        {"coords": "pixel", "gold_coords": "0-1000", "size": [64, 64]}, "250 500 500 1000", "0 0 16 48"
+    ),
+    "shares": ({"coords": "0-1"}, "0.25 0.5 0.5 1.0", "0 0 0.25 0.75"),
+    "pixels": ({"coords": "pixel"}, "16 32 32 64", "0 0 16 48"),
+    "lattice": ({"lattice": 8}, "2 4 4 8", "0 0 2 6"),
+    "last column inside": ({"lattice": 4, "inclusive": True}, "1 2 1 3", "0 0 0 2"),
+    "guess: pixels": ({}, "16 32 32 64", "0 0 16 48"),
+    "guess: sixteenths": ({}, "4 8 8 16", "0 0 4 12"),
+    "guess: thousandths": ({}, "250 500 500 1000", "0 0 250 750"),
+    "guess: shares": ({}, "0.25 0.5 0.5 1", "0 0 0.25 0.75"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("told", BOXES)
+def test_boxes_lie_where_the_problem_says(browser: Browser, tmp_path: Path, told: str) -> None:
+    box, gold, answer = BOXES[told]
+    run = make_run(tmp_path / "run", [5], prompts=1, group=2, ranks=1, tokens=False)
+    path = run / "rollouts" / "step_000005.rank0.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    changed = [line | {"answer": gold, "response": f"<answer>{answer}</answer>", "box": box} for line in lines]
+    path.write_text("".join(json.dumps(line) + "\n" for line in changed))
+    write_page([run], tmp_path / "p.html", None)
+    visit(browser, f"file://{tmp_path / 'p.html'}#rollouts")
+    browser.wait("document.querySelectorAll('.figure rect').length === 2 && document.querySelector('img').complete")
+    place = """(() => { const i = document.querySelector('.figure img').getBoundingClientRect();
+        const r = document.querySelector('rect.%s').getBoundingClientRect();
+        return [(r.x - i.x) / i.width, (r.y - i.y) / i.height, r.width / i.width, r.height / i.height]; })()"""
+    assert browser.run(place % "gold") == pytest.approx([0.25, 0.5, 0.25, 0.5], abs=0.02)
+    assert browser.run(place % "said") == pytest.approx([0, 0, 0.25, 0.75], abs=0.02)
+    guessed = browser.run("document.querySelector('[aria-label=\"Unit of the boxes\"]') !== null")
+    assert guessed == told.startswith("guess")
 
 
 def test_tokens_have_numbers_and_masked_ones_no_say_in_the_scale(browser: Browser, page: str) -> None:

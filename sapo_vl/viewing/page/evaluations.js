@@ -51,10 +51,16 @@ async function evaluations(main, parameters) {
     const images = await store.pictures(b, p.item);
     if (state.id !== p.id) return;
     const figuresOf = images.map((image, i) => figure(image, `picture ${i + 1} of the item`));
-    const gold = boxesIn(p.item.gold), best = (p.y ?? p.x).responses[0];
-    if (gold && images[0]) drawBoxes(figuresOf[0], images[0], gold, best ? boxesIn(answerIn(best.text)) : null, p.item.box.coords ?? guessUnit(gold, images[0]));
+    const gold = boxesIn(p.item.gold, p.item.box), best = (p.y ?? p.x).responses[0];
+    const controls = h("div", {});
+    if (gold && images[0]) {
+      const told = toldUnits(p.item.box), said = best ? boxesIn(answerIn(best.text), p.item.box) : null, guess = guessUnit(gold, images[0]);
+      const draw = (units) => drawBoxes(figuresOf[0], images[0], gold, said, units, p.item.box);
+      put(controls, boxControls(told ?? { gold: guess, said: guess }, Boolean(told), draw));
+      draw(told ?? { gold: guess, said: guess });
+    }
     const asked = p.item.messages.map((m) => `${m.role}: ${typeof m.content === "string" ? m.content : m.content.map((c) => (c.type === "text" ? c.text : "<image>")).join("")}`).join("\n");
-    replace(detail, h("section", { class: "card" }, h("div", { class: "problem" }, h("div", { class: "figures" }, figuresOf.length ? figuresOf : h("div", { class: "missing" }, "no picture here")), h("div", {}, h("div", { class: "row" }, h("h3", { class: "wrap" }, p.id), h("span", { class: "chip info" }, p.item.task), Object.entries(p.item.groups ?? {}).filter(([k]) => k !== "task").map(([k, v]) => h("span", { class: "chip" }, `${k} ${v}`)), p.item.skipped && h("span", { class: "chip warn" }, p.item.skipped)),
+    replace(detail, h("section", { class: "card" }, h("div", { class: "problem" }, h("div", {}, h("div", { class: "figures" }, figuresOf.length ? figuresOf : h("div", { class: "missing" }, "no picture here")), controls), h("div", {}, h("div", { class: "row" }, h("h3", { class: "wrap" }, p.id), h("span", { class: "chip info" }, p.item.task), Object.entries(p.item.groups ?? {}).filter(([k]) => k !== "task").map(([k, v]) => h("span", { class: "chip" }, `${k} ${v}`)), p.item.skipped && h("span", { class: "chip warn" }, p.item.skipped)),
       h("div", { class: "muted small", style: { marginTop: "8px" } }, "question"), h("pre", { class: "text tall" }, asked), h("div", { class: "muted small", style: { marginTop: "8px" } }, "gold"), h("pre", { class: "text" }, p.item.gold), h("div", { class: "muted small", style: { marginTop: "8px" } }, `rule: ${p.item.rule}${p.item.other_rule ? `, beside it ${p.item.other_rule}` : ""}`)))),
       h("div", { class: a === null ? "" : "two", style: { marginTop: "14px" } }, [a === null ? null : ["first", p.x], [a === null ? "responses" : "second", p.y]].filter(Boolean).map(([name, item]) => h("div", {}, h("h3", {}, name, " ", badge(item)), item ? h("div", { class: "responses" }, item.responses.map((r, i) => answerCard(r, i))) : h("p", { class: "muted" }, "not asked")))));
   }

@@ -10,21 +10,22 @@ function rewardCells(rewards) {
 async function problemCard(run, group, extra) {
   const images = await Promise.all(group.images.map((name) => store.image(run, name)));
   const figures = images.map((image, i) => figure(image, `picture ${i + 1} of the problem`));
-  const gold = boxesIn(group.answer);
-  let unit = null, said = null;
-  const draw = () => { if (gold && images[0]) drawBoxes(figures[0], images[0], gold, said, unit); };
+  const gold = boxesIn(group.answer, group.box);
+  let said = null;
+  const told = toldUnits(group.box);
+  let units = told;
+  const draw = () => { if (gold && images[0]) drawBoxes(figures[0], images[0], gold, said, units, group.box); };
   const controls = h("div", {});
   if (gold && images[0]) {
-    unit = guessUnit(gold, images[0]);
-    put(controls, [h("div", { class: "legend", style: { lineHeight: "1.4" } }, h("span", {}, h("span", { class: "swatch", style: { background: "#17b26a" } }), "gold"), h("span", {}, h("span", { class: "swatch", style: { background: "#ff2d78" } }), "answer in focus")),
-      h("label", { class: "field small" }, "box unit", choice("Unit of the boxes", Object.entries(UNITS), unit, (v) => { unit = v; draw(); }))]);
+    if (!units) { const unit = guessUnit(gold, images[0]); units = { gold: unit, said: unit }; }
+    put(controls, boxControls(units, Boolean(told), (chosen) => { units = chosen; draw(); }));
     draw();
   }
   const card = h("section", { class: "card" }, h("div", { class: "problem" },
     h("div", {}, h("div", { class: "figures" }, figures.length ? figures : h("div", { class: "missing" }, "text alone")), controls),
     h("div", {}, h("div", { class: "row" }, h("h3", { class: "wrap" }, group.id), h("span", { class: "chip info" }, group.task), h("span", { class: "chip" }, `step ${group.step}`), extra),
       h("div", { class: "muted small", style: { marginTop: "8px" } }, "prompt"), h("pre", { class: "text tall" }, group.prompt), h("div", { class: "muted small", style: { marginTop: "8px" } }, "gold"), h("pre", { class: "text" }, group.answer))));
-  return { card, show: (response) => { said = response ? boxesIn(answerIn(response.text)) : null; draw(); } };
+  return { card, show: (response) => { said = response ? boxesIn(answerIn(response.text), group.box) : null; draw(); } };
 }
 
 const ORDERS = { sampled: "as sampled", high: "highest reward", low: "lowest reward", long: "longest" };
