@@ -9,12 +9,12 @@ from pathlib import Path
 
 from sapo_vl.config import ConfigError, RunConfig
 from sapo_vl.model.folder import examine
+from sapo_vl.record.tokens import BYTES_PER_TOKEN
 
 log = logging.getLogger(__name__)
 GIB = 2**30
-# A line of a rollout: text and number of each token, and what else stands there with a prompt of some length; and
-# what record/tokens.py writes of each token.
-BYTES_PER_TOKEN, BYTES_PER_LINE, BYTES_OF_NUMBERS = 12, 2_000, 19
+# A line of a rollout: text and number of each token, and what else stands there with a prompt of some length.
+BYTES_IN_LINE, BYTES_PER_LINE = 12, 2_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,16 +46,18 @@ def room_for(config: RunConfig, stage: str, numel: int) -> Room:
     # A checkpoint holds the weights and, in fp32, a copy of what learns with its two moments.
     checkpoint = model + (0 if config.model.lora else 12 * numel)
     kept = config.checkpoint.keep + 1 if config.checkpoint.every else 0
-    lines = weights = 0
+    rollouts = weights = 0
     if stage == "train":
         every = config.log.save_rollouts_every
-        lines = (config.steps // every if every else 0) * config.rollout.prompts_per_step * config.rollout.group_size
+        lines = config.rollout.prompts_per_step * config.rollout.group_size
+        tokens = lines * config.rollout.max_new_tokens
+        numbers = min(BYTES_PER_TOKEN * tokens, int(config.log.save_tokens_mb * 1e6)) * config.log.save_tokens
+        a_step = lines * BYTES_PER_LINE + BYTES_IN_LINE * tokens + numbers
+        rollouts = (config.steps // every if every else 0) * a_step
         # The old ones stay until all servers have the new ones.
         here = config.rollout.engine == "vllm_server" and not config.rollout.server.sync_dir
         weights = 2 * model if here else 0
-    token = BYTES_PER_TOKEN + BYTES_OF_NUMBERS * config.log.save_tokens
-    line = BYTES_PER_LINE + token * config.rollout.max_new_tokens
-    return Room(model=model, checkpoints=kept * checkpoint, rollouts=lines * line, weights=weights)
+    return Room(model=model, checkpoints=kept * checkpoint, rollouts=rollouts, weights=weights)
 
 
 def check_room(config: RunConfig, stage: str, out: Path) -> None:

@@ -39,7 +39,15 @@ from sapo_vl.scoring.constant_watch import ConstantWatch, extremes
 from sapo_vl.scoring.scorer import Scorer, metrics_of_step
 from sapo_vl.session import Session, open_session
 from sapo_vl.types import Prompt, RolloutGroup
-from sapo_vl.updates import is_due, new_record, pack_mini_batches, run_update, sequence_lines, update_values
+from sapo_vl.updates import (
+    is_due,
+    new_record,
+    pack_mini_batches,
+    run_update,
+    sequence_lines,
+    tokens_limit,
+    update_values,
+)
 
 log = logging.getLogger(__name__)
 
@@ -136,7 +144,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         progress.step(step, values)
         if is_due(config.log.save_rollouts_every, step):
             old_is_recorded = config.rollout.old_logprobs == "rollout"
-            tokens = record.tokens.tokens(groups, old_is_recorded) if record.tokens else None
+            limit = tokens_limit(config, world, step)
+            tokens = record.tokens.tokens(groups, old_is_recorded, limit) if record.tokens else None
             unwritten.attempt("rollouts", rollout_log.write, step, groups, world.rank, tokens)
         if is_due(config.log.save_sequences_every, step):
             lines = sequence_lines(step, batches, updates)

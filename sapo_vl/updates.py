@@ -18,6 +18,7 @@ from sapo_vl.learning.objectives import Mismatch, ReferenceFn, UpdateTokens, glo
 from sapo_vl.learning.replay import FlipStats
 from sapo_vl.learning.token_record import TokenRecord
 from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
+from sapo_vl.record.tokens import BYTES_PER_TOKEN, bytes_of_rank
 from sapo_vl.session import Session
 from sapo_vl.types import RolloutGroup
 
@@ -46,6 +47,12 @@ def new_record(config: RunConfig, step: int) -> StepRecord:
         moved=NegativeTokens(config.rollout.temperature) if is_due(config.log.negative_tokens_every, step) else None,
         tokens=TokenRecord() if shown else None,
     )
+
+
+def tokens_limit(config: RunConfig, world: World, step: int) -> int:
+    """Bytes that this rank may write of the tokens of a step."""
+    group = BYTES_PER_TOKEN * config.rollout.group_size * config.rollout.max_new_tokens
+    return bytes_of_rank(int(config.log.save_tokens_mb * 1e6), world.rank, world.size, step, group)
 
 
 def is_due(every: int, step: int) -> bool:

@@ -71,6 +71,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sapo_vl.record.tokens",
         "sapo_vl.record.files",
         "sapo_vl.record.notices",
+        "sapo_vl.record.sampling",
         "sapo_vl.data.images",
         "sapo_vl.data.folder",
         "sapo_vl.strict",

@@ -43,6 +43,14 @@ def test_what_a_stage_takes_by_hand() -> None:
     assert train.all == 53_680_000
     without = room_for(config(*settings, "model.dtype=float32", "log.save_tokens=false"), "train", 10**6)
     assert without.rollouts == 96 * 8_000
+    # 32 responses of 500 tokens are 304 kB of numbers a step.
+    bounded = room_for(config(*settings, "model.dtype=float32", "log.save_tokens_mb=0.1"), "train", 10**6)
+    assert bounded.rollouts == 96 * 8_000 + 3 * 100_000
+    large = ["steps=1000", "rollout.prompts_per_step=128", "rollout.group_size=8", "rollout.max_new_tokens=4096"]
+    of_tokens = [
+        room_for(config(*large, f"log.save_tokens={saved}"), "train", 10**6).rollouts for saved in ("true", "false")
+    ]
+    assert of_tokens[0] - of_tokens[1] == 8 * 10**9, "not the 80 GB of all tokens"
 
     half = [*settings, "model.dtype=bfloat16", "model.lora.rank=2", "log.save_rollouts_every=0", "checkpoint.every=0"]
     assert room_for(config(*half), "train", 10**6).all == 2 * 10**6

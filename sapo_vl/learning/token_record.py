@@ -15,7 +15,7 @@ from torch import Tensor
 
 from sapo_vl.losses.base import bounded_ratio
 from sapo_vl.model.batching import MicroBatch
-from sapo_vl.record.tokens import DTYPES, HALF_MAX, Tokens
+from sapo_vl.record.tokens import DTYPES, HALF_MAX, LEFT_OUT, Tokens, choose
 from sapo_vl.types import Rollout, RolloutGroup
 
 _HALVES = tuple(name for name, dtype in DTYPES.items() if dtype == "float16")
@@ -25,11 +25,16 @@ _HALVES = tuple(name for name, dtype in DTYPES.items() if dtype == "float16")
 class _Seen:
     """One response. It holds the rollout, so that no other object gets its id."""
 
-    rollout: Rollout
+    rollout: Rollout | None
     update: int
     ratio: np.ndarray  # [R] float32
     halves: np.ndarray  # [len(_HALVES), R] float16
     mask: np.ndarray  # [R] uint8
+
+
+_LEFT_OUT = _Seen(
+    None, LEFT_OUT, np.empty(0, np.float32), np.empty((len(_HALVES), 0), np.float16), np.empty(0, np.uint8)
+)
 
 
 class TokenRecord:
@@ -66,15 +71,20 @@ class TokenRecord:
             part = slice(end - len(rollout.response_ids), end)
             self._seen[id(rollout)] = _Seen(rollout, update, ratio[part], halves[:, part], mask[part])
 
-    def tokens(self, groups: Sequence[RolloutGroup], old_is_recorded: bool) -> Tokens:
-        """The responses of `groups` in order.
+    def tokens(self, groups: Sequence[RolloutGroup], old_is_recorded: bool, limit: int) -> Tokens:
+        """The responses of `groups` in order, with the tokens of those that `choose` finds room for in `limit` bytes.
 
         Of one that no update took in (no advantage), all is NaN and masked; with `old_is_recorded`, where pi_old is the
         law that the engine recorded, its logp_old is known all the same.
         """
         rollouts = [r for g in groups for r in g.rollouts]
-        seen = [self._seen.get(id(r)) or _unseen(r, old_is_recorded) for r in rollouts]
-        ids = [r.response_ids for r in rollouts]
+        taught = [any(id(r) in self._seen for r in g.rollouts) for g in groups]
+        kept = choose([[len(r.response_ids) for r in g.rollouts] for g in groups], taught, limit)
+        seen = [
+            (self._seen.get(id(r)) or _unseen(r, old_is_recorded)) if has_room else _LEFT_OUT
+            for r, has_room in zip(rollouts, (k for of_group in kept for k in of_group), strict=True)
+        ]
+        ids = [r.response_ids[: len(s.mask)] for r, s in zip(rollouts, seen, strict=True)]
         halves = np.concatenate([np.empty((len(_HALVES), 0), np.float16), *(s.halves for s in seen)], axis=1)
         return Tokens(
             offsets=np.cumsum([0, *map(len, ids)], dtype=np.int32),

@@ -44,6 +44,9 @@ class LogConfig(Strict):
     """Write the rollouts of every n-th step; 0 = never."""
     save_tokens: bool = True
     """Write what the updates saw of every token of written rollouts too, 19 bytes a token (docs/metrics.md)."""
+    save_tokens_mb: float = Field(default=8.0, gt=0)
+    """Of that, at most so many megabytes a step, all ranks together: what is more is left out by whole groups, evenly
+    spaced. 1,000 steps with long responses take 8 GB."""
     save_images: bool = True
     """Save the images of written rollouts too, each once."""
     save_sequences_every: int = Field(default=0, ge=0)

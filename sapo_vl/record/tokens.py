@@ -1,7 +1,9 @@
 """What the updates of a step saw of every token of its saved rollouts: a compact file beside the lines of a rank.
 
 `step_000012.rank0.tokens.safetensors` belongs to `step_000012.rank0.jsonl`: response i of the one is line i of the
-other. n responses with T tokens in all, response after response. docs/metrics.md says what each array is of.
+other. n responses with T tokens in all, response after response. docs/metrics.md says what each array is of. Of a step
+with many tokens only a part is written, see `bytes_of_rank` and `choose`: a response that is left out has no tokens
+here, and its update is LEFT_OUT.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load, save
 
+from sapo_vl.record.sampling import coarse_to_fine
 from sapo_vl.strict import Unreadable
 
 FORMAT = "sapo_vl tokens 1"
@@ -24,8 +27,9 @@ SUFFIX = ".tokens.safetensors"
 ABOUT = (
     "about"  # format and CRC-32. One entry: safetensors writes several in any order, and runs must be equal to the byte
 )
+LEFT_OUT = -1
 HALF_MAX = float(np.finfo(np.float16).max)
-# As they lie in the file, 19 bytes a token. A ratio is float32: float16 cannot tell 1.0003 from 1.
+# As they lie in the file, BYTES_PER_TOKEN. A ratio is float32: float16 cannot tell 1.0003 from 1.
 DTYPES: Mapping[str, str] = {
     "offsets": "int32",
     "update": "int32",
@@ -38,6 +42,7 @@ DTYPES: Mapping[str, str] = {
     "gap": "float16",
     "mask": "uint8",
 }
+BYTES_PER_TOKEN = sum(np.dtype(dtype).itemsize for name, dtype in DTYPES.items() if name not in ("offsets", "update"))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,7 +50,7 @@ class Tokens:
     """The tokens of n responses. NaN = not known: nothing looked at the token, or the engine gave no log-prob."""
 
     offsets: np.ndarray  # [n + 1] int32, from 0 to T: response i has the tokens offsets[i] to offsets[i + 1]
-    update: np.ndarray  # [n] int32, from 1: the update of the step that the response took part in; 0 = in none
+    update: np.ndarray  # [n] int32, from 1: the update that the response took part in; 0 = in none; or LEFT_OUT
     token_ids: np.ndarray  # [T] int32
     ratio: np.ndarray  # [T] float32, r = pi_theta / pi_old of the token, held at e^20
     gate: np.ndarray  # [T] float16, f'(r) of the loss in use: 0 or 1 for a clip
@@ -62,6 +67,36 @@ class Tokens:
     def span(self, response: int) -> slice:
         """Where the tokens of a response lie: `tokens.gate[tokens.span(3)]`."""
         return slice(int(self.offsets[response]), int(self.offsets[response + 1]))
+
+
+def bytes_of_rank(limit: int, rank: int, ranks: int, step: int, group: int) -> int:
+    """Bytes of tokens that a rank may write of a step, all ranks together at most `limit`.
+
+    group: bytes of a group at its longest. Where an equal share would not hold one, fewer ranks write, others in the
+    next step.
+    """
+    writers = max(1, min(ranks, limit // max(1, group)))
+    return limit // writers if (rank + step) * writers % ranks < writers else 0
+
+
+def choose(lengths: Sequence[Sequence[int]], taught: Sequence[bool], limit: int) -> list[list[bool]]:
+    """Which responses are written, by group: all where they fit in `limit` bytes.
+
+    Else whole groups, evenly spaced, those that taught something first; where not one of them fits, responses of the
+    first. lengths: tokens of each response, by group.
+    """
+    sizes = [BYTES_PER_TOKEN * sum(group) for group in lengths]
+    kept = [[False] * len(group) for group in lengths]
+    for wanted in (True, False):
+        some = [i for i, one in enumerate(taught) if one == wanted]
+        for i in (some[j] for j in coarse_to_fine(len(some))):
+            if sizes[i] <= limit:
+                kept[i], limit = [True] * len(kept[i]), limit - sizes[i]
+        if some and not any(map(any, kept)):
+            for j, length in enumerate(lengths[some[0]]):
+                if BYTES_PER_TOKEN * length <= limit:
+                    kept[some[0]][j], limit = True, limit - BYTES_PER_TOKEN * length
+    return kept
 
 
 def tokens_path(lines: Path) -> Path:
@@ -92,8 +127,9 @@ def write_tokens(lines: Path, tokens: Tokens) -> Path:
 def read_tokens(path: Path, responses: Sequence[Sequence[int]] | None = None) -> Tokens:
     """Reads a file of `write_tokens`, given by its own path or that of its step_*.jsonl.
 
-    responses: the response_ids of the lines; those of the file must be the same. Raises FileNotFoundError if there is
-    none, as where log.save_tokens was off, and Unreadable, a ValueError, naming the file that is damaged or of others.
+    responses: the response_ids of the lines; those of the file must be the same, where it has any. Raises
+    FileNotFoundError if there is none, as where log.save_tokens was off, and Unreadable, a ValueError, naming the file
+    that is damaged or of others.
     """
     path = tokens_path(path) if path.name.endswith(".jsonl") else path
     if not path.exists():
@@ -141,6 +177,8 @@ def _misfit(tokens: Tokens) -> str:
         return "offsets do not climb from 0"
     if len(tokens.update) != len(tokens):
         return f"it has {len(tokens)} responses and {len(tokens.update)} updates of responses"
+    if (tokens.update < LEFT_OUT).any() or np.diff(tokens.offsets)[tokens.update == LEFT_OUT].any():
+        return "a response that was left out has tokens, or the number of an update is below -1"
     total = int(tokens.offsets[-1])
     if short := [name for name in DTYPES if name not in ("offsets", "update") and len(getattr(tokens, name)) != total]:
         return f"offsets end at {total} tokens, and {', '.join(short)} are of another length"
@@ -151,7 +189,9 @@ def _check_responses(path: Path, tokens: Tokens, responses: Sequence[Sequence[in
     if len(responses) != len(tokens):
         raise _damaged(path, f"it has {len(tokens)} responses, the lines {len(responses)}")
     for i, ids in enumerate(responses):
-        if not np.array_equal(tokens.token_ids[tokens.span(i)], np.asarray(ids, np.int64)):
+        if tokens.update[i] != LEFT_OUT and not np.array_equal(
+            tokens.token_ids[tokens.span(i)], np.asarray(ids, np.int64)
+        ):
             raise _damaged(path, f"response {i} has other tokens than line {i + 1} of the step_*.jsonl beside it")
 
 

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from sapo_vl.record.sampling import spread
 from sapo_vl.strict import Unreadable, parse_json, read_mapping
 from sapo_vl.viewing.folders import HARNESS, RECORDS, EvaluationFolder
 from sapo_vl.viewing.numbers import plain
 from sapo_vl.viewing.pictures import picture
-from sapo_vl.viewing.sampling import spread
 
 SHOWN = ("id", "task", "prompt", "row", "number", "rule", "other_rule", "gold", "groups", "skipped", "messages")
 OF_A_RESPONSE = ("text", "tokens", "finish", "answer", "score", "status", "reason", "parts", "other")

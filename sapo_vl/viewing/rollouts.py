@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from sapo_vl.record.tokens import Tokens, read_tokens, tokens_path
+from sapo_vl.record.tokens import LEFT_OUT, Tokens, read_tokens, tokens_path
 from sapo_vl.strict import Unreadable, parse_json
 from sapo_vl.viewing.numbers import finite, plain
 
@@ -97,7 +97,7 @@ def _response(line: Mapping[str, Any], tokens: Tokens | None, i: int) -> dict[st
         "weight_version": finite(line.get("weight_version")),
         "mean_logprob": finite(line.get("mean_logprob")),
     }
-    return shown if tokens is None else {**shown, "tokens": pack_tokens(tokens, i)}
+    return shown if tokens is None or tokens.update[i] == LEFT_OUT else {**shown, "tokens": pack_tokens(tokens, i)}
 
 
 def _tokens(file: Path, lines: Sequence[Mapping[str, Any]]) -> tuple[Tokens | None, list[str]]:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sapo_vl.record.sampling import coarse_to_fine, spread
 from sapo_vl.record.tokens import tokens_path
 from sapo_vl.viewing.folders import ROLLOUTS, step_files
 from sapo_vl.viewing.pictures import saved_image
@@ -34,7 +34,7 @@ def sample_rollouts(run: Path, group_size: int | None, budget: int) -> dict[str,
     troubles: list[str] = []
     used = cut = 0
     # Should the estimate be too low, what is left out is spread over the run, too.
-    for step in _coarse_to_fine(steps):
+    for step in (steps[i] for i in coarse_to_fine(len(steps))):
         if used > budget:
             break
         found, of_step = read_groups(files[step], group_size)
@@ -57,20 +57,12 @@ def sample_rollouts(run: Path, group_size: int | None, budget: int) -> dict[str,
         "groups": len(groups),
         "responses": held,
         "responses_saved": sum(lines.values()),
+        "tokens": sum("tokens" in response for group in groups for response in group["responses"]),
         "whole": held == sum(lines.values()),
         "cut": cut,
         "budget_mb": round(budget / 1e6, 1),
     }
     return {"groups": groups, "images": images, "sample": sample, "troubles": troubles}
-
-
-def spread(items: Sequence[Any], n: int) -> list[Any]:
-    """`n` of the items (all of them if there are fewer), evenly spaced, the first and the last among them."""
-    if n >= len(items):
-        return list(items)
-    if n == 1:
-        return [items[0]]
-    return [items[round(i * (len(items) - 1) / (n - 1))] for i in range(n)]
 
 
 def shorten(group: Group) -> int:
@@ -82,16 +74,6 @@ def shorten(group: Group) -> int:
             holder[name] = f"{text[:MAX_TEXT]} [... {len(text) - MAX_TEXT} more characters, not in this file]"
             cut += 1
     return cut
-
-
-def _coarse_to_fine(steps: list[int]) -> list[int]:
-    """The same steps in such an order that every beginning of it is spread over all of them."""
-    order: list[int] = []
-    n = 2
-    while len(order) < len(steps):
-        order += [step for step in spread(steps, n) if step not in order]
-        n *= 2
-    return order
 
 
 def _count_lines(path: Path) -> int:

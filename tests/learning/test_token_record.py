@@ -20,7 +20,7 @@ from sapo_vl.losses import LossConfig
 from sapo_vl.model.batching import MicroBatch, trainable
 from sapo_vl.model.logprob import token_logprobs
 from sapo_vl.record.rollout_log import read_rollouts
-from sapo_vl.record.tokens import Tokens, read_tokens
+from sapo_vl.record.tokens import BYTES_PER_TOKEN, LEFT_OUT, Tokens, read_tokens
 
 ALONE = World.alone()
 
@@ -68,7 +68,7 @@ def test_ratio_and_gate_are_those_of_the_formulas(loss: str, gate, seed: int) ->
     record = TokenRecord()
     mismatch = Mismatch(measured="old")
     recorded(record, mb, logprobs, loss=LossConfig(name=loss), mismatch=mismatch, update=3)  # type: ignore[arg-type]
-    found = record.tokens([s.group for s in samples], old_is_recorded=False)
+    found = record.tokens([s.group for s in samples], old_is_recorded=False, limit=10**9)
 
     old = np.concatenate([s.old for s in samples]).astype(np.float64)
     new = np.concatenate([s.new for s in samples]).astype(np.float64)
@@ -93,10 +93,10 @@ def test_entropy_is_that_of_the_law(seed: int) -> None:
     logprobs, entropy = token_logprobs(hidden, head, mb.targets, temperature=0.7)
     record = TokenRecord()
     recorded(record, mb, logprobs, entropy=entropy)
-    found = record.tokens([s.group for s in samples], old_is_recorded=False)
+    found = record.tokens([s.group for s in samples], old_is_recorded=False, limit=10**9)
     law = np.exp(hidden.double().numpy() @ head.double().numpy().T / 0.7)
     law /= law.sum(axis=1, keepdims=True)
-    np.testing.assert_allclose(found.entropy, -(law * np.log(law)).sum(axis=1), rtol=2**-9)
+    np.testing.assert_allclose(found.entropy, -(law * np.log(law)).sum(axis=1), rtol=2**-9, atol=2**-24)
     picked = law[np.arange(len(law)), mb.targets.numpy()]
     np.testing.assert_allclose(found.logp_new, np.log(picked), rtol=2**-9, atol=1e-4)
 
@@ -116,7 +116,7 @@ def test_order_is_that_of_the_lines_whatever_was_packed(seed: int) -> None:
         mb, _ = micro_batch([Sample(g, *[np.concatenate([r.logprobs for r in g.rollouts])] * 2) for g in kept])
         recorded(record, mb, mb.old_logprobs + update, update=update)
     for old_is_recorded in (True, False):
-        found = record.tokens(groups, old_is_recorded)
+        found = record.tokens(groups, old_is_recorded, 10**9)
         assert np.diff(found.offsets).tolist() == [n for ns in lengths for n in ns]
         assert found.update.tolist() == [2, 0, 2, 1, 1, 0, 0, 0, 0, 1, 1, 1]
         for i, rollout in enumerate(r for g in groups for r in g.rollouts):
@@ -132,7 +132,29 @@ def test_order_is_that_of_the_lines_whatever_was_packed(seed: int) -> None:
                 assert all(np.isnan(array[span]).all() for array in nothing)
                 assert old_is_recorded or np.isnan(found.logp_old[span]).all()
         assert np.isnan(found.gap).all(), "nobody measured it"
-    assert len(record.tokens([], True)) == 0
+    assert len(record.tokens([], True, 10**9)) == 0
+
+
+def test_without_room_for_all_whole_groups_are_left_out(seed: int) -> None:
+    """Five groups of two responses with 10 tokens in all; the second and the fourth taught nothing."""
+    groups = [make_group(f"p{i}", False, [-np.ones(4), -np.ones(6)], [1.0, -1.0]) for i in range(5)]  # type: ignore[arg-type]
+    record = TokenRecord()
+    old = [np.concatenate([r.logprobs for r in g.rollouts]) for g in groups]
+    mb, _ = micro_batch([Sample(groups[i], old[i], old[i]) for i in (0, 2, 4)])
+    recorded(record, mb, mb.old_logprobs + 0.5)
+    group = 10 * BYTES_PER_TOKEN
+    for limit, first in ((5 * group, 5), (5 * group - 1, 4), (3 * group, 3), (2 * group, 2), (group, 1)):
+        found = record.tokens(groups, False, limit)
+        kept = [i for i in range(5) if found.update[2 * i] != LEFT_OUT]
+        assert kept == sorted([0, 4, 2, 1, 3][:first])  # those that taught come first, the ends before the middle
+        lengths = np.diff(found.offsets).reshape(5, 2).tolist()
+        assert lengths == [[4, 6] if i in kept else [0, 0] for i in range(5)]
+        assert len(found.ratio) == len(found.token_ids) == len(found.gap) == 10 * first
+        for i in kept:
+            assert (found.update[2 * i : 2 * i + 2] == (1 if i in (0, 2, 4) else 0)).all()
+    found = record.tokens(groups, False, group - 1)  # not one whole group
+    assert np.diff(found.offsets).tolist() == [4, 0] + [0] * 8 and found.update.tolist() == [1] + [LEFT_OUT] * 9
+    np.testing.assert_allclose(found.ratio, math.exp(0.5), rtol=1e-5)
 
 
 def test_a_token_that_a_correction_drops_is_masked(seed: int) -> None:
@@ -141,7 +163,7 @@ def test_a_token_that_a_correction_drops_is_masked(seed: int) -> None:
     record = TokenRecord()
     mismatch = Mismatch(config=MismatchConfig(correction="token_mask", token_mask=(0.5, 2.0)), measured="old")
     recorded(record, mb, logprobs, mismatch=mismatch)
-    found = record.tokens([s.group for s in samples], old_is_recorded=False)
+    found = record.tokens([s.group for s in samples], old_is_recorded=False, limit=10**9)
     with np.errstate(invalid="ignore"):
         rho = np.exp(mb.old_logprobs.double().numpy() - mb.rollout_logprobs.double().numpy())
     assert found.mask.tolist() == ((rho >= 0.5) & (rho <= 2.0)).astype(int).tolist()

@@ -8,7 +8,19 @@ import pytest
 from safetensors.numpy import load, save
 
 from sapo_vl.record.rollout_log import RolloutLog, drop_ranks
-from sapo_vl.record.tokens import ABOUT, DTYPES, FORMAT, Tokens, read_tokens, tokens_path, write_tokens
+from sapo_vl.record.tokens import (
+    ABOUT,
+    BYTES_PER_TOKEN,
+    DTYPES,
+    FORMAT,
+    LEFT_OUT,
+    Tokens,
+    bytes_of_rank,
+    choose,
+    read_tokens,
+    tokens_path,
+    write_tokens,
+)
 
 
 def made_up(lengths: list[int], seed: int) -> Tokens:
@@ -38,7 +50,10 @@ def test_what_is_written_comes_back(tmp_path: Path, seed: int, lengths: list[int
         for name, dtype in DTYPES.items():
             assert getattr(found, name).dtype == dtype
             np.testing.assert_array_equal(getattr(found, name), getattr(given, name), err_msg=name)
-    assert sum(getattr(given, n)[:1].nbytes for n in DTYPES if n not in ("offsets", "update")) in (0, 19)
+    assert (
+        sum(getattr(given, n)[:1].nbytes for n in DTYPES if n not in ("offsets", "update")) in (0, BYTES_PER_TOKEN)
+        and BYTES_PER_TOKEN == 19
+    )
 
 
 def test_numbers_beyond_half_precision_are_held_at_its_largest(tmp_path: Path):
@@ -70,6 +85,8 @@ def test_a_damaged_file_is_refused(tmp_path: Path, seed: int):
         ({"offsets": np.array([0, 3, 6], np.int32)}, "end at 6"),
         ({"offsets": np.array([], np.int32)}, "climb"),
         ({"update": np.array([1], np.int32)}, "1 updates"),
+        ({"update": np.array([1, -2], np.int32)}, "below -1"),
+        ({"update": np.array([1, LEFT_OUT], np.int32)}, "left out has tokens"),
         ({"mask": np.full(7, 2, np.uint8)}, "0 and 1"),
         ({"gate": np.zeros((7, 1), np.float16)}, "dimension"),
         ({"ratio": np.zeros(6, np.float32)}, "ratio are of another length"),
@@ -107,6 +124,41 @@ def test_tokens_of_other_lines_are_refused(tmp_path: Path):
         read_tokens(path, [ids[:3]])
     with pytest.raises(ValueError, match="response 1 has other tokens than line 2"):
         read_tokens(path, [ids[:3], [*ids[3:6], ids[6] + 1]])
+
+
+def test_a_response_that_was_left_out_has_no_tokens_in_the_file(tmp_path: Path):
+    given = replace(made_up([3, 0, 4], 0), update=np.array([1, LEFT_OUT, 0], np.int32))
+    path = write_tokens(tmp_path / "step_000001.rank0.jsonl", given)
+    ids = given.token_ids.tolist()
+    found = read_tokens(path, [ids[:3], [5, 6, 7, 8], ids[3:]])
+    assert found.update.tolist() == [1, -1, 0] and found.span(2) == slice(3, 7)
+    with pytest.raises(ValueError, match="response 0 has other tokens than line 1"):
+        read_tokens(path, [ids[1:3], [5], ids[3:]])
+
+
+@pytest.mark.parametrize(
+    ("limit", "ranks", "group", "writers"),
+    [(8_000_000, 2, 2_128, 2), (8_000_000, 64, 622_592, 12), (8_000_000, 64, 5_000_000, 1), (1000, 4, 5000, 1)],
+)
+def test_ranks_share_the_bound_and_take_turns(limit: int, ranks: int, group: int, writers: int):
+    turns = np.array(
+        [[bytes_of_rank(limit, rank, ranks, step, group) for rank in range(ranks)] for step in range(ranks)]
+    )
+    assert ((turns > 0).sum(axis=1) == writers).all() and set(turns.flat) <= {0, limit // writers}
+    assert (turns.sum(axis=1) <= limit).all()
+    assert ((turns > 0).sum(axis=0) == writers).all(), "in as many steps as there are ranks, each writes equally often"
+
+
+def test_the_bound_of_a_step_holds_whatever_is_chosen(seed: int):
+    rng = np.random.default_rng(seed)
+    for _ in range(200):
+        lengths = [rng.integers(0, 30, rng.integers(1, 5)).tolist() for _ in range(rng.integers(1, 9))]
+        taught, limit = (rng.random(len(lengths)) < 0.6).tolist(), int(rng.integers(0, 3000))
+        kept = choose(lengths, taught, limit)
+        taken = [n for group, k in zip(lengths, kept, strict=True) for n in np.array(group)[k]]
+        assert BYTES_PER_TOKEN * sum(taken) <= limit
+        if BYTES_PER_TOKEN * sum(map(sum, lengths)) <= limit:
+            assert all(map(all, kept))
 
 
 def test_lines_never_stand_beside_tokens_of_others(tmp_path: Path):

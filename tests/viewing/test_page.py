@@ -14,13 +14,14 @@ import numpy as np
 import pytest
 from viewing_folders import HOSTILE, make_evaluation, make_run
 
+from sapo_vl.record.sampling import coarse_to_fine, spread
 from sapo_vl.record.tokens import tokens_path
 from sapo_vl.strict import Unreadable
 from sapo_vl.viewing.collecting import write_page
 from sapo_vl.viewing.folders import NothingToView, find_folders, short_names, step_files
 from sapo_vl.viewing.metrics import MAX_POINTS, read_columns
 from sapo_vl.viewing.rollouts import index_row, read_groups
-from sapo_vl.viewing.sampling import MAX_TEXT, sample_rollouts, spread
+from sapo_vl.viewing.sampling import MAX_TEXT, sample_rollouts
 
 
 def page_data(page: str) -> Any:
@@ -153,6 +154,7 @@ def test_a_sample_is_stated_spread_over_the_run_and_within_its_budget(tmp_path: 
 def test_spread_takes_both_ends() -> None:
     assert spread(list(range(10)), 4) == [0, 3, 6, 9]
     assert spread([1, 2], 5) == [1, 2] and spread([1, 2, 3], 1) == [1] and spread([], 3) == []
+    assert coarse_to_fine(6) == [0, 5, 2, 3, 1, 4] and coarse_to_fine(1) == [0] and coarse_to_fine(0) == []
 
 
 def test_long_texts_are_cut_and_counted(tmp_path: Path) -> None:

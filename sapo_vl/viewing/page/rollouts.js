@@ -9,7 +9,8 @@ const PAGE = 100;
 function sampleNote(run) {
   const s = data.runs[run].sample;
   if (store.served || !s) return null;
-  const cut = s.cut ? ` ${s.cut} texts are cut at 20,000 characters.` : "";
+  const some = s.tokens && s.tokens < s.responses ? ` Numbers of single tokens were saved of ${s.tokens.toLocaleString("en")} of them (log.save_tokens_mb).` : "";
+  const cut = (s.cut ? ` ${s.cut} texts are cut at 20,000 characters.` : "") + some;
   if (s.whole) return h("p", { class: "muted small" }, `All ${s.responses} saved responses of this run are in this file (steps ${s.steps.join(", ") || "none"}).${cut}`);
   return h("div", { class: "note" }, `A sample: ${s.responses.toLocaleString("en")} of ${s.responses_saved.toLocaleString("en")} saved responses, in ${s.groups.toLocaleString("en")} groups spread evenly over ${s.steps.length} of ${s.steps_saved} saved steps, as many as ${s.budget_mb} MB hold.${cut} All of them: sapo-vl view --serve 8700 ${data.runs[run].path}`);
 }

@@ -60,7 +60,7 @@ async function tokensView(main, parameters) {
   const { card, show } = await problemCard(run, group, null);
   show(response);
   main.append(pick, h("div", { class: "gap" }), card, h("div", { class: "gap" }));
-  if (!response.tokens) { main.append(h("p", { class: "muted" }, "There are no numbers of this response's tokens.")); return; }
+  if (!response.tokens) { main.append(h("p", { class: "muted" }, "The numbers of this response's tokens were not saved (log.save_tokens, log.save_tokens_mb).")); return; }
   const tokens = unpack(response.tokens), texts = data.runs[run].texts || {};
   const sign = response.advantage > 0 ? ["good", "A > 0: pushed up"] : response.advantage < 0 ? ["bad", "A < 0: pushed down"] : ["", "A = 0: teaches nothing"];
   const body = h("div", { class: "tokens", role: "group", "aria-label": "Tokens" }), legend = h("div", {}), facts = h("div", { class: "muted small" });
