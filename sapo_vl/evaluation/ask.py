@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 from sapo_vl.data.problem_set import blank_twin
 from sapo_vl.evaluation.items import Item, Items, prompt_hash
+from sapo_vl.evaluation.pictures import PictureFolder
 from sapo_vl.evaluation.records import Record, make_record
 from sapo_vl.evaluation.rules import Judged, Judges
 from sapo_vl.model.chat import PromptError
@@ -32,6 +33,7 @@ class Asking:
     params: SamplingParams
     batch: int  # responses at a time on a rank
     blank: bool = False  # ask the items' twins with blank images
+    pictures: PictureFolder | None = None  # where small copies of the pictures go
 
     def problem(self, item: Item) -> tuple[Problem, Problem]:
         """(what is asked, what it is scored as): the same, but for blank images in the control."""
@@ -50,20 +52,22 @@ def ask(asking: Asking, pending: Sequence[Item], write: Callable[[list[Record]],
     for start in range(0, len(pending), window):
         part = pending[start : start + window]
         each = -(-len(part) // world.size)
-        records = _ask_batch(asking, part[world.rank * each : (world.rank + 1) * each], each)
-        everyone = [record for share in world.gather(records) for record in share]
+        shares = world.gather(_ask_batch(asking, part[world.rank * each : (world.rank + 1) * each], each))
         if world.is_main:
-            write(everyone)
+            if asking.pictures:
+                asking.pictures.write({name: data for _, copies in shares for name, data in copies.items()})
+            write([record for records, _ in shares for record in records])
         log.info("%s: %d of %d items", asking.items.benchmark.name, start + len(part), len(pending))
 
 
-def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> list[Record]:
-    """This rank's items of a batch, in which every rank asks `each` prompts."""
+def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> tuple[list[Record], dict[str, bytes]]:
+    """(records, new copies of pictures) of this rank's items of a batch, in which every rank asks `each` prompts."""
     chat, name = asking.session.chat, asking.items.benchmark.name
     prompts: list[Prompt] = []
     records: dict[str, Record] = {}
     places: dict[str, Item] = {}
     to_score: dict[str, Problem] = {}
+    copies: dict[str, bytes] = {}
     for item in items:
         try:
             problem, scored_as = asking.problem(item)
@@ -74,6 +78,7 @@ def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> list[Record]
             records[item.id] = _record(asking, problem, item, skipped="row")
             continue
         places[problem.id], to_score[problem.id] = item, scored_as
+        copies |= asking.pictures.new(problem, item.prompt) if asking.pictures else {}
         try:
             prompts.append(chat.prompt(problem))
         except PromptError as error:
@@ -85,7 +90,7 @@ def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> list[Record]
     for before, judged in zip(groups, asking.judges.judge(answered, asking.params.max_new_tokens), strict=True):
         problem = before.prompt.problem
         records[problem.id] = _record(asking, problem, places[problem.id], judged)
-    return [records[id] for id in places]
+    return [records[id] for id in places], copies
 
 
 def _of(group: RolloutGroup, problem: Problem) -> RolloutGroup:

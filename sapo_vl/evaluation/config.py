@@ -58,6 +58,9 @@ class EvalConfig(Strict):
     rule: Rule = "ours"
     """By which rule the figures of a benchmark are: that which its problems name, or that of the benchmark's own script
     where it is another one (sapo_vl.benchmarks.Benchmark.official). The other one's verdicts are kept beside."""
+    pictures: int = Field(default=1000, ge=0)
+    """Items of a benchmark, spread evenly, whose pictures are kept as small copies for `sapo-vl view`; 0 = none. A copy
+    takes up to 40 kB, about 20 as a rule."""
     blank: bool = True  # control: benchmark items with images once more, with blank ones
 
     @field_validator("benchmarks", mode="before")

@@ -20,12 +20,15 @@ from sapo_vl.evaluation.errors import EvaluationError
 from sapo_vl.evaluation.harness import make_harness, used_rules, write_harness
 from sapo_vl.evaluation.harness_file import hash_of, same_harness
 from sapo_vl.evaluation.items import Item, Items, load_items, open_items_source
+from sapo_vl.evaluation.pictures import FOLDER as PICTURES
+from sapo_vl.evaluation.pictures import PictureFolder
 from sapo_vl.evaluation.presets import PRESETS
 from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, RecordFile
 from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rules import Judges
 from sapo_vl.evaluation.summary import summarise_folder, with_items
 from sapo_vl.record.run_log import write_json
+from sapo_vl.record.sampling import spread
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.session import Session
 from sapo_vl.types import Problem
@@ -168,8 +171,16 @@ class _Run:
             params=params,
             batch=self.config.eval.batch,
             blank=blank,
+            pictures=None if blank else self._pictures(),
         )
         ask(asking, pending, file.append)
+
+    def _pictures(self) -> PictureFolder:
+        """In training all measurements share one."""
+        own = self.folder / PICTURES
+        shared = self.folder.parent.parent / PICTURES / self.folder.name
+        with_images = [item.id for item in self.items.items if item.has_images]
+        return PictureFolder(own if self.step is None else shared, spread(with_images, self.config.eval.pictures))
 
     def _summarise(self, harness: Mapping[str, Any], *, blank: bool) -> dict[str, Any]:
         figures = summarise_folder(self.folder, harness["k"], self.items.benchmark.metrics, blank=blank)

@@ -95,9 +95,11 @@ def evaluations_in_file(
     read = [read_evaluation(folder) for folder in folders]
     troubles: list[str] = []
     by_benchmark: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for evaluation in read:
+    places: dict[str, list[Path]] = defaultdict(list)
+    for evaluation, folder in zip(read, folders, strict=True):
         by_benchmark[evaluation["benchmark"]].append(evaluation)
-    for same in by_benchmark.values():
+        places[evaluation["benchmark"]].append(folder.path)
+    for benchmark, same in by_benchmark.items():
         if budget is None:
             continue
         first = same[0]["items"][:200]
@@ -107,12 +109,18 @@ def evaluations_in_file(
             items = evaluation["items"]
             evaluation["items"] = [item for item in items if item["id"] in kept]
             evaluation["left_out"] = len(items) - len(evaluation["items"])
-        pictures = Pictures(same[0])
-        troubles += [pictures.trouble] if pictures.trouble else []
+        # One benchmark, the same pictures: those of the first folder that has them.
+        sources = [Pictures(evaluation, place) for evaluation, place in zip(same, places[benchmark], strict=True)]
+        troubles += [sources[0].trouble] if all(source.trouble for source in sources) else []
         same[0]["pictures"] = {
-            item["id"]: found for item in _all_items(same) if (found := pictures.of(item))
-        }  # one benchmark, the same pictures
+            item["id"]: found for item in _all_items(same) if (found := first_pictures(sources, item))
+        }
     return read, troubles
+
+
+def first_pictures(sources: Sequence[Pictures], item: Mapping[str, Any]) -> list[dict[str, Any] | None]:
+    """The pictures of an item from the first source that has them."""
+    return next((found for source in sources if (found := source.of(item))), [])
 
 
 def _all_items(evaluations: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:

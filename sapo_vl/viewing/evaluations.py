@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,6 +16,8 @@ from sapo_vl.viewing.pictures import picture
 
 SHOWN = ("id", "task", "prompt", "row", "number", "rule", "other_rule", "gold", "groups", "skipped", "messages")
 OF_A_RESPONSE = ("text", "tokens", "finish", "answer", "score", "status", "reason", "parts", "other")
+# As sapo_vl.evaluation.pictures writes them.
+COPIES, MAX_COPIES, _HASH = "pictures", 8, re.compile(r"[0-9a-f]{32}")
 BOX_META = ("coords", "gold_coords", "size", "inclusive", "lattice")  # of the problem: what its boxes are in
 
 
@@ -45,33 +49,54 @@ def pick_items(evaluations: Sequence[Mapping[str, Any]], limit: int) -> list[str
 
 
 class Pictures:
-    """The pictures of items, from the data set folder that the harness names, where that is still there."""
+    """The pictures of an evaluation's items: from the data set folder that the harness names, where that is still
+    there, else the small copies that the evaluation kept."""
 
-    def __init__(self, evaluation: Mapping[str, Any]) -> None:
+    def __init__(self, evaluation: Mapping[str, Any], folder: Path) -> None:
         from sapo_vl.data.folder import DataError, open_rows  # brings `datasets`, which no page without items needs
 
         self.trouble = ""
         self._rows: Any = None
+        # Its own, or what all measurements of a training share.
+        self._copies = [folder / COPIES, folder.parent.parent / COPIES / folder.name]
         benchmark = evaluation["harness"]["benchmark"]
         source, split = str(benchmark.get("source") or ""), str(benchmark.get("split") or "")
-        if not (Path(source) / "dataset_dict.json").is_file():
+        if (Path(source) / "dataset_dict.json").is_file():
+            try:
+                rows = open_rows(source, split)
+                self._rows = rows.with_format("arrow") if "images" in rows.column_names else None
+            except DataError as error:
+                self.trouble = str(error)
+        elif not any(copies.is_dir() for copies in self._copies) and _shows_pictures(evaluation["items"]):
             self.trouble = (
-                f"pictures are shown of data set folders only; {evaluation['name']} has its items from {source!r}"
+                f"{evaluation['name']} kept no copies of its pictures (eval.pictures), and its items are from "
+                f"{source!r}, which is no data set folder here"
             )
-            return
-        try:
-            rows = open_rows(source, split)
-            self._rows = rows.with_format("arrow") if "images" in rows.column_names else None
-        except DataError as error:
-            self.trouble = str(error)
 
     def of(self, item: Mapping[str, Any]) -> list[dict[str, Any] | None]:
-        """The pictures of an item in order; [] where the source is not to be had."""
+        """The pictures of an item in order; [] where there are none. Of it "row" and "prompt", its hash, are read."""
         row = item.get("row")
-        if self._rows is None or type(row) is not int or not 0 <= row < len(self._rows):
+        if self._rows is not None and type(row) is int and 0 <= row < len(self._rows):
+            cells = self._rows[row].column("images").to_pylist()[0] or []
+            return [picture(cell["bytes"]) if isinstance(cell, dict) and cell.get("bytes") else None for cell in cells]
+        name = str(item.get("prompt"))[:32]
+        if not _HASH.fullmatch(name):
             return []
-        cells = self._rows[row].column("images").to_pylist()[0] or []
-        return [picture(cell["bytes"]) if isinstance(cell, dict) and cell.get("bytes") else None for cell in cells]
+        for copies in self._copies:
+            found = itertools.takewhile(Path.is_file, (copies / f"{name}.{i}.jpg" for i in range(MAX_COPIES)))
+            if pictures := [picture(path.read_bytes()) for path in found]:
+                return pictures
+        return []
+
+
+def _shows_pictures(items: Sequence[Mapping[str, Any]]) -> bool:
+    parts = (part for item in items for turn in item["messages"] or [] for part in _parts(turn))
+    return any(isinstance(part, dict) and part.get("type") == "image" for part in parts)
+
+
+def _parts(turn: Any) -> list[Any]:
+    content = turn.get("content") if isinstance(turn, dict) else None
+    return content if isinstance(content, list) else []
 
 
 def _items(path: Path) -> Iterator[dict[str, Any]]:

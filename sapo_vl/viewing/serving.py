@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
 from sapo_vl.strict import Unreadable
-from sapo_vl.viewing.collecting import evaluations_in_file, overview, title
+from sapo_vl.viewing.collecting import evaluations_in_file, first_pictures, overview, title
 from sapo_vl.viewing.evaluations import Pictures
 from sapo_vl.viewing.facts import SUMMARY
 from sapo_vl.viewing.folders import METRICS, ROLLOUTS, find_folders, step_files
@@ -125,7 +125,11 @@ class Site:
         return {"items": self._evaluation(asked)["items"]}
 
     def pictures(self, asked: Mapping[str, str]) -> dict[str, Any]:
-        return {"pictures": self._opened(_whole(asked, "n")).of({"row": _whole(asked, "row")})}
+        item = {"row": _whole(asked, "row"), "prompt": asked.get("prompt", "")}
+        benchmark = self._evaluation(asked)["benchmark"]
+        same = [i for i, other in enumerate(self._evaluations) if other["benchmark"] == benchmark]
+        same.sort(key=lambda i: i != _whole(asked, "n"))
+        return {"pictures": first_pictures([self._opened(i) for i in same], item)}
 
     @cached_property
     def _evaluations(self) -> list[dict[str, Any]]:
@@ -141,7 +145,7 @@ class Site:
         evaluation = self._evaluation({"n": str(n)})
         with self._lock:
             if n not in self._pictures:
-                self._pictures[n] = Pictures(evaluation)
+                self._pictures[n] = Pictures(evaluation, self._folders[n].path)
             return self._pictures[n]
 
     def _run(self, asked: Mapping[str, str]) -> int:

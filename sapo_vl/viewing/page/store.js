@@ -73,7 +73,7 @@ const store = {
   },
 
   async pictures(n, item) {
-    if (this.served) return (await this.ask("api/pictures", { n, row: item.row })).pictures;
+    if (this.served) return (await this.ask("api/pictures", { n, row: item.row, prompt: item.prompt })).pictures;
     const same = data.evaluations.filter((e) => e.benchmark === data.evaluations[n].benchmark);
     return same.map((e) => (e.pictures || {})[item.id]).find(Boolean) ?? [];
   },
