@@ -21,16 +21,18 @@ from transformers.utils import logging as hf_logging
 
 from sapo_vl.distributed import World
 from sapo_vl.learning.engine import PolicyEngine
+from sapo_vl.learning.inference import for_inference, inference_config
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config
 from sapo_vl.learning.weights import check_manifests, hub_weights, manifest
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.folder import ModelFolder, examine, is_moe
-from sapo_vl.model.loading import ModelConfig, ModelError, base_model, load_model
+from sapo_vl.model.loading import DTYPES, ModelConfig, ModelError, base_model, load_model, load_without_weights
 from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.reading import folder_weights
 from sapo_vl.model.routing import Replay, RouteSpec, attach_routing
 from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
 from sapo_vl.rollout.vllm.contract import check_route_source
-from sapo_vl.rollout.vllm.engine import VllmEngine
+from sapo_vl.rollout.vllm.engine import VllmEngine, Weights
 from sapo_vl.rollout.vllm.server import VllmServerEngine
 
 log = logging.getLogger(__name__)
@@ -38,14 +40,20 @@ PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "pef
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Session:
-    """A loaded policy on all ranks, with the engine that trains it and the one that samples from it."""
+class SamplingSession:
+    """A model to sample from, on all ranks."""
 
     world: World
     folder: ModelFolder  # where the model came from
     chat: Chat
-    engine: PolicyEngine
     rollouts: RolloutEngine
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Session(SamplingSession):
+    """A loaded policy on all ranks, with the engine that trains it and the one that samples from it."""
+
+    engine: PolicyEngine
 
 
 def open_session(
@@ -84,6 +92,42 @@ def open_session(
     return Session(world=world, folder=folder, chat=chat, engine=engine, rollouts=rollouts)
 
 
+def open_sampling(
+    model_config: ModelConfig,
+    zero: ZeroConfig,
+    rollout: RolloutConfig,
+    world: World,
+    *,
+    seed: int,
+    gpu_share: float,
+    out: Path | None = None,
+) -> SamplingSession:
+    """A model that is only sampled from: no optimizer, no gradients.
+
+    With the engine "transformers" its weights are loaded, in pieces under ZeRO-3; vLLM in process reads the folder
+    itself, at `gpu_share` of a GPU's memory and without sleeping, and servers are handed what is in it: nothing of the
+    model is loaded here then. `out` as for `open_session`. Raises ModelError.
+    """
+    folder = examine(model_config.path, model_config.revision)
+    as_it_is = {"path": str(folder.path), "lora": None, "freeze": (), "gradient_checkpointing": False}
+    model_config = model_config.model_copy(update=as_it_is)
+    vllm = rollout.vllm.model_copy(update={"gpu_memory_utilization": gpu_share, "sleep": False})
+    rollout = rollout.model_copy(update={"vllm": vllm})
+    seed_everything(seed, world.rank)
+    if rollout.engine != "transformers":
+        chat = Chat.load(load_without_weights(folder), model_config)
+        weights = functools.partial(folder_weights, folder, DTYPES[model_config.dtype])
+        engine = _open_vllm(model_config, folder, rollout, chat, weights, world, out)
+        return SamplingSession(world=world, folder=folder, chat=chat, rollouts=engine)
+    sharding = HfDeepSpeedConfig(inference_config(zero, model_config.dtype)) if zero.stage == 3 else None
+    model = load_model(model_config, folder)
+    chat = Chat.load(model, model_config)
+    policy = for_inference(PolicyModule(model, chat.banned_ids), zero, model_config.dtype, world)
+    del sharding
+    own = _own_engine(policy, chat, rollout, zero.stage, world)
+    return SamplingSession(world=world, folder=folder, chat=chat, rollouts=own)
+
+
 def open_rollouts(
     model_config: ModelConfig,
     folder: ModelFolder,
@@ -99,27 +143,39 @@ def open_rollouts(
     `routes`: vLLM must return the experts of each token, as this describes them.
     """
     if config.engine == "transformers":
-        return TransformersEngine(
-            engine.module,
-            chat,
-            config.prompts_per_batch,
-            device=world.device,
-            any_rank=world.any if engine.zero.stage == 3 else bool,
-        )
-    ours = manifest(engine)
-    theirs = {name: weight.shape for name, weight in folder.weights.items()}
-    check_manifests(ours, theirs)
+        return _own_engine(engine.module, chat, config, engine.zero.stage, world)
+    check_manifests(manifest(engine), {name: weight.shape for name, weight in folder.weights.items()})
     weights = functools.partial(hub_weights, engine)
+    return _open_vllm(model_config, folder, config, chat, weights, world, out, routes)
+
+
+def _own_engine(policy: PolicyModule, chat: Chat, config: RolloutConfig, stage: int, world: World) -> RolloutEngine:
+    any_rank = world.any if stage == 3 else bool
+    return TransformersEngine(policy, chat, config.prompts_per_batch, device=world.device, any_rank=any_rank)
+
+
+def _open_vllm(
+    model_config: ModelConfig,
+    folder: ModelFolder,
+    config: RolloutConfig,
+    chat: Chat,
+    weights: Weights,
+    world: World,
+    out: Path | None,
+    routes: RouteSpec | None = None,
+) -> RolloutEngine:
+    """vLLM in process, or servers; `weights` are those that a sync hands over."""
+    expected = {name: weight.shape for name, weight in folder.weights.items()}
     limits: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens,
         "max_failed_share": config.max_failed_share,
         "routes": routes,
     }
     if config.engine == "vllm":
-        return VllmEngine(model_config, config.vllm, chat, weights, theirs, world, **limits)
+        return VllmEngine(model_config, config.vllm, chat, weights, expected, world, **limits)
     if out is None:
         raise ValueError("rollout.engine=vllm_server needs a run folder to hand weights over in")
-    return VllmServerEngine(model_config, config.server, chat, weights, theirs, world, out, **limits)
+    return VllmServerEngine(model_config, config.server, chat, weights, expected, world, out, **limits)
 
 
 def check_replay(replay: Replay, folder: ModelFolder, engine: str, device: str) -> None:

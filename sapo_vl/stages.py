@@ -20,7 +20,6 @@ from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_be
 from sapo_vl.evaluation.table import figures_table
 from sapo_vl.launching import STOPPED_FILE, num_processes
 from sapo_vl.learning.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, set_aside_from
-from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.lifeline import LAUNCHER, Stopped, StoppedRanks, StopRequest
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
@@ -48,7 +47,7 @@ from sapo_vl.restarts import life, resume_of
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.room import check_room
 from sapo_vl.scoring.scorer import Scorer
-from sapo_vl.session import check_replay, open_session, peak_memory, setup_logging, versions
+from sapo_vl.session import check_replay, open_sampling, open_session, peak_memory, setup_logging, versions
 from sapo_vl.sft import cold_start
 from sapo_vl.train import train
 
@@ -356,9 +355,9 @@ def _train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Sto
 
 def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: StopRequest) -> None:
     started = time.monotonic()
-    session = open_session(
-        config.model, OptimConfig(), ZeroConfig(stage=config.zero.stage), engine_rollout(config), world,
-        total_updates=1, seed=config.seed, out=out,
+    session = open_sampling(
+        config.model, config.zero, engine_rollout(config), world,
+        seed=config.seed, gpu_share=config.eval.gpu_memory_utilization, out=out,
     )  # fmt: skip
     result: dict[str, Any]
     if config.eval.benchmarks:

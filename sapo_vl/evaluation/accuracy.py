@@ -15,7 +15,7 @@ from sapo_vl.model.chat import Chat
 from sapo_vl.record.stats import wilson_interval
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.scoring.scorer import Scorer
-from sapo_vl.session import Session
+from sapo_vl.session import SamplingSession
 from sapo_vl.types import Finish, Prompt, RolloutGroup, ScoreStatus
 
 log = logging.getLogger(__name__)
@@ -33,7 +33,7 @@ class Outcome:
 
 
 def evaluate(
-    session: Session,
+    session: SamplingSession,
     problems: ProblemSet,
     scorer: Scorer,
     config: EvalConfig,

@@ -14,7 +14,7 @@ from sapo_vl.evaluation.records import Record, make_record
 from sapo_vl.evaluation.rules import Judged, Judges
 from sapo_vl.model.chat import PromptError
 from sapo_vl.rollout import SamplingParams
-from sapo_vl.session import Session
+from sapo_vl.session import SamplingSession
 from sapo_vl.types import Problem, Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ _FILLER = Problem(id="filler", task="filler", messages=({"role": "user", "conten
 class Asking:
     """What stays the same while a benchmark is asked."""
 
-    session: Session
+    session: SamplingSession
     judges: Judges
     items: Items
     params: SamplingParams

@@ -61,6 +61,9 @@ class EvalConfig(Strict):
     pictures: int = Field(default=1000, ge=0)
     """Items of a benchmark, spread evenly, whose pictures are kept as small copies for `sapo-vl view`; 0 = none. A copy
     takes up to 40 kB, about 20 as a rule."""
+    gpu_memory_utilization: float = Field(default=0.9, gt=0, lt=1)
+    """Of vLLM in process where nothing trains beside it: `sapo-vl eval` and `sapo-vl data difficulty`. In place of
+    rollout.vllm.gpu_memory_utilization, which leaves room for a trainer."""
     blank: bool = True  # control: benchmark items with images once more, with blank ones
 
     @field_validator("benchmarks", mode="before")

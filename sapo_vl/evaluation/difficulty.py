@@ -19,11 +19,11 @@ from sapo_vl.data.problem_set import BadRow, DataError, ProblemSet, blank_twin
 from sapo_vl.data.writer import copy_set
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.evaluation.config import EvaluationSections
-from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.optim import ZeroConfig
 from sapo_vl.model.chat import Chat
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.scoring.scorer import Scorer
-from sapo_vl.session import Session, open_session, setup_logging
+from sapo_vl.session import SamplingSession, open_sampling, setup_logging
 from sapo_vl.strict import Strict
 from sapo_vl.types import Problem, Prompt, ScoreStatus
 
@@ -75,9 +75,9 @@ def measure_set(
     setup_logging(world)
     with Scorer(config.rewards, world) as scorer:
         scorer.check(problems.rewards, dataset=str(folder))
-        session = open_session(
-            config.model, OptimConfig(), ZeroConfig(stage=zero.stage), config.rollout, world,
-            total_updates=1, seed=config.seed, out=work,
+        session = open_sampling(
+            config.model, zero, config.rollout, world,
+            seed=config.seed, gpu_share=config.eval.gpu_memory_utilization, out=work,
         )  # fmt: skip
         rates, bad = pass_rates(session, problems, scorer, config, rule)
         session.rollouts.close()
@@ -91,7 +91,7 @@ def measure_set(
 
 
 def pass_rates(
-    session: Session, problems: ProblemSet, scorer: Scorer, config: EvaluationSections, rule: DifficultyRule
+    session: SamplingSession, problems: ProblemSet, scorer: Scorer, config: EvaluationSections, rule: DifficultyRule
 ) -> tuple[list[float | None], dict[int, str]]:
     """The mean of the part "accuracy" over the samples of every row that could be scored, and of every row that never
     became a prompt the reason; the same on every rank."""

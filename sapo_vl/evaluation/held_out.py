@@ -9,12 +9,12 @@ from sapo_vl.data.problem_set import DataError, ProblemSet
 from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.evaluation.config import EvaluationSections
 from sapo_vl.scoring.scorer import Scorer
-from sapo_vl.session import Session
+from sapo_vl.session import SamplingSession
 
 log = logging.getLogger(__name__)
 
 
-def evaluate_held_out(config: EvaluationSections, session: Session, scorer: Scorer) -> dict[str, Any]:
+def evaluate_held_out(config: EvaluationSections, session: SamplingSession, scorer: Scorer) -> dict[str, Any]:
     """Every configured mode, and the blank-image control in the first of them, as summary.json wants it.
 
     The same on every rank: {mode: result of `evaluate`, "blank_image": ...}, and the first mode's entries on top.

@@ -30,14 +30,14 @@ from sapo_vl.evaluation.summary import summarise_folder, with_items
 from sapo_vl.record.run_log import write_json
 from sapo_vl.record.sampling import spread
 from sapo_vl.rollout import RolloutConfig, SamplingParams
-from sapo_vl.session import Session
+from sapo_vl.session import SamplingSession
 from sapo_vl.types import Problem
 
 log = logging.getLogger(__name__)
 
 
 def evaluate_benchmarks(
-    config: EvaluationSections, session: Session, out: Path, *, step: int | None = None
+    config: EvaluationSections, session: SamplingSession, out: Path, *, step: int | None = None
 ) -> dict[str, dict[str, Any]]:
     """Name of every configured benchmark -> its summary, the same on every rank.
 
@@ -129,7 +129,7 @@ class _Run:
     spec: str  # the name under which the config has the benchmark
     given: BenchmarkConfig
     items: Items
-    session: Session
+    session: SamplingSession
     judges: Judges
     folder: Path
     step: int | None

@@ -90,6 +90,15 @@ def load_model(config: ModelConfig, folder: ModelFolder | None = None) -> PreTra
     return prepare_model(model, config)
 
 
+def load_without_weights(folder: ModelFolder) -> Any:
+    """The model of `folder` for its config, generation settings and position index; its weights are nowhere."""
+    with torch.device("meta"):
+        model = getattr(transformers, CLASSES[folder.config.model_type])._from_config(folder.config)
+    if (folder.path / GENERATION).exists():
+        model.generation_config = GenerationConfig.from_pretrained(folder.path)
+    return model
+
+
 def _layout_to_hand_over(folder: ModelFolder) -> Layout | None:
     """In which layout the expert weights must be handed to transformers; None: it reads the folder right by itself.
 

@@ -228,21 +228,25 @@ def final(case: Case) -> Phase:
 
 
 def evaluation(case: Case) -> Phase:
-    """`sapo-vl eval` opens a trainer too, with master weights and without offload."""
+    """`sapo-vl eval` opens no trainer: vLLM alone, at a share of its own, or the weights to sample with."""
     m, c, ranks = case.sizes, case.config, case.machine.ranks
-    stage = c.zero.stage
-    plain = c.model_copy(
-        update={"zero": c.zero.model_copy(update={"offload_optimizer": False, "offload_params": False})}
-    )
-    share = 0 if stage == 0 else m.learning // ranks
-    buffer = m.dtype_bytes * share if stage == 3 else 0
-    engine = rollouts.share_bytes(m, c, case.machine) if c.rollout.engine == "vllm" else 0
-    own = rollouts.own_sampling(m, c, case.machine) if c.rollout.engine == "transformers" else []
+    if c.rollout.engine == "vllm":
+        alone = {"gpu_memory_utilization": c.eval.gpu_memory_utilization}
+        c = c.model_copy(
+            update={"rollout": c.rollout.model_copy(update={"vllm": c.rollout.vllm.model_copy(update=alone)})}
+        )
+        share = rollouts.share_bytes(m, c, case.machine)
+        inside = Room(
+            place="vLLM's share", capacity_bytes=share, items=_items(rollouts.inside_vllm(m, c, case.machine))
+        )
+        return _phase(case, "evaluation", [("vLLM", share)], [], stage=EVALUATION, share=inside)
+    if c.rollout.engine == "vllm_server":
+        shard = max(SHARD_BYTES, m.largest * m.dtype_bytes)
+        return _phase(case, "evaluation", [], [], [("a shard for the servers", shard)], stage=EVALUATION)
     gpu = [
-        ("weights", trainer.weights_bytes(m, plain, ranks)),
-        ("master weights and a gradient buffer", trainer.MASTER * share + buffer),
-        ("vLLM", engine),
-        *own,
+        ("weights", trainer.weights_bytes(m, c, ranks)),
+        ("gathered weights", trainer.live_bytes(m, c)),
+        *rollouts.own_sampling(m, c, case.machine),
     ]
-    on_host = m.dtype_bytes * m.parameters if case.machine.gpu_bytes else 0
-    return _phase(case, "evaluation", gpu, [("the whole model, read by every rank", on_host)], stage=EVALUATION)
+    whole = m.dtype_bytes * m.parameters if case.machine.gpu_bytes else 0
+    return _phase(case, "evaluation", gpu, [("the whole model, read by every rank", whole)], stage=EVALUATION)

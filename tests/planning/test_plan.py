@@ -67,7 +67,7 @@ def test_every_shipped_config_can_be_planned(name: str) -> None:
     refused = name == "qwen3_vl_235b_a22b"  # every rank builds the whole model while it loads: 3.8 TB a machine
     assert plan.fits is not refused
     assert plan.training is None or (plan.training.phase, plan.training.place) == ("load", "host")
-    assert (plan.evaluation is None) is not refused
+    assert plan.evaluation is None
 
 
 def test_sizes_by_hand() -> None:
@@ -115,8 +115,7 @@ def test_memory_by_hand() -> None:
     ("name", "on", "settings", "size", "stage", "phase"),
     [
         ("qwen3_vl_235b_a22b", machine(32, 80), (), "", TRAINING, "load"),
-        ("qwen3_vl_235b_a22b", machine(32, 80, 9000), (), "", EVALUATION, "evaluation"),
-        ("qwen3_vl_8b", machine(1, 80), ("rollout.vllm.tensor_parallel=1",), "", EVALUATION, "evaluation"),
+        ("qwen3_vl_235b_a22b", machine(8, 80), ("rollout.vllm.tensor_parallel=4",), "", EVALUATION, "evaluation"),
         ("qwen3_vl_4b", machine(8, 80), ("rollout.engine=transformers",), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 80), (), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 141), ("loss.kl_coef=0.1",), "", TRAINING, "rollout"),
@@ -145,6 +144,22 @@ def test_what_does_not_fit_is_refused(
     assert mended is not asked
     assert all(p.fits for p in phases(mended) if p.name == phase)
     assert fits(mended, stage) is misfit.also_whole
+
+
+@pytest.mark.parametrize(
+    ("name", "gpus", "settings"),
+    [
+        ("qwen3_vl_8b", 1, ("rollout.vllm.tensor_parallel=1",)),
+        ("qwen3_vl_235b_a22b", 8, ("rollout.vllm.tensor_parallel=8",)),
+    ],
+)  # fmt: skip
+def test_what_vllm_holds_alone_can_be_evaluated(name: str, gpus: int, settings: tuple[str, ...]) -> None:
+    """Where no trainer fits."""
+    asked = case(name, machine(gpus, 80), *settings)
+    assert first_misfit(asked, TRAINING) is not None and first_misfit(asked, EVALUATION) is None
+    (found,) = (p for p in phases(asked) if p.name == "evaluation")
+    assert {i.name: i.bytes for i in found.room("GPU").items} == {"vLLM": int(0.9 * 80 * GB)}
+    assert found.room("vLLM's share").items[0].bytes == 2 * asked.sizes.parameters // gpus
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl_4b", "qwen3_vl_8b", "qwen3_vl_30b_a3b"])
