@@ -30,7 +30,7 @@ from sapo_vl.learning.objectives import global_denominators, imitation_objective
 from sapo_vl.learning.resuming import load_checkpoint
 from sapo_vl.learning.saving import Saver
 from sapo_vl.lifeline import StopRequest, stopped
-from sapo_vl.model.batching import make_micro_batches
+from sapo_vl.model.batching import make_micro_batches, split_by_budget
 from sapo_vl.model.chat import Chat
 from sapo_vl.record.run_log import RunLog
 from sapo_vl.restarts import mark_begun
@@ -94,9 +94,8 @@ def cold_start(
             run_log.close()
             raise stopped(told, step, "of the cold start", saver.last, out)
         step += 1
-        batch = make_micro_batches(
-            [demonstration(p, chat) for p in feed.next()], chat, config.batch.tokens_per_micro_batch
-        )
+        shown = [demonstration(p, chat) for p in feed.next()]
+        batch = make_micro_batches(split_by_budget(shown, config.batch.tokens_per_micro_batch), chat)
         objective = imitation_objective(sft.reduction, global_denominators(batch, world))
         result = engine.update(batch, batch[0], objective)
         watch_update(engine, result, batch, out, step, "cold_start.optim")

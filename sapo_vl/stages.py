@@ -102,6 +102,8 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
                 "auto, or no"
             )
         _check_rewards(config, config.data.train_split, config.data.eval_split)
+        if told := single_rows_over_budget(config, folder):
+            log.warning("%s", told)
     if stage in ("train", "eval"):
         check_benchmarks(config)
         if config.rollout.engine == "vllm":
@@ -143,6 +145,23 @@ def check_lengths(config: RunConfig) -> None:
             f"{config.model.path} has positions for {positions} (max_position_embeddings); lower one of the two by "
             f"{limit + longest - positions}"
         )
+
+
+def single_rows_over_budget(config: RunConfig, folder: ModelFolder) -> str:
+    """What to tell if one response with its prompt can be over the token budget, which a split of groups does not help;
+    "" if none can."""
+    vision, budget = folder.config.vision_config, config.batch.tokens_per_micro_batch
+    merged = vision.spatial_merge_size**2
+    prompt, response = config.model.max_prompt_tokens, config.rollout.max_new_tokens
+    patches = min(config.model.max_pixels // (vision.patch_size**2 * merged), prompt) * merged
+    if prompt + response + patches <= budget:
+        return ""
+    return (
+        f"batch.tokens_per_micro_batch={budget} is less than one response and its prompt may take: "
+        f"model.max_prompt_tokens={prompt} + rollout.max_new_tokens={response} + {patches} vision patches of a "
+        f"picture of model.max_pixels={config.model.max_pixels} = {prompt + response + patches}. Such a row goes "
+        "alone, and the memory must do for it; raise the budget to that, or lower one of these limits"
+    )
 
 
 def _check_learning(model: ModelConfig, folder: ModelFolder) -> None:

@@ -95,7 +95,7 @@ class Rollout:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RolloutGroup:
-    """The G responses to one prompt. Never split over ranks or micro-batches."""
+    """The G responses to one prompt, or some of them: where a group is split its prompt goes with every part."""
 
     prompt: Prompt
     rollouts: tuple[Rollout, ...]  # [G]

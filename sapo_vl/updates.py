@@ -17,7 +17,16 @@ from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import Mismatch, ReferenceFn, UpdateTokens, global_denominators, policy_objective
 from sapo_vl.learning.replay import FlipStats
 from sapo_vl.learning.token_record import TokenRecord
-from sapo_vl.model.batching import MicroBatch, filler, make_micro_batches, split_mini_batches, trainable
+from sapo_vl.model.batching import (
+    MicroBatch,
+    MicroBatches,
+    filler,
+    groups_in,
+    make_micro_batches,
+    split_by_budget,
+    split_mini_batches,
+    trainable,
+)
 from sapo_vl.record.tokens import BYTES_PER_TOKEN, bytes_of_rank
 from sapo_vl.session import Session
 from sapo_vl.types import RolloutGroup
@@ -64,7 +73,7 @@ def is_due(every: int, step: int) -> bool:
 class MiniBatch:
     """One update's worth of this rank's groups."""
 
-    micro_batches: list[MicroBatch]  # empty where every group of this rank is dead
+    micro_batches: MicroBatches  # empty where every group of this rank is dead
     filler: MicroBatch  # run without the objective, zero gradient, where another rank has more micro-batches
 
 
@@ -77,27 +86,29 @@ def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[Roll
     chat, batch = session.chat, config.batch
     # Not a response of the batch: an engine that failed may have given none.
     spare = filler(groups[0].prompt, chat.eos_ids[0])
-    spare_batch = make_micro_batches([spare], chat, batch.tokens_per_micro_batch, batch.shared_prefix)[0]
+    spare_batch = make_micro_batches([[spare]], chat, batch.shared_prefix)[0]
     out = []
     for dealt in split_mini_batches(groups, batch.mini_batches):
         kept = [g for g in map(trainable, dealt) if g is not None]
-        micro = make_micro_batches(kept, chat, batch.tokens_per_micro_batch, batch.shared_prefix) if kept else []
+        rows = split_by_budget(kept, batch.tokens_per_micro_batch)
+        micro = make_micro_batches(rows, chat, batch.shared_prefix)
         if config.replay == "r3":
-            micro = [dataclasses.replace(mb, replay=True) for mb in micro]
+            micro = micro.changed([{"replay": True}] * len(micro))
         if config.rollout.old_logprobs == "trainer" or config.replay == "r2":
             taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature, record_routes=True)
-            micro = [_with_old_policy(config, mb, old) for mb, old in zip(micro, taken, strict=True)]
+            micro = micro.changed([_of_old_policy(config, old) for old in taken])
         out.append(MiniBatch(micro_batches=micro, filler=spare_batch))
     return out
 
 
-def _with_old_policy(config: RunConfig, mb: MicroBatch, old: TokenLogprobs) -> MicroBatch:
-    """The micro-batch with what the pass of the old policy gave for it."""
+def _of_old_policy(config: RunConfig, old: TokenLogprobs) -> dict[str, Any]:
+    """The fields of a micro-batch that the pass of the old policy gives."""
+    fields: dict[str, Any] = {}
     if config.rollout.old_logprobs == "trainer":
-        mb = dataclasses.replace(mb, old_logprobs=old.logprobs.float().cpu())
+        fields["old_logprobs"] = old.logprobs.float().cpu()
     if old.routes is not None:
-        mb = dataclasses.replace(mb, old_routes=old.routes.cpu(), replay=config.replay != "none")
-    return mb
+        fields |= {"old_routes": old.routes.cpu(), "replay": config.replay != "none"}
+    return fields
 
 
 def mismatch_of(config: RunConfig, stats: MismatchStats, update: int) -> Mismatch:
@@ -139,8 +150,7 @@ def run_update(
 def sequence_lines(step: int, batches: Sequence[MiniBatch], updates: Sequence[Update]) -> Iterator[dict[str, Any]]:
     """This rank's responses in every update of a step, numbered from 1."""
     for number, (batch, (_, _, stats)) in enumerate(zip(batches, updates, strict=True), start=1):
-        groups = [g for mb in batch.micro_batches for g in mb.groups]
-        yield from stats.lines(groups, step=step, update=number)
+        yield from stats.lines(list(groups_in(batch.micro_batches)), step=step, update=number)
 
 
 def update_values(updates: Sequence[Update]) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from helpers_launch import run_python
@@ -12,6 +14,7 @@ from data_recipes import RECIPES
 from sapo_vl import launching
 from sapo_vl.config import load_config
 from sapo_vl.pipeline import build_tiny_model
+from sapo_vl.stages import single_rows_over_budget
 
 
 @pytest.fixture
@@ -51,3 +54,15 @@ def test_under_a_launcher_of_the_users_own_the_input_is_checked_too(tmp_path):
     message = "sapo-vl sft: DataError: cold_start.batch_size=3 must be a multiple of the 2 ranks"
     assert ended.stdout.count(message) == 1
     assert not out.exists()
+
+
+def test_a_response_that_no_split_fits_into_the_budget_is_told_with_the_fix():
+    """10 tokens of 32 x 32 pixels are 40 patches: 100 + 50 + 40."""
+    vision = SimpleNamespace(patch_size=16, spatial_merge_size=2)
+    folder: Any = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    limits = ["model.max_prompt_tokens=100", "rollout.max_new_tokens=50", f"model.max_pixels={10 * 32 * 32}"]
+    limits.append("model.min_pixels=1024")
+    enough, short = (load_config(None, [*limits, f"batch.tokens_per_micro_batch={n}"]) for n in (190, 189))
+    assert single_rows_over_budget(enough, folder) == ""
+    told = single_rows_over_budget(short, folder)
+    assert "batch.tokens_per_micro_batch=189" in told and "= 190." in told and "rollout.max_new_tokens=50" in told

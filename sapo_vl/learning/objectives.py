@@ -17,7 +17,7 @@ from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.token_record import TokenRecord
 from sapo_vl.losses import Denominators, LossConfig, LossInput, kl_k3
 from sapo_vl.losses.reduce import Reduction, reduce
-from sapo_vl.model.batching import MicroBatch
+from sapo_vl.model.batching import MicroBatch, groups_in
 
 ReferenceFn = Callable[[MicroBatch], Tensor]  # micro-batch -> log-probs [N] of the frozen reference
 
@@ -45,9 +45,8 @@ def global_denominators(
     micro_batches: Sequence[MicroBatch], world: World, constant: float | None = None
 ) -> Denominators:
     """Counts over all micro-batches and ranks: what makes the loss independent of how the batch was split."""
-    sequences = sum(len(mb.lengths) for mb in micro_batches)
-    tokens = sum(len(mb.targets) for mb in micro_batches)
-    total = world.sum([sequences, tokens])
+    lengths = [len(r.response_ids) for group in groups_in(micro_batches) for r in group.rollouts]
+    total = world.sum([len(lengths), sum(lengths)])
     return Denominators(num_sequences=int(total[0]), num_tokens=int(total[1]), constant=constant)
 
 

@@ -1,4 +1,4 @@
-"""Groups become micro-batches. The group is the unit: never split over micro-batches or ranks.
+"""Groups become micro-batches. A group is split only where its row is over the budget: then the prompt comes again.
 
 Two layouts of the same data: the shared-prefix one (a flat row, prompt and image once per group) is what
 trains; the padded one (every response with its own copy of the prompt) is the plain reference.
@@ -7,8 +7,9 @@ trains; the padded one (every response with its own copy of the prompt) is the p
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -25,7 +26,9 @@ class BatchConfig(Strict):
     """How a rollout batch becomes updates."""
 
     mini_batches: int = Field(default=2, ge=1)  # updates per rollout batch; old log-probs are from before the first
-    tokens_per_micro_batch: int = Field(default=8192, ge=1)  # budget of flat tokens and vision patches, per rank
+    # Budget of flat tokens and vision patches, per rank. A group that is larger is split; only a single response with
+    # its prompt may be over it.
+    tokens_per_micro_batch: int = Field(default=8192, ge=1)
     shared_prefix: bool = True  # False: the padded reference layout
 
 
@@ -89,22 +92,62 @@ def filler(prompt: Prompt, end_id: int) -> RolloutGroup:
     return RolloutGroup(prompt=prompt, rollouts=(nothing,))
 
 
+def num_patches(prompt: Prompt) -> int:
+    """Vision patches of its images."""
+    return 0 if prompt.pixel_values is None else prompt.pixel_values.shape[0]
+
+
 def group_cost(group: RolloutGroup) -> int:
     """Size of a group against the budget: its flat tokens plus the vision patches of its images."""
-    patches = 0 if group.prompt.pixel_values is None else group.prompt.pixel_values.shape[0]
-    return group.num_tokens + patches
+    return group.num_tokens + num_patches(group.prompt)
+
+
+def split_lengths(lengths: Sequence[int], room: int, least: int = 1) -> list[list[int]]:
+    """Responses of these lengths in few parts, but at least `least`, of at most `room` tokens each; by place.
+
+    A response that is longer than `room` is a part of its own. The parts are filled evenly, longest responses first.
+    """
+    fitting = [length for length in lengths if length <= room]
+    count = len(lengths) - len(fitting) + -(-sum(fitting) // max(1, room))
+    count = min(len(lengths), max(least, count))
+    order = sorted(range(len(lengths)), key=lambda i: -lengths[i])  # stable: equal ones in their order
+    while True:
+        parts: list[list[int]] = [[] for _ in range(count)]
+        filled = [0] * count
+        for i in order:
+            part = filled.index(min(filled))
+            parts[part].append(i)
+            filled[part] += lengths[i]
+        if count == len(lengths) or all(f <= room or len(p) == 1 for f, p in zip(filled, parts, strict=True)):
+            return sorted(sorted(part) for part in parts)
+        count += 1
+
+
+def split_group(group: RolloutGroup, budget: int) -> list[RolloutGroup]:
+    """The group in few parts that are within the budget, each with the prompt and some of the responses.
+
+    What an update computes is the same, since losses are sums over responses with denominators of the whole batch.
+    """
+    if group_cost(group) <= budget:
+        return [group]
+    room = budget - len(group.prompt.ids) - num_patches(group.prompt)
+    parts = split_lengths([len(r.response_ids) for r in group.rollouts], room)
+    return [dataclasses.replace(group, rollouts=tuple(group.rollouts[i] for i in part)) for part in parts]
 
 
 def split_by_budget(groups: Sequence[RolloutGroup], budget: int) -> list[list[RolloutGroup]]:
-    """Packs groups in order into micro-batches of at most `budget` tokens; a larger group goes alone."""
+    """Packs groups in order into micro-batches of at most `budget` tokens, larger ones in parts.
+
+    A single response that is over the budget with its prompt goes alone.
+    """
     batches: list[list[RolloutGroup]] = []
     room = 0
-    for group in groups:
-        cost = group_cost(group)
+    for part in (part for group in groups for part in split_group(group, budget)):
+        cost = group_cost(part)
         if not batches or cost > room:
             batches.append([])
             room = budget
-        batches[-1].append(group)
+        batches[-1].append(part)
         room -= cost
     return batches
 
@@ -236,10 +279,46 @@ def pad(groups: Sequence[RolloutGroup], blank: tuple[Tensor, Tensor], pad_id: in
     )
 
 
-def make_micro_batches(
-    groups: Sequence[RolloutGroup], chat: Chat, budget: int, shared_prefix: bool = True
-) -> list[MicroBatch]:
-    """Groups in order, packed up to the token budget."""
+@dataclass(frozen=True, slots=True)
+class MicroBatches(Sequence[MicroBatch]):
+    """Micro-batches that are packed whenever one is asked for: the host holds ids, masks and patches of one at a time,
+    not those of a step."""
+
+    rows: tuple[tuple[RolloutGroup, ...], ...]  # the groups of each
+    pack: Callable[[Sequence[RolloutGroup]], MicroBatch]
+    changes: tuple[Mapping[str, Any], ...]  # fields of each that are not what packing gives
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    @overload
+    def __getitem__(self, index: int) -> MicroBatch: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[MicroBatch]: ...
+    def __getitem__(self, index: int | slice) -> MicroBatch | list[MicroBatch]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return dataclasses.replace(self.pack(self.rows[index]), **self.changes[index])
+
+    def changed(self, changes: Sequence[Mapping[str, Any]]) -> MicroBatches:
+        """With further fields of each micro-batch set."""
+        both = zip(self.changes, changes, strict=True)
+        return dataclasses.replace(self, changes=tuple({**old, **new} for old, new in both))
+
+
+def groups_in(micro_batches: Sequence[MicroBatch]) -> Iterator[RolloutGroup]:
+    """The groups, or parts of groups, in the order of their responses; nothing is packed for it."""
+    if isinstance(micro_batches, MicroBatches):
+        yield from (group for row in micro_batches.rows for group in row)
+    else:
+        yield from (group for mb in micro_batches for group in mb.groups)
+
+
+def make_micro_batches(rows: Sequence[Sequence[RolloutGroup]], chat: Chat, shared_prefix: bool = True) -> MicroBatches:
+    """One of each row of groups."""
     blank = chat.blank_pixels()
-    batches = split_by_budget(groups, budget)
-    return [pack(b, blank) if shared_prefix else pad(b, blank, chat.pad_id) for b in batches]
+
+    def packed(groups: Sequence[RolloutGroup]) -> MicroBatch:
+        return pack(groups, blank) if shared_prefix else pad(groups, blank, chat.pad_id)
+
+    return MicroBatches(tuple(map(tuple, rows)), packed, ({},) * len(rows))

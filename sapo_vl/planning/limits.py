@@ -44,7 +44,7 @@ def fits(case: Case, stage: str = TRAINING) -> bool:
 
 
 def largest_token_budget(case: Case) -> int:
-    """The largest batch.tokens_per_micro_batch whose passes fit; 0 if not even a single group does."""
+    """The largest batch.tokens_per_micro_batch whose passes fit; 0 if not even a single response does."""
 
     def holds(tokens: int) -> bool:
         other = with_setting(case, "batch.tokens_per_micro_batch", tokens)

@@ -118,12 +118,12 @@ def _offloaded(case: Case) -> list[tuple[str, int]]:
 
 
 def _batch_on_host(case: Case) -> tuple[str, int]:
-    """The micro-batches of a step, packed before its first update: masks and patches of all of them."""
+    """The patches of a step's prompts; ids, masks and patches of the one micro-batch that is packed."""
     m, c = case.sizes, case.config
     row = mixed_row(m, c, case.load)
-    batches = -(-c.rollout.prompts_per_step // (case.machine.ranks * row.prompts))
-    pixels = row.prompts * patches_of_prompt(m, c) * m.patch_values * 4
-    return "micro-batches of a step", batches * (layout_bytes(row) + pixels)
+    prompts = -(-c.rollout.prompts_per_step // case.machine.ranks)
+    pixels = (prompts + row.prompts) * patches_of_prompt(m, c) * m.patch_values * 4
+    return "prompts of a step, and a micro-batch", layout_bytes(row) + pixels
 
 
 def _sleeping(case: Case) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:

@@ -109,8 +109,9 @@ def as_text(plan: Plan) -> str:
     lines += [
         "",
         f"a step takes about {step:,.0f} s at the stated rates, {c.steps} steps {c.steps * step / 3600:,.1f} h",
-        f"largest row: {row.tokens:,} tokens in {row.prompts} group(s); batch.tokens_per_micro_batch up to "
-        f"{plan.token_budget:,} and rollout.max_new_tokens up to {plan.response_tokens:,} fit",
+        f"largest row: {row.tokens:,} tokens, {row.responses} response(s) to {row.prompts} prompt(s); "
+        f"batch.tokens_per_micro_batch up to {plan.token_budget:,} and rollout.max_new_tokens up to "
+        f"{plan.response_tokens:,} fit",
     ]
     for stage, misfit in (("train", plan.training), ("eval", plan.evaluation)):
         lines.append(f"sapo-vl {stage}: {'fits' if misfit is None else misfit_text(misfit)}")

@@ -18,21 +18,24 @@ def patches_of_prompt(m: ModelSizes, config: RunConfig) -> int:
 
 
 def full_row(m: ModelSizes, config: RunConfig) -> Row:
-    """As many groups as the budget lets in, at least one, with every prompt and response at its limit."""
-    prompt, response, size = config.model.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.group_size
-    patches = patches_of_prompt(m, config)
-    groups = max(1, config.batch.tokens_per_micro_batch // (prompt + size * response + patches))
-    return _row(groups, prompt, response, size, prompt, response, patches)
+    """As many groups as the budget lets in with every prompt and response at its limit; where not even one, as many of
+    its responses, at least one."""
+    prompt, response = config.model.max_prompt_tokens, config.rollout.max_new_tokens
+    return _row(config, prompt, response, prompt, response, patches_of_prompt(m, config))
 
 
 def mixed_row(m: ModelSizes, config: RunConfig, load: Load) -> Row:
     """The budget filled with groups of mean length, and among them a prompt and a response at the limit: everything in
     the rectangles is padded to those."""
-    longest, cap, size = config.model.max_prompt_tokens, config.rollout.max_new_tokens, config.rollout.group_size
+    longest, cap = config.model.max_prompt_tokens, config.rollout.max_new_tokens
     prompt, response = mean_lengths(config, load)
     patches = min(patches_of_prompt(m, config), prompt * m.merge**2)
-    groups = max(1, config.batch.tokens_per_micro_batch // (prompt + size * response + patches))
-    return _row(groups, prompt, response, size, longest, cap, patches)
+    return _row(config, prompt, response, longest, cap, patches)
+
+
+def rows_of_step(config: RunConfig, row: Row, ranks: int) -> int:
+    """Micro-batches of a rank in a step, if all are like `row`."""
+    return -(-config.rollout.prompts_per_step * config.rollout.group_size // (ranks * row.responses))
 
 
 def mean_lengths(config: RunConfig, load: Load) -> tuple[int, int]:
@@ -43,13 +46,17 @@ def mean_lengths(config: RunConfig, load: Load) -> tuple[int, int]:
     )
 
 
-def _row(groups: int, prompt: int, response: int, size: int, longest: int, cap: int, patches: int) -> Row:
+def _row(config: RunConfig, prompt: int, response: int, longest: int, cap: int, patches: int) -> Row:
+    budget, size = config.batch.tokens_per_micro_batch, config.rollout.group_size
+    prompts = max(1, budget // (prompt + size * response + patches))
+    part = min(size, max(1, (budget - prompt - patches) // response))  # of a group that is alone
+    responses = prompts * size if prompts > 1 else part
     return Row(
-        tokens=groups * (prompt + size * response),
-        prompts=groups,
+        tokens=prompts * prompt + responses * response,
+        prompts=prompts,
         longest_prompt=longest,
-        responses=groups * size,
+        responses=responses,
         longest_response=cap,
-        targets=groups * size * response,
-        patches=groups * patches,
+        targets=responses * response,
+        patches=prompts * patches,
     )

@@ -6,7 +6,7 @@ from sapo_vl.planning import rollouts, trainer
 from sapo_vl.planning.activations import Row
 from sapo_vl.planning.machine import STATED, Rates
 from sapo_vl.planning.phases import Case
-from sapo_vl.planning.rows import mean_lengths, mixed_row
+from sapo_vl.planning.rows import mean_lengths, mixed_row, rows_of_step
 from sapo_vl.planning.sizes import ModelSizes
 
 CPU_FLOPS_PER_S = 40e9  # of one process on a CPU, in float32
@@ -49,7 +49,7 @@ def pass_seconds(case: Case, rates: Rates, passes: int) -> float:
     """Of all micro-batches of a step on one rank; a backward counts as two passes."""
     m, c, machine = case.sizes, case.config, case.machine
     row = mixed_row(m, c, case.load)
-    batches = -(-c.rollout.prompts_per_step // (machine.ranks * row.prompts))
+    batches = rows_of_step(c, row, machine.ranks)
     flops_per_s = rates.flops_per_s if machine.gpu_bytes else CPU_FLOPS_PER_S
     gathers = 0.0
     if c.zero.stage == 3 and machine.ranks > 1:

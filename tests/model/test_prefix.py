@@ -27,7 +27,7 @@ from helpers_models import (
 from torch import Tensor
 
 import sapo_vl.model.logprob
-from sapo_vl.model.batching import MicroBatch, split_by_budget
+from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.model.prefix_attention import build_layout
 
@@ -86,9 +86,7 @@ def test_splitting_changes_nothing(kind: Kind, seed: int) -> None:
     case = make_case(kind, seed)
     loss = weighted_sum(case.rng, case.groups)
     _, whole = gradients(case.policy, [flat(case.chat, case.groups)], loss)
-    pieces = split_by_budget(case.groups, 1)
-    assert len(pieces) == len(case.groups)
-    batches = [flat(case.chat, p) for p in pieces]
+    batches = [flat(case.chat, [group]) for group in case.groups]
     assert [mb.has_images for mb in batches] == [True, False, True, True, False]
     _, found = gradients(case.policy, batches, loss)
     assert_same(found, whole)

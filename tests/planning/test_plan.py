@@ -19,6 +19,7 @@ from sapo_vl.planning.machine import GB, Machine
 from sapo_vl.planning.phases import EVALUATION, TRAINING, Case, phases, update
 from sapo_vl.planning.plan import as_json, as_text, make_plan, summary
 from sapo_vl.planning.published import SIZES, published_name
+from sapo_vl.planning.rows import full_row, rows_of_step
 from sapo_vl.planning.sizes import ModelSizes, find_config, model_sizes
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -82,6 +83,23 @@ def test_sizes_by_hand() -> None:
     assert m.vision_learning < m.vision // 2  # the tower is frozen, the mergers learn
 
 
+def test_rows_by_hand() -> None:
+    """30B-A3B: prompts of 2048 tokens, pictures of 1024 tokens or 4096 patches, 16 responses of 2048."""
+
+    def row(*settings: str) -> tuple[int, int, int]:
+        found = case("qwen3_vl_30b_a3b", machine(8, 141), *settings)
+        full = full_row(found.sizes, found.config)
+        return full.prompts, full.responses, full.tokens
+
+    assert row("batch.tokens_per_micro_batch=77824") == (2, 32, 2 * (2048 + 16 * 2048))
+    assert row("batch.tokens_per_micro_batch=77823") == (1, 16, 2048 + 16 * 2048)
+    assert row() == (1, 13, 2048 + 13 * 2048)  # (32768 - 2048 - 4096) / 2048
+    assert row("rollout.max_new_tokens=8192") == (1, 3, 2048 + 3 * 8192)
+    assert row("rollout.max_new_tokens=30000") == (1, 1, 2048 + 30000), "over the budget, alone"
+    found = case("qwen3_vl_30b_a3b", machine(8, 141))
+    assert rows_of_step(found.config, full_row(found.sizes, found.config), 8) == 20  # 128 x 16 responses, 8 x 13 a row
+
+
 def test_what_layers_share_is_counted_as_if_all_were_built() -> None:
     """Three layers stand for all: the sum of a whole model built from its config is the same."""
     m, _ = sizes("tiny_moe")
@@ -119,7 +137,7 @@ def test_memory_by_hand() -> None:
         ("qwen3_vl_4b", machine(8, 80), ("rollout.engine=transformers",), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 80), (), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 141), ("loss.kl_coef=0.1",), "", TRAINING, "rollout"),
-        ("qwen3_vl_30b_a3b", machine(8, 141), ("rollout.max_new_tokens=8192",), "", TRAINING, "update"),
+        ("qwen3_vl_30b_a3b", machine(8, 141), ("batch.tokens_per_micro_batch=262144",), "", TRAINING, "update"),
         ("qwen3_vl_8b", machine(8, 80), (), "qwen3_vl_32b", TRAINING, "load"),
         ("qwen3_vl_30b_a3b", machine(8, 141, 400), (), "", TRAINING, "load"),
     ],
