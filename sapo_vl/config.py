@@ -78,7 +78,7 @@ class RunConfig(Strict):
     recipe: RecipeConfig = RecipeConfig()
     data: DataConfig = DataConfig()
     cold_start: ColdStartConfig | None = None  # None = no cold start: `sapo-vl run` goes straight to training
-    rollout: RolloutConfig = RolloutConfig()
+    rollout: RolloutConfig = Field(default_factory=RolloutConfig)  # some of it is by device
     rewards: ScoringConfig = ScoringConfig()
     advantage: AdvantageConfig = AdvantageConfig()
     loss: LossConfig = LossConfig()

@@ -22,7 +22,8 @@ from transformers.utils import logging as hf_logging
 from sapo_vl.distributed import World
 from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.inference import for_inference, inference_config
-from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config
+from sapo_vl.learning.optim import ON_CPU, OptimConfig, Tuning, ZeroConfig, deepspeed_config
+from sapo_vl.learning.tuning import tune
 from sapo_vl.learning.weights import check_manifests, hub_weights, manifest
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.folder import ModelFolder, examine, is_moe
@@ -47,6 +48,7 @@ class SamplingSession:
     folder: ModelFolder  # where the model came from
     chat: Chat
     rollouts: RolloutEngine
+    tuning: Tuning = ON_CPU  # how DeepSpeed works here
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -80,16 +82,18 @@ def open_session(
     check_replay(replay, folder, rollout.engine, world.device.type)
     seed_everything(seed, world.rank)
     # transformers shards weights while it reads them only as long as this object lives.
-    sharding = HfDeepSpeedConfig(deepspeed_config(optim, zero, model_config.dtype)) if zero.stage == 3 else None
+    tuning = tune(optim, zero, world)
+    settings = deepspeed_config(optim, zero, model_config.dtype, tuning)
+    sharding = HfDeepSpeedConfig(settings) if zero.stage == 3 else None
     model = load_model(model_config, folder)
     chat = Chat.load(model, model_config)
     routes = _routes(model, replay)
     policy = PolicyModule(model, chat.banned_ids, routes).to(world.device)
-    engine = PolicyEngine(policy, optim, zero, model_config.dtype, world, total_updates)
+    engine = PolicyEngine(policy, optim, zero, model_config.dtype, world, total_updates, tuning)
     del sharding
     wanted = routes if replay == "r3" else None
     rollouts = open_rollouts(model_config, folder, rollout, chat, engine, world, out, wanted)
-    return Session(world=world, folder=folder, chat=chat, engine=engine, rollouts=rollouts)
+    return Session(world=world, folder=folder, chat=chat, engine=engine, rollouts=rollouts, tuning=tuning)
 
 
 def open_sampling(

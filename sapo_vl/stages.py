@@ -20,6 +20,7 @@ from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_be
 from sapo_vl.evaluation.table import figures_table
 from sapo_vl.launching import STOPPED_FILE, num_processes
 from sapo_vl.learning.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, set_aside_from
+from sapo_vl.learning.tuning import use_cores
 from sapo_vl.lifeline import LAUNCHER, Stopped, StoppedRanks, StopRequest
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
@@ -300,6 +301,7 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
     config = fitted(config)
     world = init_world()
     setup_logging(world)
+    use_cores(config.zero, world)
     if (resume := world.gather(resume_of(config.resume, out, stage))[0]) != config.resume:
         log.warning("started again by its launcher: resume=%s becomes %s", config.resume, resume)
         config = config.model_copy(update={"resume": resume})

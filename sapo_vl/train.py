@@ -77,7 +77,9 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     probe = make_probe(session.chat)
     reference = None
     if config.loss.kl_coef > 0:
-        reference = load_reference(config.model, session.chat.banned_ids, config.rollout.temperature, world.device)
+        reference = load_reference(
+            config.model, config.zero, session.tuning, session.chat.banned_ids, config.rollout.temperature, world
+        )
     feed = ProblemFeed(problems, sampler, session.chat, config.data.max_bad_share, world)
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
     unwritten = Unwritten()

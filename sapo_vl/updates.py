@@ -14,7 +14,14 @@ from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
 from sapo_vl.learning.mismatch_stats import MismatchStats
 from sapo_vl.learning.negative_tokens import NegativeTokens
 from sapo_vl.learning.nonfinite import watch_update
-from sapo_vl.learning.objectives import Mismatch, ReferenceFn, UpdateTokens, global_denominators, policy_objective
+from sapo_vl.learning.objectives import (
+    Mismatch,
+    UpdateTokens,
+    global_denominators,
+    noted_reference,
+    policy_objective,
+)
+from sapo_vl.learning.reference import Reference
 from sapo_vl.learning.replay import FlipStats
 from sapo_vl.learning.token_record import TokenRecord
 from sapo_vl.model.batching import (
@@ -122,7 +129,7 @@ def run_update(
     config: RunConfig,
     session: Session,
     batch: MiniBatch,
-    reference: ReferenceFn | None,
+    reference: Reference | None,
     record: StepRecord,
     number: int,
     out: Path,
@@ -137,7 +144,12 @@ def run_update(
     flips = FlipStats(engine.module.routes)
     mismatch = mismatch_of(config, record.gap, number)
     tokens = UpdateTokens(record.tokens, number + 1) if record.tokens else None
-    objective = policy_objective(config.loss, denominators, stats, reference, mismatch, tokens)
+    # Before the update: its own passes must not wait in the middle for a reference that is sharded.
+    if reference:
+        batch = dataclasses.replace(batch, micro_batches=reference.noted(batch.micro_batches, batch.filler))
+    objective = policy_objective(
+        config.loss, denominators, stats, noted_reference if reference else None, mismatch, tokens
+    )
     moved = record.moved
     before = moved.look(engine, batch.micro_batches, batch.filler) if moved else None
     result = engine.update(batch.micro_batches, batch.filler, objective, config.rollout.temperature, flips.add)

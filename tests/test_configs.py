@@ -8,12 +8,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
 from sapo_vl.config import ConfigError, RunConfig, load_config, save_config
 from sapo_vl.losses.sapo import SapoConfig
+from sapo_vl.rollout import base as rollout_base
 
 CONFIGS = Path(__file__).parent.parent / "configs"
 SHIPPED = sorted(CONFIGS.glob("*.yaml"))
@@ -61,6 +63,8 @@ def test_the_gpu_configs_train_as_the_paper_says(path):
     assert config.batch.mini_batches == 2 and config.optim.lr == 1e-6
     assert config.model.dtype == "bfloat16" and config.model.gradient_checkpointing
     assert config.cold_start is None and not config.model.path and not config.data.path
+    # Engine and trainer differ in bfloat16: what is left of it after the trainer's own pass is weighed.
+    assert (config.rollout.old_logprobs, config.mismatch.correction) == ("trainer", "token_tis")
     assert "has not been run on a GPU" in " ".join(path.read_text().replace("#", " ").split())
     # What the user must give is all that is missing.
     load_config(path, ["model.path=/models/m", "data.path=/data/d"])
@@ -386,6 +390,18 @@ def test_settings_that_cannot_both_be_meant(name):
 )
 def test_what_the_messages_advise_is_accepted(overrides):
     load_config(None, overrides)
+
+
+@pytest.mark.parametrize(
+    ("gpu", "installed", "engine"),
+    [(True, True, "vllm"), (True, False, "transformers"), (False, True, "transformers")],
+)
+def test_who_samples_by_default_is_decided_by_the_machine(gpu, installed, engine, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    monkeypatch.setattr(rollout_base, "is_installed", lambda: installed)
+    assert load_config(None).rollout.engine == engine
+    assert load_config(None, ["rollout.engine=auto", "rollout.group_size=4"]).rollout.engine == engine
+    assert load_config(None, ["rollout.engine=transformers"]).rollout.engine == "transformers"
 
 
 def test_several_contradictions_are_told_together():

@@ -25,6 +25,7 @@ def add_parsers(add: Add) -> None:
 def _plan(args: argparse.Namespace) -> int:
     """1 if training does not fit."""
     from sapo_vl.config import load_config
+    from sapo_vl.planning.limits import changed
     from sapo_vl.planning.machine import GB, Machine, this_machine
     from sapo_vl.planning.phases import Case
     from sapo_vl.planning.plan import as_json, as_text, make_plan
@@ -37,6 +38,8 @@ def _plan(args: argparse.Namespace) -> int:
         raise UsageError("--gpus-per-host must be 1 or more, --host-memory and --gpus positive")
     machine = this_machine(config.processes)
     if args.gpus:
+        if "engine" not in config.rollout.model_fields_set:  # what the default is there, not here
+            config = changed(config, "rollout.engine", "vllm")
         machine = Machine(
             ranks=args.gpus,
             ranks_per_host=min(args.gpus, args.gpus_per_host),

@@ -67,6 +67,8 @@ class Arm:
         if reduction == "token_sum":
             responses = base.rollout.prompts_per_step * base.rollout.group_size / self.mini_batches
             pairs.append(f"loss.token_sum_constant={responses * base.rollout.max_new_tokens:g}")
+        if LOSSES[self.loss][1].weighs_by_rollout and base.mismatch.correction != "none":
+            pairs.append("mismatch.correction=none")  # it makes up for the engine itself
         if self.lr_factor != 1:
             pairs.append(f"optim.lr={base.optim.lr * self.lr_factor!r}")
         if self.replay != "none":

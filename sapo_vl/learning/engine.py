@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sapo_vl.distributed import World
-from sapo_vl.learning.optim import OptimConfig, ZeroConfig, deepspeed_config, lr_factor, tag_for_muon
+from sapo_vl.learning.optim import ON_CPU, OptimConfig, Tuning, ZeroConfig, deepspeed_config, lr_factor, tag_for_muon
 from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.policy import PolicyModule, Vocabulary
 from sapo_vl.model.routing import RouteError, RouteTape
@@ -61,6 +61,7 @@ class PolicyEngine:
         dtype: str,
         world: World,
         total_updates: int,
+        tuning: Tuning = ON_CPU,
     ) -> None:
         if optim.name == "muon":
             tag_for_muon(policy)
@@ -77,7 +78,7 @@ class PolicyEngine:
         self.ds: Any = deepspeed.initialize(
             model=policy,
             model_parameters=learning,  # type: ignore[arg-type]
-            config=deepspeed_config(optim, zero, dtype),
+            config=deepspeed_config(optim, zero, dtype, tuning),
             dist_init_required=False,
         )[0]
         self._peak_lrs = [group["lr"] for group in self.ds.optimizer.param_groups]

@@ -22,6 +22,12 @@ from sapo_vl.model.batching import MicroBatch, groups_in
 ReferenceFn = Callable[[MicroBatch], Tensor]  # micro-batch -> log-probs [N] of the frozen reference
 
 
+def noted_reference(mb: MicroBatch) -> Tensor:
+    """[N] what the reference said before the update."""
+    assert mb.reference_logprobs is not None, "Reference.noted was not called"
+    return mb.reference_logprobs
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mismatch:
     """How one update treats the gap between trainer and rollout engine (docs/mismatch.md)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from pydantic import Field, model_validator
@@ -36,6 +37,23 @@ class ZeroConfig(Strict):
     offload_optimizer: bool = False  # optimizer states in CPU memory
     offload_params: bool = False  # weights in CPU memory (stage 3)
     bucket_elements: int = Field(default=50_000_000, ge=1)  # reduce and gather bucket
+    # Of the sum of an update's gradients over micro-batches; "" = that of the weights. float32 makes up for bfloat16
+    # weights: two bytes more for every gradient that a rank holds. Ranks exchange them in the dtype of the weights.
+    grad_accum_dtype: Literal["", "float32"] = ""
+
+    @model_validator(mode="after")
+    def _where_gradients_are_summed_in_float32(self) -> ZeroConfig:
+        """DeepSpeed has no such sum at stage 0; at 1 it takes an optimizer that applies what is not finite, and at 2
+        with an offloaded optimizer the sum lies in the host's memory in the dtype of the weights."""
+        if not self.grad_accum_dtype:
+            return self
+        if self.stage < 2:
+            raise ValueError(f"zero.grad_accum_dtype={self.grad_accum_dtype} needs zero.stage 2 or 3, got {self.stage}")
+        if self.stage == 2 and self.offload_optimizer:
+            raise ValueError(
+                f"zero.grad_accum_dtype={self.grad_accum_dtype} with zero.offload_optimizer=true needs zero.stage=3"
+            )
+        return self
 
     @model_validator(mode="after")
     def _offload_needs_a_stage(self) -> ZeroConfig:
@@ -44,6 +62,22 @@ class ZeroConfig(Strict):
         if self.offload_params and self.stage != 3:
             raise ValueError(f"zero.offload_params=true needs zero.stage=3, got {self.stage}")
         return self
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tuning:
+    """How DeepSpeed works on a machine. It changes speed and room, and the order of sums, not what is computed.
+
+    The defaults are those of a CPU, see `tuning.py` for a GPU's.
+    """
+
+    overlap: bool = False  # gradients and weights travel on a stream of their own, beside the computation
+    whole_elements: int = 0  # ZeRO-3: weights of at most so many elements stay whole on every rank
+    pin_memory: bool = False  # of what is offloaded to the host
+    cpu_adam: bool = False  # DeepSpeed's compiled Adam for an optimizer on the host, in place of torch's
+
+
+ON_CPU = Tuning()
 
 
 def lr_factor(config: OptimConfig, update: int, total: int) -> float:
@@ -67,7 +101,7 @@ def tag_for_muon(module: nn.Module) -> None:
         p.use_muon = p.ndim == 2 and not any(word in name for word in excluded)  # type: ignore[attr-defined]
 
 
-def deepspeed_config(optim: OptimConfig, zero: ZeroConfig, dtype: str) -> dict[str, Any]:
+def deepspeed_config(optim: OptimConfig, zero: ZeroConfig, dtype: str, tuning: Tuning = ON_CPU) -> dict[str, Any]:
     """The DeepSpeed configuration. Gradient accumulation is ours: the engine is told the boundary of each update."""
     common = {
         "lr": optim.lr,
@@ -81,33 +115,51 @@ def deepspeed_config(optim: OptimConfig, zero: ZeroConfig, dtype: str) -> dict[s
             "params": common | {"muon_lr": optim.muon_lr, "momentum": optim.muon_momentum, "torch_adam": True},
         }
     else:
-        optimizer = {"type": "AdamW", "params": common | {"torch_adam": True}}
+        optimizer = {"type": "AdamW", "params": common | {"torch_adam": not tuning.cpu_adam}}
+    sums = {"data_types": {"grad_accum_dtype": "fp32"}} if zero.grad_accum_dtype else {}
+    return (
+        _shards(zero, dtype, tuning)
+        | sums
+        | {
+            "gradient_clipping": optim.clip,
+            "optimizer": optimizer,
+            "zero_force_ds_cpu_optimizer": False,
+            "zero_allow_untested_optimizer": True,
+        }
+    )
+
+
+def frozen_config(zero: ZeroConfig, dtype: str, tuning: Tuning = ON_CPU) -> dict[str, Any]:
+    """The DeepSpeed configuration of weights that do not learn, in the shards of stage 3 and where those of `zero`
+    lie."""
+    there = zero.model_copy(update={"stage": 3, "offload_optimizer": False})
+    return _shards(there, dtype, tuning)
+
+
+def _shards(zero: ZeroConfig, dtype: str, tuning: Tuning) -> dict[str, Any]:
     zero_section: dict[str, Any] = {
         "stage": zero.stage,
         "reduce_bucket_size": zero.bucket_elements,
         "allgather_bucket_size": zero.bucket_elements,
-        "overlap_comm": False,
+        "overlap_comm": tuning.overlap,
     }
     if zero.stage == 3:
         zero_section |= {
             "stage3_gather_16bit_weights_on_model_save": False,
             "stage3_prefetch_bucket_size": zero.bucket_elements,
-            "stage3_param_persistence_threshold": 0,
+            "stage3_param_persistence_threshold": tuning.whole_elements,
             "leaf_module": {"classes": list(ZERO3_LEAF_MODULES)},
         }
+    on_host = {"device": "cpu"} | ({"pin_memory": True} if tuning.pin_memory else {})
     if zero.offload_optimizer:
-        zero_section["offload_optimizer"] = {"device": "cpu"}
+        zero_section["offload_optimizer"] = on_host
     if zero.offload_params:
-        zero_section["offload_param"] = {"device": "cpu"}
+        zero_section["offload_param"] = on_host
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
-        "gradient_clipping": optim.clip,
-        "optimizer": optimizer,
         "bf16": {"enabled": dtype == "bfloat16"},
         "zero_optimization": zero_section,
-        "zero_force_ds_cpu_optimizer": False,
-        "zero_allow_untested_optimizer": True,
         "steps_per_print": 1_000_000_000,
         "wall_clock_breakdown": False,
     }

@@ -54,6 +54,7 @@ class MicroBatch:
     # record or by the trainer's own old log-prob pass. None = not known.
     old_routes: Tensor | None = None
     replay: bool = False  # whether forward passes must go through old_routes (R2, R3)
+    reference_logprobs: Tensor | None = None  # [N] float32 of the frozen reference, where there is a KL penalty
 
     def to(self, device: torch.device | str) -> MicroBatch:
         moved = {}

@@ -47,6 +47,7 @@ class Rates:
     disk_bytes_per_s: float = 2e9  # one host
     convert_bytes_per_s: float = 0.28e9  # expert weights turned while they are read, one thread; measured
     cpu_adam_elements_per_s: float = 0.23e9  # one thread; measured: 4.4 ns an element
+    cpu_adam_threads: int = 8  # of a rank beside a GPU
     decode_step_s: float = 0.008  # of a sampling step beside its reads: launches, sampling, scheduling
 
 

@@ -109,7 +109,7 @@ def _held(case: Case) -> list[tuple[str, int]]:
         ("weights", trainer.weights_bytes(m, c, ranks)),
         ("optimizer states", 0 if c.zero.offload_optimizer else trainer.states_bytes(m, c, ranks)),
         ("gradient buffer", trainer.gradients_bytes(m, c, ranks) if c.zero.stage == 3 else 0),
-        ("weights of the KL reference", trainer.reference_bytes(m, c)),
+        ("weights of the KL reference", trainer.reference_bytes(m, c, ranks)),
     ]
 
 
@@ -188,7 +188,7 @@ def update_items(case: Case, row: Row) -> list[tuple[str, int]]:
     backward = [
         ("gradients", gradients),
         ("activations", backward_peak_bytes(m, row, c.model.gradient_checkpointing)),
-        ("reduce buckets", trainer.bucket_bytes(m, c, ranks)),
+        ("reduce buckets", trainer.bucket_bytes(m, c, ranks, overlap=bool(case.machine.gpu_bytes))),
     ]
     step = [("gradients", gradients), ("the optimizer's temporaries", trainer.step_bytes(m, c, ranks))]
     return max(backward, step, key=lambda x: sum(b for _, b in x))

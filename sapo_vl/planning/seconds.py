@@ -63,7 +63,7 @@ def update_seconds(case: Case, rates: Rates) -> float:
     passes = 4 if c.model.gradient_checkpointing else 3
     share = case.sizes.learning / (machine.ranks if c.zero.stage else 1)
     if c.zero.offload_optimizer or not machine.gpu_bytes:
-        optimizer = share / rates.cpu_adam_elements_per_s
+        optimizer = share / (rates.cpu_adam_elements_per_s * (rates.cpu_adam_threads if machine.gpu_bytes else 1))
     else:
         optimizer = share * 2 * (trainer.MASTER + trainer.MOMENTS) / rates.memory_bytes_per_s
     return pass_seconds(case, rates, passes) + c.batch.mini_batches * optimizer

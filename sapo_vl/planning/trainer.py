@@ -40,14 +40,15 @@ def gradients_bytes(m: ModelSizes, config: RunConfig, ranks: int) -> int:
         return e * learning
     if config.zero.offload_optimizer:
         return 0
-    return e * learning // ranks
+    return (FLOAT if config.zero.grad_accum_dtype else e) * learning // ranks
 
 
-def bucket_bytes(m: ModelSizes, config: RunConfig, ranks: int) -> int:
-    """Reduce buckets: what is being reduced, and a copy."""
-    if config.zero.stage < 2 or (ranks == 1 and config.zero.stage == 2):
+def bucket_bytes(m: ModelSizes, config: RunConfig, ranks: int, *, overlap: bool) -> int:
+    """Reduce buckets: what is being reduced, and a copy; while they travel (`overlap`), one that fills meanwhile."""
+    if config.zero.stage == 0 or (ranks == 1 and config.zero.stage < 3):
         return 0
-    return 2 * m.dtype_bytes * min(m.learning, max(config.zero.bucket_elements, m.largest))
+    buckets = (2 if config.zero.stage >= 2 else 0) + (1 if overlap else 0)
+    return buckets * m.dtype_bytes * min(m.learning, max(config.zero.bucket_elements, m.largest))
 
 
 def step_bytes(m: ModelSizes, config: RunConfig, ranks: int) -> int:
@@ -68,10 +69,10 @@ def offloaded_bytes(m: ModelSizes, config: RunConfig, ranks: int) -> int:
     if config.zero.offload_optimizer:
         total += (MASTER + MOMENTS + FLOAT + (m.dtype_bytes if config.zero.stage == 3 else 0)) * m.learning // ranks
     if config.zero.offload_params:
-        total += m.dtype_bytes * m.parameters // ranks
+        total += (2 if config.loss.kl_coef > 0 else 1) * m.dtype_bytes * m.parameters // ranks
     return total
 
 
-def reference_bytes(m: ModelSizes, config: RunConfig) -> int:
-    """The frozen copy that a KL penalty needs, whole on every rank."""
-    return m.dtype_bytes * m.parameters if config.loss.kl_coef > 0 else 0
+def reference_bytes(m: ModelSizes, config: RunConfig, ranks: int) -> int:
+    """The frozen copy that a KL penalty needs, on a device: where and in such shares as the policy's weights."""
+    return weights_bytes(m, config, ranks) if config.loss.kl_coef > 0 else 0

@@ -5,14 +5,15 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 from torch import Tensor
 
 from sapo_vl.rollout.vllm.config import ServerConfig, VllmConfig
+from sapo_vl.rollout.vllm.contract import is_installed
 from sapo_vl.strict import Strict
 from sapo_vl.types import Prompt, RolloutGroup
 
@@ -27,12 +28,18 @@ class ParityConfig(Strict):
     limit: float = Field(default=0.0, ge=0)  # in nats, for 95% of the tokens; 0 = by dtype, see parity.LIMITS
 
 
+def engine_here() -> Literal["transformers", "vllm"]:
+    """What samples by default: vLLM on a GPU machine that has it, else the trainer's own model."""
+    return "vllm" if torch.cuda.is_available() and is_installed() else "transformers"
+
+
 class RolloutConfig(Strict):
     """How responses are sampled during training."""
 
     # "transformers": in process, on the trainer's own weights. "vllm": vLLM in the trainer's processes.
-    # "vllm_server": vLLM servers that are already running (`sapo-vl serve`). See docs/rollouts.md.
-    engine: Literal["transformers", "vllm", "vllm_server"] = "transformers"
+    # "vllm_server": vLLM servers that are already running (`sapo-vl serve`). See docs/rollouts.md. Where it is not set,
+    # or "auto": vllm where there are GPUs and vLLM, else transformers; what was found is in config.yaml.
+    engine: Literal["transformers", "vllm", "vllm_server"] = Field(default_factory=engine_here)
     vllm: VllmConfig = VllmConfig()
     server: ServerConfig = ServerConfig()
     parity: ParityConfig = ParityConfig()  # engine against trainer; the transformers engine needs no check
@@ -52,6 +59,11 @@ class RolloutConfig(Strict):
     prompts_per_batch: int = Field(default=64, ge=1)  # of the transformers engine, on a rank: bounds its KV cache
     # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
+
+    @field_validator("engine", mode="before")
+    @classmethod
+    def _by_device(cls, value: Any) -> Any:
+        return engine_here() if value == "auto" else value
 
     @model_validator(mode="after")
     def _dead_groups_are_known_too_late(self) -> RolloutConfig:

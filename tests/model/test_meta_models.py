@@ -13,7 +13,8 @@ from deepspeed.runtime.config import DeepSpeedConfig
 from transformers import AutoModelForImageTextToText, PreTrainedModel
 
 from sapo_vl.config import RunConfig, load_config
-from sapo_vl.learning.optim import deepspeed_config
+from sapo_vl.learning.optim import Tuning, deepspeed_config
+from sapo_vl.learning.tuning import WHOLE_ELEMENTS
 from sapo_vl.model.export import check_expert_shapes
 from sapo_vl.model.folder import MODEL_TYPES, is_moe
 from sapo_vl.model.loading import DTYPES, ZERO3_LEAF_MODULES, parts, prepare_model
@@ -119,8 +120,11 @@ def test_experts_are_what_loading_export_and_zero3_take_them_for(name):
 @pytest.mark.parametrize("name", SHIPPED)
 def test_deepspeed_takes_the_shipped_settings(name):
     config = settings(name)
-    taken = DeepSpeedConfig(deepspeed_config(config.optim, config.zero, config.model.dtype))
+    tuning = Tuning(overlap=True, whole_elements=WHOLE_ELEMENTS, pin_memory=True, cpu_adam=True)
+    taken = DeepSpeedConfig(deepspeed_config(config.optim, config.zero, config.model.dtype, tuning))
     zero = taken.zero_config
+    assert zero.overlap_comm and zero.param_persistence_threshold == (WHOLE_ELEMENTS if name in MOES else 100_000)
+    assert zero.offload_optimizer is None or zero.offload_optimizer.pin_memory
     assert zero.stage == (3 if name in MOES else 2)
     assert (zero.offload_optimizer is not None) == (name == "qwen3_vl_235b_a22b")
     assert taken.bfloat16_config.enabled and taken.gradient_clipping == 1.0

@@ -136,7 +136,7 @@ def test_memory_by_hand() -> None:
         ("qwen3_vl_235b_a22b", machine(8, 80), ("rollout.vllm.tensor_parallel=4",), "", EVALUATION, "evaluation"),
         ("qwen3_vl_4b", machine(8, 80), ("rollout.engine=transformers",), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 80), (), "", TRAINING, "rollout"),
-        ("qwen3_vl_30b_a3b", machine(8, 141), ("loss.kl_coef=0.1",), "", TRAINING, "rollout"),
+        ("qwen3_vl_8b", machine(8, 64), ("loss.kl_coef=0.1",), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 141), ("batch.tokens_per_micro_batch=262144",), "", TRAINING, "update"),
         ("qwen3_vl_8b", machine(8, 80), (), "qwen3_vl_32b", TRAINING, "load"),
         ("qwen3_vl_30b_a3b", machine(8, 141, 400), (), "", TRAINING, "load"),
@@ -189,6 +189,25 @@ def test_limits_are_where_it_stops_to_fit(name: str) -> None:
     assert not update(with_setting(asked, "batch.tokens_per_micro_batch", round(tokens * 1.5))).fits
     assert fits(with_setting(asked, "rollout.max_new_tokens", response))
     assert not fits(with_setting(asked, "rollout.max_new_tokens", round(response * 1.1)))
+
+
+def test_a_reference_is_shared_out_as_the_weights_are() -> None:
+    for name, shares in (("qwen3_vl_8b", 1), ("qwen3_vl_30b_a3b", 8)):
+        on = machine(*MACHINES[name])
+        m = case(name, on).sizes
+        held = {i.name: i.bytes for i in update(case(name, on, "loss.kl_coef=0.1")).room("GPU").items}
+        assert held["weights of the KL reference"] == 2 * m.parameters // shares
+    on = machine(8, 141)
+    sums = {i.name: i.bytes for i in update(case(name, on, "zero.grad_accum_dtype=float32")).room("GPU").items}
+    assert sums["gradient buffer"] == 4 * m.learning // 8
+
+
+def test_the_default_engine_is_that_of_the_gpus_that_are_planned_for(capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["plan", "--size", "qwen3_vl_4b", "--gpus", "8", "--memory", "80", "model.dtype=bfloat16"]
+    main(asked)
+    assert "rollouts by vllm" in capsys.readouterr().out
+    main([*asked, "rollout.engine=transformers"])
+    assert "rollouts by transformers" in capsys.readouterr().out
 
 
 def test_more_takes_more() -> None:

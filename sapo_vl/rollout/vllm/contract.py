@@ -28,6 +28,15 @@ def installed_version() -> str:
     )
 
 
+def is_installed() -> bool:
+    """Whether vLLM is, in any version."""
+    try:
+        installed_version()
+    except VllmMissing:
+        return False
+    return True
+
+
 class RoutesMissing(VllmMissing):
     """This engine cannot return the experts of its tokens. Says what is needed."""
 

@@ -64,14 +64,14 @@ class VllmEngine:
         self._watch = FailureWatch(max_failed_share)
         self._on_cpu = world.device.type == "cpu"
         self._max_model_len = model.max_prompt_tokens + max_new_tokens
-        self._method = 0  # index into the contract's SYNC_METHODS
+        self._method = 0  # index into the contract's sync_methods
         self.llm: Any = self._open(model.path)
         self._vocab_size = self.llm.llm_engine.model_config.get_vocab_size()
 
     @property
     def sync_method(self) -> str:
         """The name of the way in which weights are taken over."""
-        return self.contract.SYNC_METHODS[self._method]
+        return self.contract.sync_methods(self._on_cpu)[self._method]
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
         """Raises RolloutStopped when too many responses were refused; see responses.py for why one is."""
@@ -100,7 +100,7 @@ class VllmEngine:
 
     def surer_sync(self) -> str | None:
         """Switches to the next way of taking weights over and names it; None if there is none left."""
-        if self._method + 1 >= len(self.contract.SYNC_METHODS):
+        if self._method + 1 >= len(self.contract.sync_methods(self._on_cpu)):
             return None
         self._method += 1
         return self.sync_method

@@ -36,7 +36,7 @@ from sapo_vl.rollout.vllm.engine import request_seed
 from sapo_vl.rollout.vllm.handover import Package, WeightFolder, check_servers, deliver
 from sapo_vl.rollout.vllm.pool import Pool
 from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
-from sapo_vl.rollout.vllm.v0_32 import SYNC_METHODS, sampling_fields
+from sapo_vl.rollout.vllm.v0_32 import sampling_fields, sync_methods
 from sapo_vl.rollout.vllm.v0_32_http import Wanted
 from sapo_vl.types import Prompt, RolloutGroup
 
@@ -44,7 +44,7 @@ log = logging.getLogger(__name__)
 Weights = Callable[[], Iterator[tuple[str, Tensor]]]  # hub names, hub layout, whole on every rank
 
 # A server that somebody else started cannot be started afresh.
-METHODS = tuple(method for method in SYNC_METHODS if method != "fresh")
+METHODS = ("reload", "repack")
 
 
 class ServersUnusable(RuntimeError):
@@ -79,6 +79,7 @@ class VllmServerEngine:
         self._weights, self._expected, self._routes = weights, expected, routes
         self._watch = FailureWatch(max_failed_share)
         self._method = 0
+        self._methods = [method for method in sync_methods(world.device.type == "cpu") if method in METHODS]
         self._run, self._syncs = self.world.gather(secrets.token_hex(4))[0], 0
         self._package: Package | None = None
         self._vocab_size = self._check(
@@ -97,7 +98,7 @@ class VllmServerEngine:
     @property
     def sync_method(self) -> str:
         """The name of the way in which weights are taken over."""
-        return METHODS[self._method]
+        return self._methods[self._method]
 
     def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
         """Raises RolloutStopped when too many responses are missing or were refused, see the head of this file."""
@@ -131,7 +132,7 @@ class VllmServerEngine:
 
     def surer_sync(self) -> str | None:
         """Switches to the next way of taking weights over and names it; None if there is none left."""
-        if self._method + 1 >= len(METHODS):
+        if self._method + 1 >= len(self._methods):
             return None
         self._method += 1
         return self.sync_method

@@ -28,6 +28,12 @@ WORKER = "sapo_vl.rollout.vllm.worker.WorkerExtension"
 SYNC_METHODS = ("reload", "repack", "fresh")
 
 
+def sync_methods(on_cpu: bool) -> tuple[str, ...]:
+    """Those that are tried here. What the others mend are copies of weights that the CPU build alone keeps; beside GPUs
+    a difference is a fault to be told, and `fresh` would write all weights to the disk for every rank at every sync."""
+    return SYNC_METHODS if on_cpu else SYNC_METHODS[:1]
+
+
 def set_environment(config: VllmConfig, on_cpu: bool) -> None:
     """vLLM reads these when it is imported. What the user set stays."""
     wanted = {
