@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from sapo_vl.config import RunConfig, save_config
 from sapo_vl.learning.checkpoint import CHECKPOINTS
-from sapo_vl.lifeline import CUT_OFF, LAUNCHER, STOP_SIGNALS, STOPPED, Stopped, StoppedRanks
+from sapo_vl.lifeline import CUT_OFF, LAUNCHER, STOP_SIGNALS, STOPPED, Stopped, StoppedRanks, leave_lost_terminal
 from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.restarts import LIFE, newest_step
 
@@ -56,7 +56,9 @@ def launch(stage: str, config: RunConfig, out: Path) -> None:
         os.environ.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // ranks)))
         os.environ[LAUNCHER] = str(os.getpid())
         os.environ[LIFE] = uuid.uuid4().hex
-        passed_on = ",".join(number.name for number in (*STOP_SIGNALS, signal.SIGHUP, signal.SIGQUIT))
+        # One that is ignored, as by nohup, stays so: torchrun would take it for itself.
+        handled = [n for n in (*STOP_SIGNALS, signal.SIGQUIT) if signal.getsignal(n) is not signal.SIG_IGN]
+        passed_on = ",".join(number.name for number in handled)
         patience = str(math.ceil(config.checkpoint.grace_s) + END_S)
         command = ["--standalone", "--nproc_per_node", str(ranks)]
         command += ["--signals-to-handle", passed_on, "--shutdown-timeout", patience]
@@ -64,6 +66,7 @@ def launch(stage: str, config: RunConfig, out: Path) -> None:
         try:
             _run_with_restarts(stage, command, out, config.checkpoint.restarts)
         except SignalException as told:
+            leave_lost_terminal()
             raise _stopped(out, signal.Signals(told.sigval).name) from None
         finally:
             path.unlink(missing_ok=True)

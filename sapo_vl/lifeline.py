@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import logging
 import os
 import select
@@ -17,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sapo_vl.distributed import World
 
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1)
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPED = 75  # exit status of a run that was told to stop and has saved; EX_TEMPFAIL of sysexits.h
 CUT_OFF = 76  # of one that ended before it could: what it did since its last checkpoint is lost
 LAUNCHER = "SAPO_VL_LAUNCHER"  # process id of the launcher, for the ranks it starts
@@ -90,7 +91,7 @@ class StoppedRanks:
     def _watch(self) -> None:
         seen: dict[tuple[int, str], float] = {}  # (process, its start) -> seconds that it was seen stopped
         while not self._over.wait(_ONE_S):
-            stopped = [(pid, start_time(pid)) for pid in _children(self._launcher) if _state(pid) == "T"]
+            stopped = [(pid, start_time(pid)) for pid in children_of(self._launcher) if state_of(pid) == "T"]
             seen = {who: seen.get(who, 0.0) + _ONE_S for who in stopped}
             for (pid, _), silent in seen.items():
                 rank = _rank_of(pid)
@@ -104,7 +105,7 @@ class StoppedRanks:
 
 
 class StopRequest:
-    """Whether this run was told to stop: by SIGTERM, SIGINT or SIGUSR1 to any of its ranks.
+    """Whether this run was told to stop: by SIGTERM, SIGINT, SIGUSR1 or SIGHUP to any of its ranks.
 
     A rank that is not done `grace_s` seconds later ends at once, as it does on a second signal, with status CUT_OFF.
     The signals are its own inside `with`, in the main thread; one that is ignored, as by nohup, stays so. A thread sees
@@ -145,6 +146,7 @@ class StopRequest:
         told_at = time.monotonic()
         if first == _CLOSED:
             return
+        leave_lost_terminal()
         self._name = signal.Signals(first).name
         if _rank_is_gone():
             log.error("another rank of this machine has ended; this one ends too")
@@ -174,6 +176,18 @@ class StopRequest:
         return number if number in (_CLOSED, *STOP_SIGNALS) else None
 
 
+def leave_lost_terminal() -> None:
+    """Output goes nowhere from now on where it went to a terminal that is gone: each print would raise."""
+    for fd in (1, 2):
+        try:
+            os.write(fd, b"")
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            with open(os.devnull, "wb") as nowhere:
+                os.dup2(nowhere.fileno(), fd)
+
+
 def _rank_is_gone() -> bool:
     """Whether fewer ranks than there should be are left of those that this one's launcher started: a launcher tells the
     others to end when one has failed, by the same signal as somebody who wants the run to stop."""
@@ -182,9 +196,9 @@ def _rank_is_gone() -> bool:
         return False
     mine = Path("/proc/self/cmdline").read_bytes()
     alive = 0
-    for child in _children(os.getppid()):
+    for child in children_of(os.getppid()):
         with contextlib.suppress(OSError):
-            alive += _state(child) not in ("Z", "") and Path(f"/proc/{child}/cmdline").read_bytes() == mine
+            alive += state_of(child) not in ("Z", "") and Path(f"/proc/{child}/cmdline").read_bytes() == mine
     return alive < expected
 
 
@@ -194,7 +208,7 @@ def start_time(pid: int) -> str:
     return found[19] if found else ""
 
 
-def _state(pid: int) -> str:
+def state_of(pid: int) -> str:
     """R, S, D, T (stopped), t (by a debugger), Z and others of proc(5); "" if it is gone."""
     found = _stat(pid)
     return found[0] if found else ""
@@ -207,7 +221,8 @@ def _stat(pid: int) -> list[str]:
     return []
 
 
-def _children(pid: int) -> list[int]:
+def children_of(pid: int) -> list[int]:
+    """Those that have ended too, until they are waited for."""
     found: list[str] = []
     for task in Path(f"/proc/{pid}/task").glob("*/children"):
         with contextlib.suppress(OSError):

@@ -22,6 +22,7 @@ from sapo_vl.launching import STOPPED_FILE, num_processes
 from sapo_vl.learning.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, set_aside_from
 from sapo_vl.learning.tuning import use_cores
 from sapo_vl.lifeline import LAUNCHER, Stopped, StoppedRanks, StopRequest
+from sapo_vl.machines.watch import machines_watched
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
 from sapo_vl.model.folder import ModelError, ModelFolder, check_layout_for_vllm, examine, is_moe, read_config
@@ -308,7 +309,8 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
     if world.is_main:
         # Under a launcher of the user's own nobody has done so; after `launch` it costs a second.
         preflight(config, stage, world.size)
-    with StopRequest(config.checkpoint.grace_s) as stop, _watched(config), _held(out, stage, world):
+    watched = machines_watched(world, config.checkpoint.silent_s)
+    with StopRequest(config.checkpoint.grace_s) as stop, _watched(config), watched, _held(out, stage, world):
         if world.is_main:
             _swept(out, stage)
             _take_run_folder(config, stage, out)

@@ -64,7 +64,13 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "rewards",
         *BASIS,
     ),
-    "sapo_vl/machines/*": ("sapo_vl.machines", "sapo_vl.config", "sapo_vl.rollout.vllm.config", *BASIS),
+    "sapo_vl/machines/*": (
+        "sapo_vl.machines",
+        "sapo_vl.config",
+        "sapo_vl.lifeline",
+        "sapo_vl.rollout.vllm.config",
+        *BASIS,
+    ),
     # Reads what others wrote, as files: none of those that write them, and nothing that imports torch.
     "sapo_vl/viewing/*": (
         "sapo_vl.viewing",

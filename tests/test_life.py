@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
+import pty
 import re
 import signal
+import subprocess
+import sys
+import termios
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +20,7 @@ from typing import Any
 
 import psutil
 import pytest
-from helpers_launch import Started, run_python, start_python
+from helpers_launch import Started, environment, run_python, start_python
 
 from data_recipes import RECIPES
 from sapo_vl.config import load_config, save_config
@@ -220,6 +225,39 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
         assert process.wait(LIMIT_S) == CUT_OFF
         printed = process.stdout.read()
     assert "SIGTERM: this run stops after this step" in printed and "SIGINT" not in printed
+
+
+TELLS = """
+import sys, time
+from pathlib import Path
+from sapo_vl.lifeline import StopRequest
+with StopRequest(600) as stop:
+    print("ready", flush=True)
+    while not stop._name:
+        time.sleep(0.02)
+    print("there is no terminal for this", flush=True)
+    print("nor for this", file=sys.stderr, flush=True)
+Path(sys.argv[1]).write_text(stop._name)
+"""
+
+
+def test_a_run_whose_terminal_is_gone_stops_as_one_that_was_told_to(tmp_path: Path) -> None:
+    ours, theirs = pty.openpty()
+
+    def take_terminal() -> None:
+        fcntl.ioctl(theirs, termios.TIOCSCTTY, 0)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # these tests may run under nohup
+
+    said = tmp_path / "said"
+    process = subprocess.Popen(
+        [sys.executable, "-c", TELLS, str(said)], env=environment(), stdin=theirs, stdout=theirs, stderr=theirs,
+        start_new_session=True, preexec_fn=take_terminal,
+    )  # fmt: skip
+    os.close(theirs)
+    assert b"ready" in os.read(ours, 100)
+    os.close(ours)
+    assert process.wait(LIMIT_S) == 0
+    assert said.read_text() == "SIGHUP"
 
 
 LONGER = ("steps=16", "resume=no")  # so that a kill after the first checkpoint is one before the end

@@ -62,7 +62,7 @@ class CheckpointConfig(Strict):
     max_failures: int = Field(default=3, ge=1)
     """Saves in a row that may fail, of a full disk for one, before the run ends."""
     grace_s: float = Field(default=300.0, gt=0)
-    """Seconds that a run which is told to stop (SIGTERM, SIGINT, SIGUSR1) has for the step under way and its save."""
+    """Seconds that a run which is told to stop (SIGTERM and others) has for the step under way and its save."""
     restarts: int = Field(default=3, ge=0)
     """How often a stage is started again, from its newest checkpoint, after a rank of it died; 0 = never.
 
@@ -70,6 +70,8 @@ class CheckpointConfig(Strict):
     has a fault that somebody should see, such as memory that grows."""
     stopped_s: float = Field(default=60.0, gt=0)
     """Seconds after which a rank that was stopped (SIGSTOP) is killed, while the others wait for it."""
+    silent_s: float = Field(default=60.0, ge=3)
+    """Seconds after which a run on several machines ends when one of them cannot be reached."""
 
 
 class CheckpointError(RuntimeError):

@@ -81,6 +81,7 @@ def launch_files(to: str, config: RunConfig, config_text: str, out: str, folder:
         "hf_home": m.hf_home or str(Path(out).parent / "hf"),
         "shutdown_s": grace + END_S // 2,
         "end_s": grace + END_S,
+        "gone_s": math.ceil(2 * config.checkpoint.silent_s) + 10,
         "tensor_parallel": config.rollout.vllm.tensor_parallel,
         "servers": (servers := _servers(config)),
         "config_text": config_text,

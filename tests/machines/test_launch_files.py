@@ -18,7 +18,7 @@ from sapo_vl.config import load_config
 
 ODD = """a b's "c" $HOME `d` \\e"""  # for a shell, for YAML, for both
 SERVERS = ("rollout.engine=vllm_server", "rollout.server.allow_remote=true")
-TORCHRUN = """#!/usr/bin/env bash
+AGENT = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >"$SEEN/argv"
 env >"$SEEN/env"
 if [[ -n ${STOPS-} ]]; then printf '{\\n  "status": %s\\n}\\n' "$STOPS" >"$RUN/.stopped.json"; exit 1; fi
@@ -57,11 +57,11 @@ def launch(config: Path, to: str, out: Path | str, *more: str) -> dict[str, str]
 
 
 def run_node(config: Path, out: Path, **env: str) -> tuple[int, list[str], dict[str, str]]:
-    """node.sh with a torchrun that writes down what it was given: (status, arguments, environment)."""
+    """node.sh with a Python that writes down what it was given: (status, arguments, environment)."""
     seen = config.parent / "seen"
     seen.mkdir(exist_ok=True)
-    fake = seen / "torchrun"
-    fake.write_text(TORCHRUN)
+    fake = seen / "python3"
+    fake.write_text(AGENT)
     fake.chmod(fake.stat().st_mode | stat.S_IXUSR)
     script = config.parent / ODD / "shell" / "node.sh"
     around = {k: v for k, v in os.environ.items() if k not in ("OMP_NUM_THREADS", "HF_HOME", "MASTER_PORT", "RUN_ID")}
@@ -88,6 +88,7 @@ def test_the_shell_starts_what_was_asked_for(config: Path, tmp_path: Path) -> No
         assert status == 0
         written = tmp_path / ODD / "shell" / "config.yaml"
         wanted = [
+            *("-m", "sapo_vl.machines.agent", "--gone-s", "130"),
             *("--nnodes", "3", "--nproc_per_node", "4", "--rdzv_backend", "c10d", "--rdzv_endpoint", "first:29500"),
             *("--rdzv_id", run_id, "--rdzv_conf", f"is_host={is_host}", "--max-restarts", "5"),
             *("--signals-to-handle", "SIGTERM,SIGINT,SIGUSR1,SIGHUP,SIGQUIT", "--shutdown-timeout", "131"),

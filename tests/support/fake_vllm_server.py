@@ -38,8 +38,8 @@ class FakeServer:
     Every response is token 100 + `mark`, so that a test sees who gave it, and another that the request's seed decides.
     """
 
-    def __init__(self, image_token_id: int, mark: int, port: int = 0) -> None:
-        self.image_token_id, self.mark = image_token_id, mark
+    def __init__(self, image_token_id: int, mark: int, port: int = 0, host: str = "127.0.0.1") -> None:
+        self.image_token_id, self.mark, self.host = image_token_id, mark, host
         self.fault: Fault | None = None
         self.settings = {
             "dtype": "float32", "logprobs_mode": "processed_logprobs", "max_model_len": 10_000, "vocab_size": 300,
@@ -62,7 +62,7 @@ class FakeServer:
         self.start(port)
         assert self._http is not None
         self.port = int(self._http.server_address[1])
-        self.url = f"http://127.0.0.1:{self.port}"
+        self.url = f"http://{host}:{self.port}"
 
     def start(self, port: int) -> None:
         outer = self
@@ -84,7 +84,7 @@ class FakeServer:
             def handle_error(self, request: Any, client_address: Any) -> None:
                 """A client that went away is what some tests are about."""
 
-        self._http = Server(("127.0.0.1", port), Handler)
+        self._http = Server((self.host, port), Handler)
         threading.Thread(target=self._http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 
     def stop(self) -> None:

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from zygote import Forked, start
+from zygote import RANKS_AHEAD, Forked, start
 
 SUPPORT = Path(__file__).resolve().parent
 ROOT = SUPPORT.parents[1]
@@ -41,7 +41,7 @@ def start_python(*arguments: str | Path, fresh: bool = False, fork_ranks: bool =
     """This Python in a session of its own, with its errors in its output: a fork of one that has the libraries loaded
     (see zygote.py; `fork_ranks`: its ranks too), or `fresh`."""
     if not fresh:
-        return start(list(map(str, arguments)), environment(), fork_ranks)
+        return start(list(map(str, arguments)), environment(), RANKS_AHEAD * fork_ranks)
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

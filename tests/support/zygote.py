@@ -12,6 +12,7 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
+import ctypes
 import functools
 import json
 import os
@@ -37,6 +38,7 @@ LIBRARIES = (
     "sapo_vl.launching", "sapo_vl.stages", "sapo_vl.sft", "sapo_vl.train", "sapo_vl.evaluation.run",
 )  # fmt: skip
 ONCE = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")  # read when loading
+_NEW_NET, _NEW_UTS = 0x40000000, 0x04000000  # linux/sched.h
 RANKS_AHEAD = 8  # ranks forked before a launcher has threads: those of two ranks, four times started
 
 
@@ -81,12 +83,13 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(arguments: Sequence[str], env: dict[str, str], fork_ranks: bool = True) -> Forked:
-    """`python *arguments` in a session of its own. `fork_ranks`: those of torchrun are forks, too."""
+def start(arguments: Sequence[str], env: dict[str, str], forked_ranks: int = RANKS_AHEAD, host: str = "") -> Forked:
+    """`python *arguments` in a session of its own. `forked_ranks`: so many that torchrun starts are forks, too. `host`:
+    in the network namespace of that name, on a machine that is called so."""
     control = _server(tuple(env.get(name) for name in ONCE))
     output, output_there = os.pipe()
     status, status_there = os.pipe()
-    request = {"arguments": list(arguments), "env": env, "cwd": os.getcwd(), "ranks": RANKS_AHEAD * fork_ranks}
+    request = {"arguments": list(arguments), "env": env, "cwd": os.getcwd(), "ranks": forked_ranks, "host": host}
     with contextlib.ExitStack() as stack:
         for fd in (output_there, status_there):
             stack.callback(os.close, fd)
@@ -138,12 +141,22 @@ def _serve(control: socket.socket) -> None:
                     os.dup2(fd, to)
                 for fd in (nothing, *fds, woken, wake, control.fileno(), *statuses.values()):
                     os.close(fd)
+                if request["host"]:
+                    _move(request["host"])
                 if request["ranks"]:
                     _fork_ranks(request["ranks"])
                 _become(request["arguments"], request["env"], request["cwd"])
             os.close(output)
             statuses[pid] = status
             control.send(str(pid).encode())
+
+
+def _move(host: str) -> None:
+    libc = ctypes.CDLL(None, use_errno=True)
+    with open(f"/run/netns/{host}", "rb") as there:
+        if libc.setns(there.fileno(), _NEW_NET) or libc.unshare(_NEW_UTS):
+            raise OSError(ctypes.get_errno(), f"cannot move to {host}")
+    socket.sethostname(host)
 
 
 def _reap(statuses: dict[int, int]) -> None:
