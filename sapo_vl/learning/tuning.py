@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import torch
-from deepspeed.ops.op_builder import CPUAdamBuilder
+from deepspeed.ops.op_builder import CPUAdamBuilder  # pyright: ignore[reportAttributeAccessIssue]  (made when loaded)
 
 from sapo_vl.distributed import World
 from sapo_vl.learning.optim import ON_CPU, OptimConfig, Tuning, ZeroConfig

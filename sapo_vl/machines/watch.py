@@ -167,7 +167,7 @@ def _watch(links: dict[socket.socket, Machine], limit_s: float, over: int) -> No
         ready, _, _ = select.select([over, *left], [], [])
         if over in ready:
             return
-        for link in ready:
+        for link in [link for link in left if link in ready]:
             machine = left.pop(link)
             try:
                 if link.recv(1) == _GOODBYE:
