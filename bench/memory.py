@@ -157,9 +157,9 @@ def measure(trial: Trial) -> dict[str, Any]:
     row = Row(
         tokens=trial.prompt + trial.responses * trial.response,
         prompts=1,
-        longest_prompt=trial.prompt,
+        prompt=trial.prompt,
         responses=trial.responses,
-        longest_response=trial.response,
+        response=trial.response,
         targets=trial.responses * trial.response,
         patches=0,
     )

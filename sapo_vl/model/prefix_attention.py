@@ -7,9 +7,8 @@ cost once per group instead of G times and nothing is padded. Only attention nee
     prompt tokens     attend causally to their own prompt
     response tokens   attend to the whole prompt of their group and causally to their own response
 
-Both are batched over all groups and responses with indices into the row (gather, one masked SDPA each,
-scatter back): public operators only, so gradient checkpointing and every ZeRO stage work as usual.
-Only the attention is padded, to the longest prompt and response of the micro-batch.
+There are three ways to the same result: `merged` on a CPU, `flex` on a GPU (FlexAttention, not yet run on one),
+and `dense` (padded rectangles under a mask), the reference and the way of any other device.
 
 The structure travels as a keyword argument of the forward pass. A module-level "current batch" would
 be gone when a checkpointed layer is recomputed in the backward pass, with wrong gradients.
@@ -17,71 +16,81 @@ be gone when a checkpointed layer is recomputed in the backward pass, with wrong
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
-from typing import Any
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, Literal
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from sapo_vl.model import attention_dense, attention_flex, attention_merged
+from sapo_vl.model.attention_dense import repeat_heads
+from sapo_vl.model.segments import Groups, check_groups
+
 SHARED_PREFIX_ATTENTION = "sapo_shared_prefix"
+CPU = torch.device("cpu")
+Way = Literal["merged", "flex", "dense"]
+WAYS: dict[str, Way] = {"cpu": "merged", "cuda": "flex"}  # by type of device
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class PrefixLayout:
-    """Where the prompts and responses lie in a flat row of T tokens. n groups, B responses in all."""
+    """Where the prompts and responses lie in a flat row: lengths alone.
 
-    prompt_index: Tensor  # [n, Pmax] int64 into the row; padding points at token 0
-    response_index: Tensor  # [B, Rmax] int64 into the row; padding points at token 0
-    key_index: Tensor  # [B, Pmax + Rmax] int64: the keys of a response, its prompt then itself
-    key_mask: Tensor  # [B, 1, Rmax, Pmax + Rmax] bool, True = may attend
-    unpad_index: Tensor  # [T] int64 into [prompts padded, responses padded] laid end to end
+    What a way of attending needs beyond them is made at its first use, on the device, and kept for the other layers.
+    """
+
+    groups: Groups
+    device: torch.device = CPU
+    asked: Way | None = None  # None = the way of the device
 
     def to(self, device: torch.device | str) -> PrefixLayout:
-        return PrefixLayout(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        device = torch.device(device)
+        return self if device == self.device else dataclasses.replace(self, device=device)
+
+    @property
+    def way(self) -> Way:
+        return self.asked or WAYS.get(self.device.type, "dense")
+
+    @cached_property
+    def plan(self) -> attention_merged.Plan:
+        return attention_merged.make_plan(self.groups)
+
+    @cached_property
+    def blocks(self) -> BlockMask:
+        return attention_flex.block_mask(self.groups, self.device)
+
+    @cached_property
+    def rectangles(self) -> attention_dense.Rectangles:
+        return attention_dense.rectangles(self.groups).to(self.device)
+
+    @cached_property
+    def prompt_index(self) -> Tensor:
+        """[n, Pmax] int64 into the row; padding points at token 0."""
+        lengths = torch.tensor([p for p, _ in self.groups])[:, None]
+        sizes = torch.tensor([p + sum(responses) for p, responses in self.groups])
+        place = torch.arange(int(lengths.max()))
+        return torch.where(place < lengths, (sizes.cumsum(0) - sizes)[:, None] + place, 0).to(self.device)
+
+    def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
+        """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]."""
+        if self.way == "merged":
+            return attention_merged.attend(query, key, value, self.plan, scale)
+        if self.way == "flex":
+            return attention_flex.attend(query, key, value, self.blocks, scale)
+        return attention_dense.attend(query, key, value, self.rectangles, scale)
 
 
-def build_layout(groups: Sequence[tuple[int, Sequence[int]]]) -> PrefixLayout:
+def build_layout(groups: Sequence[tuple[int, Sequence[int]]], way: Way | None = None) -> PrefixLayout:
     """The layout of groups given as (prompt length, response lengths), in row order. Empty responses are an error."""
-    if not groups or any(p < 1 for p, _ in groups) or any(r < 1 for _, rs in groups for r in rs):
-        raise ValueError(f"a layout needs groups of non-empty prompts and responses, got {list(groups)}")
-    p_max = max(p for p, _ in groups)
-    r_all = [r for _, rs in groups for r in rs]
-    r_max = max(r_all, default=0)
-    n, b = len(groups), len(r_all)
-    prompt_index = np.zeros((n, p_max), np.int64)
-    response_index = np.zeros((b, r_max), np.int64)
-    key_index = np.zeros((b, p_max + r_max), np.int64)
-    key_mask = np.zeros((b, r_max, p_max + r_max), bool)
-    unpad: list[np.ndarray] = []
-    causal = np.tril(np.ones((r_max, r_max), bool))
-    start, j = 0, 0
-    for i, (p, rs) in enumerate(groups):
-        prompt = np.arange(start, start + p)
-        prompt_index[i, :p] = prompt
-        unpad.append(i * p_max + np.arange(p))
-        start += p
-        for r in rs:
-            response = np.arange(start, start + r)
-            response_index[j, :r] = response
-            key_index[j, :p] = prompt
-            key_index[j, p_max : p_max + r] = response
-            key_mask[j, :, :p] = True  # padded queries too: a row without any key would give NaN
-            key_mask[j, :, p_max : p_max + r] = causal[:, :r]
-            unpad.append(n * p_max + j * r_max + np.arange(r))
-            start, j = start + r, j + 1
-    return PrefixLayout(
-        prompt_index=torch.from_numpy(prompt_index),
-        response_index=torch.from_numpy(response_index),
-        key_index=torch.from_numpy(key_index),
-        key_mask=torch.from_numpy(key_mask)[:, None],
-        unpad_index=torch.from_numpy(np.concatenate(unpad)),
-    )
+    return PrefixLayout(groups=check_groups(groups), asked=way)
 
 
 @dataclass(slots=True)
@@ -129,14 +138,6 @@ class KVCache:
         return torch.cat([self.prompt_mask[self.prompt_of], own], dim=1)[:, None, None]
 
 
-def _repeat_heads(x: Tensor, times: int) -> Tensor:
-    """[b, kv heads, s, d] -> [b, kv heads * times, s, d], each head `times` times in a row."""
-    if times == 1:
-        return x
-    b, h, s, d = x.shape
-    return x[:, :, None].expand(b, h, times, s, d).reshape(b, h * times, s, d)
-
-
 def shared_prefix_attention(
     module: nn.Module,
     query: Tensor,  # [b, heads, s, d]; b = 1 and s = T for a flat row
@@ -159,8 +160,8 @@ def shared_prefix_attention(
         keys, values = kv_cache.append(layer, key, value)
         out = F.scaled_dot_product_attention(
             query,
-            _repeat_heads(keys, groups),
-            _repeat_heads(values, groups),
+            repeat_heads(keys, groups),
+            repeat_heads(values, groups),
             attn_mask=kv_cache.decode_mask(),
             scale=scaling,
         )
@@ -169,36 +170,11 @@ def shared_prefix_attention(
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs
         )
+    if dropout:
+        raise ValueError(f"attention_dropout is {dropout}; a flat row is attended to without dropout, so it must be 0")
     if kv_cache is not None:
         kv_cache.store_prompts(module.layer_idx, key, value)  # type: ignore[arg-type]
-    q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))  # [T, heads, d]
-    heads, d = q.shape[1:]
-
-    def take(x: Tensor, index: Tensor) -> Tensor:
-        return x[index].transpose(1, 2)  # [rows, heads, length, d]
-
-    at = prefix_layout.prompt_index
-    # Prompts are padded on the right, where a causal query never looks: no mask needed.
-    prompt_out = F.scaled_dot_product_attention(
-        take(q, at),
-        _repeat_heads(take(k, at), groups),
-        _repeat_heads(take(v, at), groups),
-        is_causal=True,
-        dropout_p=dropout,
-        scale=scaling,
-    )
-    parts = [prompt_out.transpose(1, 2).reshape(-1, heads, d)]
-    if prefix_layout.response_index.numel():
-        response_out = F.scaled_dot_product_attention(
-            take(q, prefix_layout.response_index),
-            _repeat_heads(take(k, prefix_layout.key_index), groups),
-            _repeat_heads(take(v, prefix_layout.key_index), groups),
-            attn_mask=prefix_layout.key_mask,
-            dropout_p=dropout,
-            scale=scaling,
-        )
-        parts.append(response_out.transpose(1, 2).reshape(-1, heads, d))
-    return torch.cat(parts)[prefix_layout.unpad_index][None], None
+    return prefix_layout.attend(query, key, value, scaling), None
 
 
 def register_attention() -> None:

@@ -1,13 +1,14 @@
 """Bytes of one forward and backward pass over a flat row: what autograd keeps of a layer, and what comes and goes.
 
-T tokens of a row, of which N are targets; n prompts and B responses, attended to in rectangles that are padded to the
-longest of each. In comments: H hidden width, A query width, K key width, I inner width, E experts, k of them per token.
+T tokens of a row, of which N are targets. In comments: H hidden width, A query width, K key width, I inner width, E
+experts, k of them per token.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
+from sapo_vl.model.attention_flex import BLOCK
 from sapo_vl.model.logprob import PLAIN_MAX_LOGITS
 from sapo_vl.planning.sizes import ModelSizes
 
@@ -21,41 +22,34 @@ class Row:
 
     tokens: int
     prompts: int
-    longest_prompt: int
+    prompt: int  # tokens of a prompt, in the mean
     responses: int
-    longest_response: int
+    response: int  # tokens of a response, in the mean
     targets: int
     patches: int
 
     @property
-    def keys(self) -> int:
-        """Keys of all responses, prompts spread over them and everything padded."""
-        return self.responses * (self.longest_prompt + self.longest_response)
-
-    @property
-    def scores(self) -> int:
-        """Entries of the padded rectangles of all responses."""
-        return self.keys * self.longest_response
+    def scores(self) -> float:
+        """Pairs of a query and a key that attend, per head, if all lengths are the mean."""
+        return self.prompts * self.prompt**2 / 2 + self.responses * self.response * (self.prompt + self.response / 2)
 
 
 def layout_bytes(row: Row) -> int:
-    """Index tensors and the mask of a micro-batch: PrefixLayout, once for all layers."""
-    index = row.prompts * row.longest_prompt + row.responses * row.longest_response + row.keys + row.tokens
-    return index * INDEX_BYTES + row.scores
+    """What attention needs to know of a micro-batch, once for all layers: at most two indices a token on a CPU; on a
+    GPU two numbers a token and four a pair of blocks."""
+    return 2 * INDEX_BYTES * row.tokens + 4 * FLOAT_BYTES * (-(-row.tokens // BLOCK)) ** 2
 
 
 def attention_saved_bytes(m: ModelSizes, row: Row) -> int:
-    """Padded copies of queries, of keys and values with their heads repeated, the outputs; and the mask, which SDPA
-    turns into numbers."""
-    responses = 2 * row.responses * row.longest_response + 2 * row.keys
-    prompts = 4 * row.prompts * row.longest_prompt
-    return m.dtype_bytes * ((responses + prompts) * m.query_width + row.scores)
+    """Queries, keys and values, and the log of the sum of each query's scores. The outputs are the input of the
+    projection after it."""
+    return row.tokens * ((m.query_width + 2 * m.key_width) * m.dtype_bytes + m.heads * FLOAT_BYTES)
 
 
 def attention_transient_bytes(m: ModelSizes, row: Row) -> int:
-    """Of its backward: gradients of all the padded copies, and of the gathered ones without repeated heads."""
-    wide = 2 * row.responses * row.longest_response + 2 * row.keys
-    return m.dtype_bytes * (wide * m.query_width + 2 * row.keys * m.key_width + 2 * row.tokens * m.query_width)
+    """Of its backward: gradients of queries, keys and values, and of responses that are short enough to run together
+    a copy of all that goes in and comes out: 4 A and 4 K."""
+    return row.tokens * (5 * m.query_width + 6 * m.key_width) * m.dtype_bytes
 
 
 def norms_saved_bytes(m: ModelSizes, row: Row) -> int:
@@ -99,7 +93,7 @@ def layer_backward_bytes(m: ModelSizes, row: Row) -> int:
 
 def layer_forward_bytes(m: ModelSizes, row: Row) -> int:
     """The most that lives while one layer runs without gradient: attention, or the gated layer, whichever is wider."""
-    attention = attention_saved_bytes(m, row) + row.tokens * (2 * m.query_width + 2 * m.key_width) * m.dtype_bytes
+    attention = attention_saved_bytes(m, row) + row.tokens * (3 * m.query_width + 2 * m.key_width) * m.dtype_bytes
     return row.tokens * 3 * m.hidden_width * m.dtype_bytes + max(attention, _mlp_forward_bytes(m, row))
 
 

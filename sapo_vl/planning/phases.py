@@ -8,7 +8,14 @@ from dataclasses import dataclass, field
 from sapo_vl.config import RunConfig
 from sapo_vl.model.folder import SHARD_BYTES
 from sapo_vl.planning import rollouts, trainer
-from sapo_vl.planning.activations import Row, backward_peak_bytes, forward_peak_bytes, layout_bytes
+from sapo_vl.planning.activations import (
+    FLOAT_BYTES,
+    INDEX_BYTES,
+    Row,
+    backward_peak_bytes,
+    forward_peak_bytes,
+    layout_bytes,
+)
 from sapo_vl.planning.machine import GB, Load, Machine
 from sapo_vl.planning.rows import full_row, mixed_row, patches_of_prompt
 from sapo_vl.planning.sizes import ModelSizes
@@ -118,12 +125,14 @@ def _offloaded(case: Case) -> list[tuple[str, int]]:
 
 
 def _batch_on_host(case: Case) -> tuple[str, int]:
-    """The patches of a step's prompts; ids, masks and patches of the one micro-batch that is packed."""
+    """The patches of a step's prompts; of the one micro-batch that is packed its patches, of every token an id, three
+    positions and what its attention needs, and of every target its id, its place and two log-probs."""
     m, c = case.sizes, case.config
     row = mixed_row(m, c, case.load)
     prompts = -(-c.rollout.prompts_per_step // case.machine.ranks)
     pixels = (prompts + row.prompts) * patches_of_prompt(m, c) * m.patch_values * 4
-    return "prompts of a step, and a micro-batch", layout_bytes(row) + pixels
+    numbers = row.tokens * 4 * INDEX_BYTES + row.targets * (2 * INDEX_BYTES + 2 * FLOAT_BYTES)
+    return "prompts of a step, and a micro-batch", layout_bytes(row) + numbers + pixels
 
 
 def _sleeping(case: Case) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:

@@ -63,9 +63,9 @@ def own_sampling(m: ModelSizes, config: RunConfig, machine: Machine) -> list[tup
     row = Row(
         tokens=prompts * limit,
         prompts=prompts,
-        longest_prompt=limit,
+        prompt=limit,
         responses=0,
-        longest_response=0,
+        response=0,
         targets=prompts,
         patches=prompts * patches_of_prompt(m, config),
     )

@@ -21,16 +21,13 @@ def full_row(m: ModelSizes, config: RunConfig) -> Row:
     """As many groups as the budget lets in with every prompt and response at its limit; where not even one, as many of
     its responses, at least one."""
     prompt, response = config.model.max_prompt_tokens, config.rollout.max_new_tokens
-    return _row(config, prompt, response, prompt, response, patches_of_prompt(m, config))
+    return _row(config, prompt, response, patches_of_prompt(m, config))
 
 
 def mixed_row(m: ModelSizes, config: RunConfig, load: Load) -> Row:
-    """The budget filled with groups of mean length, and among them a prompt and a response at the limit: everything in
-    the rectangles is padded to those."""
-    longest, cap = config.model.max_prompt_tokens, config.rollout.max_new_tokens
+    """The budget filled with groups of mean length."""
     prompt, response = mean_lengths(config, load)
-    patches = min(patches_of_prompt(m, config), prompt * m.merge**2)
-    return _row(config, prompt, response, longest, cap, patches)
+    return _row(config, prompt, response, min(patches_of_prompt(m, config), prompt * m.merge**2))
 
 
 def rows_of_step(config: RunConfig, row: Row, ranks: int) -> int:
@@ -46,7 +43,7 @@ def mean_lengths(config: RunConfig, load: Load) -> tuple[int, int]:
     )
 
 
-def _row(config: RunConfig, prompt: int, response: int, longest: int, cap: int, patches: int) -> Row:
+def _row(config: RunConfig, prompt: int, response: int, patches: int) -> Row:
     budget, size = config.batch.tokens_per_micro_batch, config.rollout.group_size
     prompts = max(1, budget // (prompt + size * response + patches))
     part = min(size, max(1, (budget - prompt - patches) // response))  # of a group that is alone
@@ -54,9 +51,9 @@ def _row(config: RunConfig, prompt: int, response: int, longest: int, cap: int, 
     return Row(
         tokens=prompts * prompt + responses * response,
         prompts=prompts,
-        longest_prompt=longest,
+        prompt=prompt,
         responses=responses,
-        longest_response=cap,
+        response=response,
         targets=responses * response,
         patches=prompts * patches,
     )

@@ -37,12 +37,11 @@ def step_seconds(seconds: dict[str, float]) -> float:
 
 
 def forward_flops(m: ModelSizes, row: Row) -> float:
-    """Products with weights, and the padded rectangles of attention."""
+    """Products with weights, and of attention."""
     head = m.vocabulary * m.hidden_width
     layers = m.active - (1 if m.tied else 2) * head  # the embedding is looked up
     linear = 2.0 * (row.tokens * layers + row.targets * head)
-    prompts = row.prompts * row.longest_prompt**2 / 2
-    return linear + 4.0 * m.layers * m.query_width * (row.scores + prompts)
+    return linear + 4.0 * m.layers * m.query_width * row.scores
 
 
 def pass_seconds(case: Case, rates: Rates, passes: int) -> float:

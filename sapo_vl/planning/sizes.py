@@ -59,6 +59,11 @@ class ModelSizes:
         return self.experts > 0
 
     @property
+    def heads(self) -> int:
+        """Of queries."""
+        return self.query_width * self.key_heads // self.key_width
+
+    @property
     def experts_parameters(self) -> int:
         """Parameters of all experts of all layers."""
         return self.layers * self.experts_in_layer

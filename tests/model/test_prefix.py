@@ -81,6 +81,23 @@ def test_equals_padded_rows(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_merged_equals_dense(kind: Kind, seed: int) -> None:
+    """Log-probs and every gradient of the model, recomputed layer by layer."""
+    case = make_case(kind, seed)
+    case.policy.hf.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    case.policy.train()
+    loss = weighted_sum(case.rng, case.groups)
+    merged = flat(case.chat, case.groups)
+    assert merged.layout is not None and merged.layout.way == "merged"
+    dense = dataclasses.replace(merged, layout=build_layout(merged.layout.groups, "dense"))
+    expected_loss, expected = gradients(case.policy, [dense], loss)
+    found_loss, found = gradients(case.policy, [merged], loss)
+    assert_same(found, expected)
+    assert found_loss == pytest.approx(expected_loss, rel=TOLERANCE, abs=1e-4)
+    assert (logprobs(case.policy, merged) - logprobs(case.policy, dense)).abs().max() < TOLERANCE
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_splitting_changes_nothing(kind: Kind, seed: int) -> None:
     """One micro-batch or one per group, text-only ones among them: the same sum of gradients."""
     case = make_case(kind, seed)
@@ -185,26 +202,44 @@ def responses_see_each_other(mb: MicroBatch) -> MicroBatch:
     return dataclasses.replace(mb, layout=build_layout(lengths))
 
 
-def padding_attended(mb: MicroBatch) -> MicroBatch:
+def with_key_mask(mb: MicroBatch, mask: Tensor) -> MicroBatch:
+    """The batch, attended by rectangles under another mask [B, 1, Rmax, Pmax + Rmax]."""
     assert mb.layout is not None
-    mask = mb.layout.key_mask.clone()
-    mask[..., : mb.layout.prompt_index.shape[1]] = True
-    return dataclasses.replace(mb, layout=dataclasses.replace(mb.layout, key_mask=mask))
+    layout = build_layout(mb.layout.groups, "dense")
+    vars(layout)["rectangles"] = dataclasses.replace(layout.rectangles, key_mask=mask)
+    return dataclasses.replace(mb, layout=layout)
+
+
+def key_mask(mb: MicroBatch) -> tuple[Tensor, int]:
+    """A copy of the right mask, and how many of its keys are for prompts."""
+    assert mb.layout is not None
+    return mb.layout.rectangles.key_mask.clone(), mb.layout.prompt_index.shape[1]
+
+
+def padding_attended(mb: MicroBatch) -> MicroBatch:
+    mask, prompts = key_mask(mb)
+    mask[..., :prompts] = True
+    return with_key_mask(mb, mask)
 
 
 def prompt_unseen(mb: MicroBatch) -> MicroBatch:
+    mask, prompts = key_mask(mb)
+    mask[..., :prompts] = False
+    return with_key_mask(mb, mask)
+
+
+def last_prompt_unmerged(mb: MicroBatch) -> MicroBatch:
     assert mb.layout is not None
-    mask = mb.layout.key_mask.clone()
-    mask[..., : mb.layout.prompt_index.shape[1]] = False
-    return dataclasses.replace(mb, layout=dataclasses.replace(mb.layout, key_mask=mask))
+    layout = build_layout(mb.layout.groups, "merged")
+    vars(layout)["plan"] = dataclasses.replace(layout.plan, across=layout.plan.across[:-1])
+    return dataclasses.replace(mb, layout=layout)
 
 
 def response_not_causal(mb: MicroBatch) -> MicroBatch:
-    assert mb.layout is not None
-    mask = mb.layout.key_mask.clone()
+    mask, _ = key_mask(mb)
     for row, n in zip(mask, mb.lengths.tolist(), strict=True):
         row[:] = row[:, n - 1 : n].clone()  # all tokens see what the last one sees
-    return dataclasses.replace(mb, layout=dataclasses.replace(mb.layout, key_mask=mask))
+    return with_key_mask(mb, mask)
 
 
 def predictor_is_the_token_itself(mb: MicroBatch) -> MicroBatch:
@@ -230,6 +265,7 @@ FAULTS = [
     responses_see_each_other,
     padding_attended,
     prompt_unseen,
+    last_prompt_unmerged,
     response_not_causal,
     predictor_is_the_token_itself,
     predictor_is_one_earlier,
@@ -270,17 +306,19 @@ def test_an_image_token_too_many_is_an_error(seed: int) -> None:
         logprobs(case.policy, dataclasses.replace(batch, ids=ids))
 
 
-def test_layout_by_hand() -> None:
+def test_rectangles_by_hand() -> None:
     """Prompts of 2 and 1 tokens with responses of (1, 2) and (2): row p p a b b | q c c."""
     layout = build_layout([(2, [1, 2]), (1, [2])])
     assert layout.prompt_index.tolist() == [[0, 1], [5, 0]]
-    assert layout.response_index.tolist() == [[2, 0], [3, 4], [6, 7]]
-    assert layout.key_index.tolist() == [[0, 1, 2, 0], [0, 1, 3, 4], [5, 0, 6, 7]]
-    assert layout.key_mask[1, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
-    assert layout.key_mask[2, 0].int().tolist() == [[1, 0, 1, 0], [1, 0, 1, 1]]
-    assert layout.key_mask[0, 0, 0].int().tolist() == [1, 1, 1, 0]
+    found = layout.rectangles
+    assert found.prompt_index.tolist() == [[0, 1], [5, 0]]
+    assert found.response_index.tolist() == [[2, 0], [3, 4], [6, 7]]
+    assert found.key_index.tolist() == [[0, 1, 2, 0], [0, 1, 3, 4], [5, 0, 6, 7]]
+    assert found.key_mask[1, 0].int().tolist() == [[1, 1, 1, 0], [1, 1, 1, 1]]
+    assert found.key_mask[2, 0].int().tolist() == [[1, 0, 1, 0], [1, 0, 1, 1]]
+    assert found.key_mask[0, 0, 0].int().tolist() == [1, 1, 1, 0]
     # [prompts padded to 2 | responses padded to 2], read back in row order
-    assert layout.unpad_index.tolist() == [0, 1, 4, 6, 7, 2, 8, 9]
+    assert found.unpad_index.tolist() == [0, 1, 4, 6, 7, 2, 8, 9]
 
 
 @pytest.mark.parametrize("groups", [[], [(0, [1])], [(2, [1, 0])]])

@@ -95,9 +95,9 @@ def test_a_layer_keeps_what_is_planned(
         row = Row(
             tokens=batch.ids.shape[1],
             prompts=len(groups),
-            longest_prompt=max(len(g.prompt.ids) for g in groups),
+            prompt=sum(len(g.prompt.ids) for g in groups) // len(groups),
             responses=len(batch.lengths),
-            longest_response=int(batch.lengths.max()),
+            response=int(batch.lengths.sum()) // len(batch.lengths),
             targets=int(batch.lengths.sum()),
             patches=0,
         )
