@@ -50,7 +50,7 @@ def main() -> None:
     policy(batch, tape=record)
     old = record.native
     batch = dataclasses.replace(batch, old_routes=old)
-    engine = TransformersEngine(policy, chat, prompts_per_batch=32)
+    engine = TransformersEngine(policy, chat)
     prompts = [g.prompt for g in groups]
     sampling = SamplingParams(n=8, max_new_tokens=args.length, temperature=1.0)
 

@@ -37,7 +37,7 @@ def main() -> None:
         session = open_session(model, OptimConfig(), ZeroConfig(stage=0), config, world, total_updates=1, seed=0)
     engine, chat = session.rollouts, session.chat
     assert isinstance(engine, VllmEngine)
-    trainers_own = TransformersEngine(session.engine.module, chat, prompts_per_batch=64)
+    trainers_own = TransformersEngine(session.engine.module, chat)
     rng = np.random.default_rng(0)
     print(f"{args.kind}; process CPU seconds, median of {args.repeats}")
     print("image  tokens  responses  prompts  LLM.generate  pipeline  ratio  transformers  ratio")

@@ -32,6 +32,7 @@ from sapo_vl.model.policy import PolicyModule
 from sapo_vl.model.reading import folder_weights
 from sapo_vl.model.routing import Replay, RouteSpec, attach_routing
 from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
+from sapo_vl.rollout.schedule import free_share
 from sapo_vl.rollout.vllm.contract import check_route_source
 from sapo_vl.rollout.vllm.engine import VllmEngine, Weights
 from sapo_vl.rollout.vllm.server import VllmServerEngine
@@ -154,8 +155,13 @@ def open_rollouts(
 
 
 def _own_engine(policy: PolicyModule, chat: Chat, config: RolloutConfig, stage: int, world: World) -> RolloutEngine:
-    any_rank = world.any if stage == 3 else bool
-    return TransformersEngine(policy, chat, config.prompts_per_batch, device=world.device, any_rank=any_rank)
+    return TransformersEngine(
+        policy,
+        chat,
+        device=world.device,
+        cache_bytes=functools.partial(free_share, config.cache_share, world.device),
+        most=functools.partial(_most, world) if stage == 3 else int,
+    )
 
 
 def _open_vllm(
@@ -180,6 +186,10 @@ def _open_vllm(
     if out is None:
         raise ValueError("rollout.engine=vllm_server needs a run folder to hand weights over in")
     return VllmServerEngine(model_config, config.server, chat, weights, expected, world, out, **limits)
+
+
+def _most(world: World, number: int) -> int:
+    return int(world.max(number))
 
 
 def check_replay(replay: Replay, folder: ModelFolder, engine: str, device: str) -> None:

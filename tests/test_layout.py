@@ -92,7 +92,14 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
         "sapo_vl.session",
         *BASIS[:2],
     ),
-    "sapo_vl/planning/*": ("sapo_vl.planning", "sapo_vl.config", "sapo_vl.model", *BASIS[:2]),
+    # Reckons with the same room for sampling as the engine does.
+    "sapo_vl/planning/*": (
+        "sapo_vl.planning",
+        "sapo_vl.config",
+        "sapo_vl.model",
+        "sapo_vl.rollout.schedule",
+        *BASIS[:2],
+    ),
     "rewards/answers/*": ("rewards.answers", "rewards.base"),
     "rewards/official/*": ("rewards.official", "rewards.answers", "rewards.base", "rewards.ocr"),
     "rewards/judging/*": ("rewards.judging", "rewards.base", "sapo_vl.strict"),

@@ -14,9 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from sapo_vl.model.batching import MicroBatch
+from sapo_vl.model.kv_cache import KVCache
 from sapo_vl.model.loading import base_model
 from sapo_vl.model.logprob import law_logits, token_logprobs
-from sapo_vl.model.prefix_attention import KVCache, PrefixLayout
+from sapo_vl.model.prefix_attention import PrefixLayout
 from sapo_vl.model.routing import TAPE, RouteSpec, RouteTape
 
 
@@ -29,6 +30,7 @@ class Prefill:
     pixel_values: Tensor  # [K, patch_dim]
     image_grid_thw: Tensor  # [I, 3]
     has_images: bool
+    layout: PrefixLayout
     cache: KVCache
     last_index: Tensor  # [n] int64, the last token of each prompt in the row
 
@@ -100,7 +102,7 @@ class PolicyModule(nn.Module):
         if isinstance(job, Decode):
             hidden = self._text(self._embed(job.ids), job.positions, kv_cache=job.cache, **extra)[:, -1]
         elif isinstance(job, Prefill):
-            row = self._flat_row(job, prefix_layout=job.cache.layout, kv_cache=job.cache, **extra)
+            row = self._flat_row(job, prefix_layout=job.layout, kv_cache=job.cache, **extra)
             hidden = row[0, job.last_index]
         elif isinstance(job, Vocabulary):
             hidden = self._predictors(job.batch, **extra)[job.tokens]

@@ -18,12 +18,11 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Literal
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
@@ -31,7 +30,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from sapo_vl.model import attention_dense, attention_flex, attention_merged
-from sapo_vl.model.attention_dense import repeat_heads
+from sapo_vl.model.kv_cache import KVCache
 from sapo_vl.model.segments import Groups, check_groups
 
 SHARED_PREFIX_ATTENTION = "sapo_shared_prefix"
@@ -71,14 +70,6 @@ class PrefixLayout:
     def rectangles(self) -> attention_dense.Rectangles:
         return attention_dense.rectangles(self.groups).to(self.device)
 
-    @cached_property
-    def prompt_index(self) -> Tensor:
-        """[n, Pmax] int64 into the row; padding points at token 0."""
-        lengths = torch.tensor([p for p, _ in self.groups])[:, None]
-        sizes = torch.tensor([p + sum(responses) for p, responses in self.groups])
-        place = torch.arange(int(lengths.max()))
-        return torch.where(place < lengths, (sizes.cumsum(0) - sizes)[:, None] + place, 0).to(self.device)
-
     def attend(self, query: Tensor, key: Tensor, value: Tensor, scale: float | None) -> Tensor:
         """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]."""
         if self.way == "merged":
@@ -91,51 +82,6 @@ class PrefixLayout:
 def build_layout(groups: Sequence[tuple[int, Sequence[int]]], way: Way | None = None) -> PrefixLayout:
     """The layout of groups given as (prompt length, response lengths), in row order. Empty responses are an error."""
     return PrefixLayout(groups=check_groups(groups), asked=way)
-
-
-@dataclass(slots=True)
-class KVCache:
-    """Keys and values of B responses while they are sampled: the prompt's, then their own.
-
-    Each prompt is run once; its keys and values are spread over the G responses of its group here.
-    Buffers are [B, kv heads, Pmax + max_new, head_dim]; responses advance in lockstep, so the own part
-    of every response starts at Pmax and `length` counts its tokens.
-    """
-
-    layout: PrefixLayout  # of the prompts alone
-    prompt_of: Tensor  # [B] int64, which prompt each response continues
-    prompt_mask: Tensor  # [n, Pmax] bool, True = a token of the prompt
-    max_new: int
-    length: int = 0  # own tokens stored by the decoding step under way
-    keys: dict[int, Tensor] = field(default_factory=dict)  # by layer
-    values: dict[int, Tensor] = field(default_factory=dict)
-
-    def store_prompts(self, layer: int, key: Tensor, value: Tensor) -> None:
-        """Takes the flat row's key and value, [1, kv heads, T, head_dim]."""
-        for flat, store in ((key, self.keys), (value, self.values)):
-            padded = flat[0].transpose(0, 1)[self.layout.prompt_index].transpose(1, 2)  # [n, kv heads, Pmax, d]
-            spread = padded[self.prompt_of]
-            buffer = spread.new_zeros((*spread.shape[:2], spread.shape[2] + self.max_new, spread.shape[3]))
-            buffer[:, :, : spread.shape[2]] = spread
-            store[layer] = buffer
-
-    def append(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
-        """Stores one token of every response ([B, kv heads, 1, d]); returns all keys and values so far."""
-        at = self.prompt_mask.shape[1] + self.length - 1
-        self.keys[layer][:, :, at : at + 1] = key
-        self.values[layer][:, :, at : at + 1] = value
-        return self.keys[layer][:, :, : at + 1], self.values[layer][:, :, : at + 1]
-
-    def keep(self, rows: Tensor) -> None:
-        """Drops the responses where `rows` ([B] bool) is False."""
-        self.prompt_of = self.prompt_of[rows]
-        self.keys = {layer: k[rows] for layer, k in self.keys.items()}
-        self.values = {layer: v[rows] for layer, v in self.values.items()}
-
-    def decode_mask(self) -> Tensor:
-        """[B, 1, 1, Pmax + length] bool: which stored keys a response may attend to."""
-        own = self.prompt_mask.new_ones((len(self.prompt_of), self.length))
-        return torch.cat([self.prompt_mask[self.prompt_of], own], dim=1)[:, None, None]
 
 
 def shared_prefix_attention(
@@ -154,18 +100,9 @@ def shared_prefix_attention(
 
     Returns ([b, s, heads, d], None).
     """
-    groups = query.shape[1] // key.shape[1]
     if kv_cache is not None and prefix_layout is None:
         layer: int = module.layer_idx  # type: ignore[assignment]
-        keys, values = kv_cache.append(layer, key, value)
-        out = F.scaled_dot_product_attention(
-            query,
-            repeat_heads(keys, groups),
-            repeat_heads(values, groups),
-            attn_mask=kv_cache.decode_mask(),
-            scale=scaling,
-        )
-        return out.transpose(1, 2), None
+        return kv_cache.attend(layer, query, key, value, scaling), None
     if prefix_layout is None:
         return sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs

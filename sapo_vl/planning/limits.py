@@ -137,9 +137,9 @@ def _settings(c: RunConfig, ranks: int) -> Iterator[tuple[str, Any]]:
             if ways > c.rollout.vllm.tensor_parallel and ranks % ways == 0:
                 yield "rollout.vllm.tensor_parallel", ways
     if c.rollout.engine == "transformers":
-        for divisor in (2, 4, 8, 16, 32, 64):
-            if c.rollout.prompts_per_batch >= divisor:
-                yield "rollout.prompts_per_batch", c.rollout.prompts_per_batch // divisor
+        for share in (0.4, 0.3, 0.2, 0.1):
+            if share < c.rollout.cache_share:
+                yield "rollout.cache_share", share
         yield "rollout.engine", "vllm"
     for stage in (1, 2, 3):
         if stage > c.zero.stage and ranks > 1:

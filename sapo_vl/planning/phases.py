@@ -168,10 +168,26 @@ def rollout(case: Case) -> Phase:
         return _phase(case, "rollout", [*_held(case), *engine], _offloaded(case), share=inside)
     if c.rollout.engine == "vllm_server":
         return _phase(case, "rollout", _held(case), _offloaded(case))
-    own = rollouts.own_sampling(m, c, case.machine)
-    return _phase(
-        case, "rollout", [*_held(case), ("gathered weights", trainer.live_bytes(m, c)), *own], _offloaded(case)
-    )
+    own = rollouts.own_sampling(m, c, case.machine, free_for_sampling(case))
+    return _phase(case, "rollout", [*_before_sampling(case), *own], _offloaded(case))
+
+
+def free_for_sampling(case: Case) -> int:
+    """Bytes that a rank has left when the trainer's own model begins to sample."""
+    return _left(case, [*_before_sampling(case), *_offloaded(case)])
+
+
+def _before_sampling(case: Case) -> list[tuple[str, int]]:
+    return [*_held(case), ("gathered weights", trainer.live_bytes(case.sizes, case.config))]
+
+
+def _left(case: Case, held: Items) -> int:
+    """On a rank's GPU, or of its part of the host's memory, beside what is held there."""
+    machine, taken = case.machine, sum(size for _, size in held)
+    if machine.gpu_bytes:
+        return max(0, machine.usable_gpu_bytes - taken)
+    process = PROCESS_BYTES + case.config.rewards.workers * WORKER_BYTES
+    return max(0, int(0.95 * machine.host_bytes) // machine.ranks_per_host - process - taken)
 
 
 def asleep(case: Case) -> Phase:
@@ -255,7 +271,7 @@ def evaluation(case: Case) -> Phase:
     gpu = [
         ("weights", trainer.weights_bytes(m, c, ranks)),
         ("gathered weights", trainer.live_bytes(m, c)),
-        *rollouts.own_sampling(m, c, case.machine),
     ]
+    gpu += rollouts.own_sampling(m, c, case.machine, _left(case, gpu))
     whole = m.dtype_bytes * m.parameters if case.machine.gpu_bytes else 0
     return _phase(case, "evaluation", gpu, [("the whole model, read by every rank", whole)], stage=EVALUATION)

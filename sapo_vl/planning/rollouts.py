@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from sapo_vl.config import RunConfig
-from sapo_vl.planning.activations import Row, forward_peak_bytes
+from sapo_vl.planning.activations import FLOAT_BYTES, Row, forward_peak_bytes
 from sapo_vl.planning.machine import GB, Machine
 from sapo_vl.planning.rows import patches_of_prompt
 from sapo_vl.planning.sizes import ModelSizes
+from sapo_vl.rollout.schedule import PREFILL_TOKENS, Held, Room
 
 ASLEEP_BYTES = int(1.5 * GB)  # of an engine whose weights lie in main memory: context, graphs
 WORKSPACE_BYTES = 3 * GB  # activations and graphs of an engine that is awake
-LOGITS_BYTES = 28  # per entry of the vocabulary while a token is drawn: logits, log-probs, the sum in float64
 
 
 def share_bytes(m: ModelSizes, config: RunConfig, machine: Machine) -> int:
@@ -51,27 +51,46 @@ def responses_at_a_time(m: ModelSizes, config: RunConfig, machine: Machine, mean
     return max(1, min(config.rollout.vllm.max_num_seqs, cache // (mean_tokens * cache_per_token(m, config))))
 
 
-def own_batch(config: RunConfig, machine: Machine) -> int:
-    """Prompts that the trainer's own model samples from at a time, on a rank."""
-    return min(config.rollout.prompts_per_batch, -(-config.rollout.prompts_per_step // machine.ranks))
+def own_room(m: ModelSizes, config: RunConfig, free_bytes: int) -> Room:
+    """For what the trainer's own model samples, where so much memory is free when it begins."""
+    return Room(
+        bytes=int(config.rollout.cache_share * free_bytes),
+        token_bytes=m.key_bytes_per_token,
+        vocabulary=m.vocabulary,
+        max_new_tokens=config.rollout.max_new_tokens,
+    )
 
 
-def own_sampling(m: ModelSizes, config: RunConfig, machine: Machine) -> list[tuple[str, int]]:
-    """The trainer's own model: a cache for all responses at full length, and what a step makes of it."""
-    prompts, size = own_batch(config, machine), config.rollout.group_size
-    responses, limit = prompts * size, config.model.max_prompt_tokens
+def own_at_a_time(m: ModelSizes, config: RunConfig, machine: Machine, free_bytes: int) -> tuple[int, int]:
+    """(prompts, responses) that a rank samples at a time, prompts at their limit; at least one response."""
+    room, limit, size = own_room(m, config, free_bytes), config.model.max_prompt_tokens, config.rollout.group_size
+    prompts = -(-config.rollout.prompts_per_step // machine.ranks)
+    group = Held().plus(limit, size)
+    fit = min(prompts, room.bytes // room.need(group))
+    if fit:
+        return fit, fit * size
+    one = room.need(Held().plus(limit, 1))
+    return 1, max(1, min(size, 1 + (room.bytes - one) // room.response_bytes))
+
+
+def own_sampling(m: ModelSizes, config: RunConfig, machine: Machine, free_bytes: int) -> list[tuple[str, int]]:
+    """The trainer's own model: keys and what tokens are drawn from, and a pass over prompts or a step beside them."""
+    room, limit = own_room(m, config, free_bytes), config.model.max_prompt_tokens
+    prompts, responses = own_at_a_time(m, config, machine, free_bytes)
+    held = Held(prompts=prompts, longest=limit, responses=responses)
+    together = min(prompts, max(1, PREFILL_TOKENS // limit))
     row = Row(
-        tokens=prompts * limit,
-        prompts=prompts,
+        tokens=together * limit,
+        prompts=together,
         prompt=limit,
         responses=0,
         response=0,
-        targets=prompts,
-        patches=prompts * patches_of_prompt(m, config),
+        targets=together,
+        patches=together * patches_of_prompt(m, config),
     )
-    repeated = 2 * responses * longest(config) * m.query_width * m.dtype_bytes  # heads repeated, of one layer
-    drawing = responses * m.vocabulary * LOGITS_BYTES
+    heads = m.query_width * m.key_heads // m.key_width
+    scores = 3 * responses * heads * longest(config) * FLOAT_BYTES  # of one layer: apart, side by side, as weights
     return [
-        ("cache of keys and values", responses * longest(config) * m.key_bytes_per_token),
-        ("a step of sampling", max(repeated + drawing, forward_peak_bytes(m, row))),
+        ("cache of keys and values, and drawing", room.need(held)),
+        ("a step of sampling", max(scores, forward_peak_bytes(m, row))),
     ]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from sapo_vl.planning import rollouts, trainer
 from sapo_vl.planning.activations import Row
 from sapo_vl.planning.machine import STATED, Rates
-from sapo_vl.planning.phases import Case
+from sapo_vl.planning.phases import Case, free_for_sampling
 from sapo_vl.planning.rows import mean_lengths, mixed_row, rows_of_step
 from sapo_vl.planning.sizes import ModelSizes
 
@@ -77,7 +77,7 @@ def rollout_seconds(case: Case, rates: Rates) -> float:
     engines = max(1, machine.ranks // ways)
     responses = -(-c.rollout.prompts_per_step // engines) * c.rollout.group_size
     if own:
-        at_a_time = rollouts.own_batch(c, machine) * c.rollout.group_size
+        _, at_a_time = rollouts.own_at_a_time(m, c, machine, free_for_sampling(case))
     else:
         at_a_time = rollouts.responses_at_a_time(m, c, machine, prompt + response)
     at_a_time = min(at_a_time, responses)

@@ -17,6 +17,8 @@ from sapo_vl.rollout.vllm.contract import is_installed
 from sapo_vl.strict import Strict
 from sapo_vl.types import Prompt, RolloutGroup
 
+CACHE_SHARE = 0.5
+
 
 class ParityConfig(Strict):
     """How often, and on how much, the engine's log-probs are compared with the trainer's (see rollout/parity.py)."""
@@ -56,7 +58,8 @@ class RolloutConfig(Strict):
     temperature: float = Field(default=1.0, gt=0)  # belongs to pi: ratios are of the tempered law
     top_p: float = Field(default=1.0, gt=0, le=1)  # 1 = off
     top_k: int = Field(default=0, ge=0)  # 0 = off
-    prompts_per_batch: int = Field(default=64, ge=1)  # of the transformers engine, on a rank: bounds its KV cache
+    # Of the transformers engine: of the memory that is free when it begins, for its cache and what it draws from.
+    cache_share: float = Field(default=CACHE_SHARE, gt=0, le=0.95)
     # Where pi_old comes from. "rollout": recorded while sampling. "trainer": one forward pass before the first update.
     old_logprobs: Literal["rollout", "trainer"] = "rollout"
 

@@ -316,7 +316,7 @@ def test_rollouts_are_the_same_on_any_ranks(kind: Kind, launched: dict[int, Path
     model = load_model(Variant(kind, 0).config(launched[1]))
     chat = Chat(processor(), model, Variant(kind, 0).config(launched[1]))
     assert chat.eos_ids == tuple(EOS_IDS)
-    engine = TransformersEngine(PolicyModule(model, chat.banned_ids), chat, prompts_per_batch=64)
+    engine = TransformersEngine(PolicyModule(model, chat.banned_ids), chat)
     groups = engine.generate(sample_prompts(chat, case.rng), SAMPLING)
     assert len({len(r.response_ids) for g in groups for r in g.rollouts}) > 2
     for ranks in RANKS:

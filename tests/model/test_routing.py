@@ -221,7 +221,7 @@ def test_the_engine_records_what_the_trainer_goes_through(seed: int) -> None:
     """Token by token while sampling, or all at once on the flat row: the same experts, but for near-ties."""
     case = routed_case(seed)
     prompts = [g.prompt for g in case.groups]
-    engine = TransformersEngine(case.policy, case.chat, prompts_per_batch=3)
+    engine = TransformersEngine(case.policy, case.chat)
     params = SamplingParams(n=4, max_new_tokens=9, temperature=1.0, seed=seed, routes=True)
     groups = engine.generate(prompts, params)
     plain = engine.generate(prompts, dataclasses.replace(params, routes=False))
@@ -253,7 +253,7 @@ def test_equal_ids_and_other_pictures_share_no_rows(seed: int) -> None:
     two = dataclasses.replace(one, id="two", images=make_problem(case.rng, "x", [(64, 64)]).images)
     prompts = [case.chat.prompt(one), case.chat.prompt(two)]
     assert np.array_equal(prompts[0].ids, prompts[1].ids)
-    engine = TransformersEngine(case.policy, case.chat, prompts_per_batch=2)
+    engine = TransformersEngine(case.policy, case.chat)
     groups = engine.generate(prompts, SamplingParams(n=2, max_new_tokens=5, temperature=1.0, routes=True))
     first, second = (g.prompt_routes for g in groups)
     assert first is not None
@@ -316,7 +316,7 @@ def test_the_engine_records_more_than_256_experts(seed: int) -> None:
     """As wide ids as a model of so many experts has, on the model of 8."""
     case = routed_case(seed)
     narrow = spec_of(case.policy)
-    engine = TransformersEngine(case.policy, case.chat, prompts_per_batch=2)
+    engine = TransformersEngine(case.policy, case.chat)
     params = SamplingParams(n=2, max_new_tokens=5, temperature=1.0, seed=seed, routes=True)
     prompts = [g.prompt for g in case.groups[:2]]
     expected = engine.generate(prompts, params)

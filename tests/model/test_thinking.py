@@ -104,7 +104,7 @@ def test_every_reader_of_a_response_sees_what_was_opened(model: Any, opened: Cha
     plain = Chat(processor(), model, MODEL)
     prompts = make_prompts(opened, np.random.default_rng(0), [[(32, 48)], []])
     assert opened.tokenizer.decode(prompts[0].ids).endswith("<think>\n")
-    engine = TransformersEngine(PolicyModule(prepare_model(model, MODEL), opened.banned_ids), opened, 4)
+    engine = TransformersEngine(PolicyModule(prepare_model(model, MODEL), opened.banned_ids), opened)
     groups = engine.generate(prompts, SamplingParams(n=2, max_new_tokens=6, temperature=1.0, seed=1))
     for rollout in (r for g in groups for r in g.rollouts):
         assert rollout.text == "<think>\n" + plain.decode(rollout.response_ids)

@@ -134,7 +134,6 @@ def test_memory_by_hand() -> None:
     [
         ("qwen3_vl_235b_a22b", machine(32, 80), (), "", TRAINING, "load"),
         ("qwen3_vl_235b_a22b", machine(8, 80), ("rollout.vllm.tensor_parallel=4",), "", EVALUATION, "evaluation"),
-        ("qwen3_vl_4b", machine(8, 80), ("rollout.engine=transformers",), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 80), (), "", TRAINING, "rollout"),
         ("qwen3_vl_8b", machine(8, 64), ("loss.kl_coef=0.1",), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 141), ("batch.tokens_per_micro_batch=262144",), "", TRAINING, "update"),
@@ -178,6 +177,27 @@ def test_what_vllm_holds_alone_can_be_evaluated(name: str, gpus: int, settings: 
     (found,) = (p for p in phases(asked) if p.name == "evaluation")
     assert {i.name: i.bytes for i in found.room("GPU").items} == {"vLLM": int(0.9 * 80 * GB)}
     assert found.room("vLLM's share").items[0].bytes == 2 * asked.sizes.parameters // gpus
+
+
+def test_the_trainers_own_model_samples_in_its_share() -> None:
+    """Of what is left beside weights and optimizer: a share, or what all prompts of a step take."""
+    m = sizes("qwen3_vl_4b")[0]
+    for gigabytes, share, whole in ((80, 0.5, False), (80, 0.25, False), (141, 0.9, True)):
+        settings = ("rollout.engine=transformers", f"rollout.cache_share={share}", "rollout.prompts_per_step=128")
+        asked = case("qwen3_vl_4b", machine(8, gigabytes), *settings)
+        room = next(p for p in phases(asked) if p.name == "rollout").room("GPU")
+        cache = next(i.bytes for i in room.items if i.name.startswith("cache"))
+        held = sum(i.bytes for i in room.items if i.name in ("weights", "optimizer states"))
+        c = asked.config
+        prompt, own, size = c.model.max_prompt_tokens, c.rollout.max_new_tokens, c.rollout.group_size
+        # Own tokens have a quarter more columns; 28 bytes for each entry of the vocabulary.
+        group = m.key_bytes_per_token * (prompt + size * own * 1.25) + size * 28 * m.vocabulary
+        left = share * (room.capacity_bytes - held)
+        assert room.fits
+        assert cache == pytest.approx(group * min(16, left // group))
+        assert (left > 16 * group) is whole
+    short = case("qwen3_vl_4b", machine(8, 18), "rollout.engine=transformers", "rollout.max_new_tokens=32768")
+    assert not next(p for p in phases(short) if p.name == "rollout").fits, "not even one response fits"
 
 
 @pytest.mark.parametrize("name", ["qwen3_vl_4b", "qwen3_vl_8b", "qwen3_vl_30b_a3b"])

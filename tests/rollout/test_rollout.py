@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import pytest
@@ -20,12 +22,15 @@ from helpers_models import (
     naive,
     processor,
 )
+from torch import nn
 
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import prepare_model
-from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.policy import Decode, PolicyModule, Prefill
+from sapo_vl.model.routing import attach_routing
 from sapo_vl.rollout import SamplingParams, TransformersEngine
 from sapo_vl.rollout.base import sample_tokens, uniforms
+from sapo_vl.rollout.schedule import Held
 from sapo_vl.types import Finish, Prompt, RolloutGroup
 
 IMAGES: list[list[tuple[int, int]]] = [[(48, 32)], [], [(32, 64), (32, 32)], [(64, 64)], []]
@@ -36,14 +41,14 @@ def params(**changes: float) -> SamplingParams:
     return SamplingParams(**settings)  # type: ignore[arg-type]
 
 
-def setup(kind: Kind, seed: int, prompts_per_batch: int = 64) -> tuple[TransformersEngine, list[Prompt]]:
+def setup(kind: Kind, seed: int) -> tuple[TransformersEngine, list[Prompt]]:
     """An engine with a model that ends a turn on any of forty ids, so that lengths vary."""
     model = make_model(kind, seed)
     assert model.generation_config is not None
     model.generation_config.eos_token_id = [2, *range(100, 140)]
     model = prepare_model(model, MODEL)
     chat = Chat(processor(), model, MODEL)
-    engine = TransformersEngine(PolicyModule(model, chat.banned_ids), chat, prompts_per_batch)
+    engine = TransformersEngine(PolicyModule(model, chat.banned_ids), chat)
     return engine, make_prompts(chat, np.random.default_rng(seed), IMAGES)
 
 
@@ -88,14 +93,89 @@ def test_responses_depend_on_names_alone(kind: Kind, seed: int) -> None:
     """Not on how prompts are batched or ordered; on the seed they do."""
     engine, prompts = setup(kind, seed)
     together = ids_of(engine.generate(prompts, params()))
-    for size in (1, 2):
-        engine.prompts_per_batch = size
-        assert ids_of(engine.generate(prompts[::-1], params())) == together
+    assert ids_of(engine.generate(prompts[::-1], params())) == together
+    assert engine.generate([], params()) == []
+    assert ids_of(engine.generate(prompts[1:2], params())) == {k: v for k, v in together.items() if k == "problem-1"}
     assert ids_of(engine.generate(prompts, params(n=2))) == {k: v[:2] for k, v in together.items()}
     assert ids_of(engine.generate(prompts, params(seed=6))) != together
     # One id in eight ends a response, so very short ones may meet by chance.
     flat_ids = [tuple(r) for group in together.values() for r in group if len(r) > 2]
     assert len(set(flat_ids)) == len(flat_ids) > 2, "samples of a group are independent draws"
+
+
+@dataclass
+class Passes:
+    """Counts the passes of an engine."""
+
+    prompts: list[int] = field(default_factory=list)  # of each Prefill
+    responses: list[int] = field(default_factory=list)  # of each Decode
+
+    @classmethod
+    def of(cls, engine: TransformersEngine) -> Passes:
+        seen = cls()
+
+        def note(_module: nn.Module, args: tuple[Any, ...]) -> None:
+            if isinstance(args[0], Prefill):
+                seen.prompts.append(len(args[0].last_index))
+            if isinstance(args[0], Decode):
+                seen.responses.append(len(args[0].ids))
+
+        engine.policy.register_forward_pre_hook(note)
+        return seen
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_any_memory_gives_the_same_responses(kind: Kind, seed: int) -> None:
+    """Prompts that wait come in as responses end; the law is the stock model's on the whole text of each."""
+    engine, prompts = setup(kind, seed)
+    if kind == "moe":
+        engine.policy.routes = attach_routing(engine.policy.hf)
+    request = params(n=4, max_new_tokens=40, routes=True)
+    engine.cache_bytes = lambda: 1 << 40
+    passes = Passes.of(engine)
+    right = engine.generate(prompts, request)
+    assert passes.prompts == [len(prompts)] and passes.responses[0] <= 4 * len(prompts)
+    room = engine.room(request)
+    longest = max(len(p.ids) for p in prompts)
+    group = room.need(Held().plus(longest, 4))
+    stock = make_model(kind, seed)
+    # A response at a time; a part of a group; a group and a half; two groups and a bit.
+    for memory in (1, room.need(Held().plus(longest, 2)), round(1.5 * group), round(2.2 * group)):
+        engine.cache_bytes = lambda memory=memory: memory
+        passes.prompts.clear()
+        passes.responses.clear()
+        found = engine.generate(prompts, request)
+        assert ids_of(found) == ids_of(right)
+        assert len(passes.prompts) > 1
+        assert 1 <= max(passes.responses) <= max(1, memory // room.response_bytes)
+        for group_found, group_right in zip(found, right, strict=True):
+            assert (group_found.prompt_routes is None) is (kind == "dense")
+            for r, s in zip(group_found.rollouts, group_right.rollouts, strict=True):
+                assert r.finish is s.finish
+                np.testing.assert_allclose(r.logprobs, s.logprobs, atol=TOLERANCE)
+                if kind == "moe":
+                    assert r.routes is not None and s.routes is not None and r.routes.shape == s.routes.shape
+                    # Near-ties apart, which are rare.
+                    assert (np.sort(r.routes) != np.sort(s.routes)).mean() < 0.05
+            np.testing.assert_allclose(
+                group_found.rollouts[0].logprobs, stock_logprobs(engine, stock, group_found), atol=TOLERANCE
+            )
+    # With the largest of these, prompts came in while others were under way.
+    assert len(passes.responses) < sum(max(len(r.response_ids) for r in g.rollouts) for g in right)
+
+
+def stock_logprobs(engine: TransformersEngine, stock: Any, group: RolloutGroup) -> np.ndarray:
+    """Of the first response, by transformers' own model on the whole text."""
+    prompt, response = group.prompt, group.rollouts[0].response_ids
+    ids = torch.from_numpy(np.concatenate([prompt.ids, response]))[None]
+    images = {}
+    if prompt.pixel_values is not None:
+        images = {"pixel_values": prompt.pixel_values, "image_grid_thw": prompt.image_grid_thw}
+    types = (ids == engine.chat.image_token_id).int()
+    with torch.no_grad():
+        logits = stock(input_ids=ids, mm_token_type_ids=types, **images).logits[0, len(prompt.ids) - 1 : -1]
+    logits[:, list(engine.chat.banned_ids)] = -torch.inf
+    return logits.log_softmax(-1)[range(len(response)), torch.from_numpy(response)].numpy()
 
 
 @pytest.mark.parametrize("limit", [2, 200])
@@ -145,7 +225,7 @@ def test_vision_ids_are_never_sampled(greedy: bool, seed: int) -> None:
     ]
     assert not set(sampled) & set(engine.chat.banned_ids)
 
-    unbanned = TransformersEngine(PolicyModule(engine.policy.hf, ()), engine.chat, 64)
+    unbanned = TransformersEngine(PolicyModule(engine.policy.hf, ()), engine.chat)
     first = unbanned.generate(prompts, params(temperature=temperature, max_new_tokens=1))
     assert any(engine.chat.image_token_id in r.response_ids for g in first for r in g.rollouts)
 

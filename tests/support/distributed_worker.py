@@ -38,6 +38,7 @@ from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.lora import LoraConfig
 from sapo_vl.rollout import RolloutConfig, SamplingParams
+from sapo_vl.rollout.schedule import Held
 from sapo_vl.session import Session, open_session, setup_logging
 from sapo_vl.types import RolloutGroup
 
@@ -207,6 +208,10 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
     if not variant.model and variant.stage in ROLLOUT_STAGES:
         prompts = sample_prompts(session.chat, case.rng)
         share = len(prompts) // world.size
+        if world.rank:  # it has room for one group and a bit, and runs its prompts when rank 0 does not
+            own: Any = session.rollouts
+            room = own.room(SAMPLING)
+            own.cache_bytes = lambda: room.need(Held().plus(60, SAMPLING.n)) + room.response_bytes
         sampled = session.rollouts.generate(prompts[world.rank * share : (world.rank + 1) * share], SAMPLING)
         out["rollouts"] = {
             g.prompt.problem.id: [(r.response_ids.tolist(), r.logprobs.tolist(), r.finish.value) for r in g.rollouts]
