@@ -85,6 +85,29 @@ class World:
         dist.all_gather_object(out, item, group=self.group)
         return out
 
+    def exchange(self, parcels: Sequence[bytes]) -> list[bytes]:
+        """Hands parcels[r] to rank r; returns what each rank had for this one. Nobody else gets to see a parcel."""
+        if self.size == 1:
+            return list(parcels)
+        sizes = self.gather([len(parcel) for parcel in parcels])
+        mine = [row[self.rank] for row in sizes]
+        got = [torch.empty(n, dtype=torch.uint8, device=self.device) for n in mine]
+        todo: list[Any] = []
+        for peer, parcel in enumerate(parcels):
+            if peer == self.rank:
+                continue
+            global_rank = peer if self.group is None else dist.get_global_rank(self.group, peer)
+            if parcel:
+                sent = torch.frombuffer(bytearray(parcel), dtype=torch.uint8).to(self.device)
+                todo.append(dist.P2POp(dist.isend, sent, global_rank, self.group))
+            if mine[peer]:
+                todo.append(dist.P2POp(dist.irecv, got[peer], global_rank, self.group))
+        for request in dist.batch_isend_irecv(todo) if todo else ():
+            request.wait()
+        return [
+            parcels[peer] if peer == self.rank else tensor.cpu().numpy().tobytes() for peer, tensor in enumerate(got)
+        ]
+
     def barrier(self) -> None:
         if self.size > 1:
             dist.barrier(group=self.group)

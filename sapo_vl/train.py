@@ -22,6 +22,7 @@ from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import CHECKPOINTS, checkpoint_for, set_aside_from
 from sapo_vl.learning.diagnostics import advantage_shares, rollout_stats
 from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
+from sapo_vl.learning.moving import bring_home
 from sapo_vl.learning.reference import load_reference
 from sapo_vl.learning.resuming import load_checkpoint
 from sapo_vl.learning.saving import Saver
@@ -40,6 +41,7 @@ from sapo_vl.scoring.scorer import Scorer, metrics_of_step
 from sapo_vl.session import Session, open_session
 from sapo_vl.types import Prompt, RolloutGroup
 from sapo_vl.updates import (
+    deal_groups,
     is_due,
     new_record,
     pack_mini_batches,
@@ -127,7 +129,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         groups, _ = assign_advantages(found.groups, config.advantage, world)
         record = new_record(config, step + 1)
         with timer("train"):
-            batches = pack_mini_batches(config, session, groups)
+            dealt = deal_groups(config, session, groups)
+            batches = pack_mini_batches(config, session, dealt, groups[0].prompt)
             updates = [
                 run_update(config, session, batch, reference, record, i, out, step + 1)
                 for i, batch in enumerate(batches)
@@ -139,13 +142,15 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
 
         # Of the batch as it was drawn: of resampled groups, rewards would say which groups were chosen.
         values = rollout_stats(drawn, advantages, world) | found.values | advantage_shares(groups, world)
-        values |= update_values(updates) | record.reduce(world) | parity
+        values |= dealt.values | update_values(updates) | record.reduce(world) | parity
         seconds = timer.take()
         values |= _throughput([*drawn, *found.further], world, seconds) | seconds
         run_log.metrics(step, "train", values)
         progress.step(step, values)
         if is_due(config.log.save_rollouts_every, step):
             old_is_recorded = config.rollout.old_logprobs == "rollout"
+            if record.tokens:
+                bring_home(record.tokens, dealt, groups, world)
             limit = tokens_limit(config, world, step)
             tokens = record.tokens.tokens(groups, old_is_recorded, limit) if record.tokens else None
             unwritten.attempt("rollouts", rollout_log.write, step, groups, world.rank, tokens)

@@ -12,6 +12,7 @@ from sapo_vl.distributed import World
 from sapo_vl.learning.diagnostics import UpdateStats, gate_temperatures
 from sapo_vl.learning.engine import TokenLogprobs, UpdateResult
 from sapo_vl.learning.mismatch_stats import MismatchStats
+from sapo_vl.learning.moving import Dealt, deal_out
 from sapo_vl.learning.negative_tokens import NegativeTokens
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import (
@@ -24,19 +25,11 @@ from sapo_vl.learning.objectives import (
 from sapo_vl.learning.reference import Reference
 from sapo_vl.learning.replay import FlipStats
 from sapo_vl.learning.token_record import TokenRecord
-from sapo_vl.model.batching import (
-    MicroBatch,
-    MicroBatches,
-    filler,
-    groups_in,
-    make_micro_batches,
-    split_by_budget,
-    split_mini_batches,
-    trainable,
-)
+from sapo_vl.model.batching import MicroBatch, MicroBatches, filler, groups_in, make_micro_batches
+from sapo_vl.model.work import work_of
 from sapo_vl.record.tokens import BYTES_PER_TOKEN, bytes_of_rank
 from sapo_vl.session import Session
-from sapo_vl.types import RolloutGroup
+from sapo_vl.types import Prompt, RolloutGroup
 
 # What an update did, its metrics, and what they are of. (None, {}, ...) if no rank has a group to learn from.
 Update = tuple[UpdateResult | None, dict[str, Any], UpdateStats]
@@ -84,21 +77,24 @@ class MiniBatch:
     filler: MicroBatch  # run without the objective, zero gradient, where another rank has more micro-batches
 
 
-def pack_mini_batches(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
-    """Deals the groups into mini-batches, drops what has no advantage, packs the rest.
+def deal_groups(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> Dealt:
+    """The groups of all ranks that have an advantage, dealt to updates, ranks and micro-batches."""
+    batch, work = config.batch, work_of(session.engine.module.hf)
+    return deal_out(groups, batch.mini_batches, batch.tokens_per_micro_batch, work, session.chat, session.world)
+
+
+def pack_mini_batches(config: RunConfig, session: Session, dealt: Dealt, spare: Prompt) -> list[MiniBatch]:
+    """The micro-batches of this rank in each update of the step. `spare`: any prompt, for what is run to no effect.
 
     With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update; and with replay=r2
     the experts that it goes through. With replay=r3 that pass and the updates go through those of the rollouts.
     """
-    chat, batch = session.chat, config.batch
+    chat, shared = session.chat, config.batch.shared_prefix
     # Not a response of the batch: an engine that failed may have given none.
-    spare = filler(groups[0].prompt, chat.eos_ids[0])
-    spare_batch = make_micro_batches([[spare]], chat, batch.shared_prefix)[0]
+    spare_batch = make_micro_batches([[filler(spare, chat.eos_ids[0])]], chat, shared)[0]
     out = []
-    for dealt in split_mini_batches(groups, batch.mini_batches):
-        kept = [g for g in map(trainable, dealt) if g is not None]
-        rows = split_by_budget(kept, batch.tokens_per_micro_batch)
-        micro = make_micro_batches(rows, chat, batch.shared_prefix)
+    for rows in dealt.updates:
+        micro = make_micro_batches(rows, chat, shared)
         if config.replay == "r3":
             micro = micro.changed([{"replay": True}] * len(micro))
         if config.rollout.old_logprobs == "trainer" or config.replay == "r2":

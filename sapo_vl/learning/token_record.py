@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from sapo_vl.losses.base import bounded_ratio
@@ -70,6 +71,29 @@ class TokenRecord:
         for rollout, end in zip((r for g in mb.groups for r in g.rollouts), ends, strict=True):
             part = slice(end - len(rollout.response_ids), end)
             self._seen[id(rollout)] = _Seen(rollout, update, ratio[part], halves[:, part], mask[part])
+
+    def packed(self, responses: Sequence[tuple[int, int, Rollout]]) -> bytes:
+        """What was seen of rollouts that are (group, response) of another rank, for `unpack` there."""
+        seen = [(group, place, self._seen[id(r)]) for group, place, r in responses if id(r) in self._seen]
+        if not seen:
+            return b""
+        columns = {
+            "at": np.array([(g, place, s.update, len(s.ratio)) for g, place, s in seen], np.int64),
+            "ratio": np.concatenate([s.ratio for _, _, s in seen]),
+            "halves": np.concatenate([s.halves for _, _, s in seen], axis=1),
+            "mask": np.concatenate([s.mask for _, _, s in seen]),
+        }
+        return save(columns)
+
+    def unpack(self, parcel: bytes, groups: Sequence[RolloutGroup]) -> None:
+        """Takes up what another rank saw of responses of `groups`."""
+        columns, end = load(parcel), 0
+        for group, place, update, length in columns["at"].tolist():
+            part = slice(end, end + length)
+            end += length
+            rollout = groups[group].rollouts[place]
+            seen = (columns["ratio"][part], columns["halves"][:, part], columns["mask"][part])
+            self._seen[id(rollout)] = _Seen(rollout, update, *seen)
 
     def tokens(self, groups: Sequence[RolloutGroup], old_is_recorded: bool, limit: int) -> Tokens:
         """The responses of `groups` in order, with the tokens of those that `choose` finds room for in `limit` bytes.

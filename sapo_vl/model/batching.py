@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any, TypeVar, overload
 
 import numpy as np
 import torch
@@ -20,6 +20,8 @@ from sapo_vl.model.chat import Chat
 from sapo_vl.model.prefix_attention import PrefixLayout, build_layout
 from sapo_vl.strict import Strict
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
+
+T = TypeVar("T")
 
 
 class BatchConfig(Strict):
@@ -153,7 +155,7 @@ def split_by_budget(groups: Sequence[RolloutGroup], budget: int) -> list[list[Ro
     return batches
 
 
-def split_mini_batches(groups: Sequence[RolloutGroup], count: int) -> list[list[RolloutGroup]]:
+def split_mini_batches(groups: Sequence[T], count: int) -> list[list[T]]:
     """Deals groups round-robin into `count` mini-batches, so that each holds its share of every task.
 
     Groups arrive interleaved by task from the sampler; dealing keeps that mix. Lists may differ in size by one.

@@ -242,6 +242,11 @@ class Chat:
             images=tuple(images or ()),
         )
 
+    def pixels(self, images: Sequence[Any]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(pixel_values, image_grid_thw) of the resized images of a prompt, as `prompt` makes them."""
+        made = self.processor.image_processor(images=list(images), do_resize=False, return_tensors="pt")
+        return made["pixel_values"], made["image_grid_thw"]
+
     def check_solution(self, problem: Problem) -> None:
         """Raises PromptError if the problem has no solution that can be imitated."""
         if not problem.solution:

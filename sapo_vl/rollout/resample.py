@@ -61,9 +61,16 @@ def resample(
             if not is_dead(group, config):
                 batch[i] = group
         places = [i for i in places if is_dead(batch[i], config)]
-    total, dead, left, drawn = world.sum([len(batch), len(before), len(places), len(further)])
+    sampled, kept = _tokens([*groups, *further]), _tokens(batch)
+    counts = [len(batch), len(before), len(places), len(further), sampled, kept]
+    total, dead, left, drawn, sampled, kept = world.sum(counts)
     values = {"rounds": done, "prompts": drawn, "dead_share/before": dead / total, "dead_share/after": left / total}
+    values["thrown_away_share"] = 1 - kept / sampled if sampled else 0.0
     return Resampled(groups=batch, further=further, values={f"resample/{name}": float(v) for name, v in values.items()})
+
+
+def _tokens(groups: Sequence[RolloutGroup]) -> int:
+    return sum(len(r.response_ids) for group in groups for r in group.rollouts)
 
 
 def is_dead(group: RolloutGroup, config: AdvantageConfig) -> bool:

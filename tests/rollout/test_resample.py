@@ -91,6 +91,8 @@ def values(rounds: int, prompts: int, before: float, after: float) -> dict[str, 
         "resample/prompts": prompts,
         "resample/dead_share/before": before,
         "resample/dead_share/after": after,
+        # Each further group is thrown away, or throws one of the four away; all have two responses of one token.
+        "resample/thrown_away_share": 1 - 4 / (4 + prompts),
     }
 
 
