@@ -86,7 +86,7 @@ def open_session(
     tuning = tune(optim, zero, world)
     settings = deepspeed_config(optim, zero, model_config.dtype, tuning)
     sharding = HfDeepSpeedConfig(settings) if zero.stage == 3 else None
-    model = load_model(model_config, folder)
+    model = load_model(model_config, folder, world.device)
     chat = Chat.load(model, model_config)
     routes = _routes(model, replay)
     policy = PolicyModule(model, chat.banned_ids, routes).to(world.device)
@@ -125,7 +125,7 @@ def open_sampling(
         engine = _open_vllm(model_config, folder, rollout, chat, weights, world, out)
         return SamplingSession(world=world, folder=folder, chat=chat, rollouts=engine)
     sharding = HfDeepSpeedConfig(inference_config(zero, model_config.dtype)) if zero.stage == 3 else None
-    model = load_model(model_config, folder)
+    model = load_model(model_config, folder, world.device)
     chat = Chat.load(model, model_config)
     policy = for_inference(PolicyModule(model, chat.banned_ids), zero, model_config.dtype, world)
     del sharding

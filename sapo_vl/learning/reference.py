@@ -57,7 +57,8 @@ def load_reference(
     settings = frozen_config(zero, config.dtype, tuning)
     # transformers shards weights while it reads them only as long as this object lives.
     sharding = HfDeepSpeedConfig(settings) if sharded else None
-    policy = PolicyModule(load_model(plain, folder), banned_ids).to(world.device).eval().requires_grad_(False)
+    model = load_model(plain, folder, world.device)
+    policy = PolicyModule(model, banned_ids).to(world.device).eval().requires_grad_(False)
     if sharded:
         engine: Any = deepspeed.initialize(model=policy, config=settings, dist_init_required=False)[0]
         policy = engine.module.eval()

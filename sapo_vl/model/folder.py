@@ -257,23 +257,6 @@ def check_layout_for_vllm(folder: ModelFolder) -> None:
         )
 
 
-def open_weights(folder: ModelFolder, layout: Layout) -> dict[str, Tensor]:
-    """Every weight of the folder, experts in `layout`.
-
-    In the hub's, which transformers turns and so copies, they are views of the files: nothing is read until it is used.
-    In the runtime one they become the model's parameters as they are, and are read.
-    """
-    turn = folder.layout != layout
-    state: dict[str, Tensor] = {}
-    for file in sorted({w.file for w in folder.weights.values()}):
-        with safe_open(folder.path / file, framework="pt") as f:
-            for name in sorted(set(f.keys()) & set(folder.weights)):
-                value = f.get_tensor(name)
-                value = value.transpose(1, 2) if turn and name.endswith(EXPERT_WEIGHTS) else value
-                state[name] = value.clone(memory_format=torch.contiguous_format) if layout == "runtime" else value
-    return state
-
-
 def hub_layout(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """The runtime state dict with expert weights transposed to the layout of hub folders."""
     return {name: t.transpose(1, 2).contiguous() if name.endswith(EXPERT_WEIGHTS) else t for name, t in state.items()}

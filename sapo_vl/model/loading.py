@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import copy
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,20 +13,24 @@ from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from torch import nn
 from transformers import GenerationConfig, PreTrainedModel
+from transformers.initialization import no_init_weights
 from transformers.integrations import is_deepspeed_zero3_enabled
+from transformers.integrations.deepspeed import deepspeed_config
+from transformers.modeling_utils import set_zero3_state
 
-from sapo_vl.model.folder import GENERATION, Layout, ModelError, ModelFolder, examine, is_moe, open_weights
+from sapo_vl.model.folder import GENERATION, ModelError, ModelFolder, examine, is_moe
 from sapo_vl.model.lora import LoraConfig, add_lora
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
+from sapo_vl.model.reading import read_weights
 from sapo_vl.strict import Strict
 
 # By name: a config is read without the code of the models.
 CLASSES = {"qwen3_vl": "Qwen3VLForConditionalGeneration", "qwen3_vl_moe": "Qwen3VLMoeForConditionalGeneration"}
-# Of transformers' loading report: any of these means a weight that is not the folder's.
-LOADING_FAULTS = ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs", "conversion_errors")
 # One MoE layer picks its experts by data, so ZeRO-3 must gather it as a whole on every rank.
 ZERO3_LEAF_MODULES = ("Qwen3VLMoeTextSparseMoeBlock",)
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+_CPU = torch.device("cpu")
 
 Part = Literal["vision", "merger", "language", "router", "embeddings", "lm_head"]
 
@@ -53,63 +59,56 @@ class ModelConfig(Strict):
         return str(Path(path).expanduser()) if path.startswith("~") else path
 
 
-def load_model(config: ModelConfig, folder: ModelFolder | None = None) -> PreTrainedModel:
-    """The model of `folder`, ready to be trained: attention set, parts frozen, adapters added.
+def load_model(config: ModelConfig, folder: ModelFolder | None = None, device: torch.device = _CPU) -> PreTrainedModel:
+    """The model of `folder` on `device`, ready to be trained: attention set, parts frozen, adapters added.
 
     `folder` defaults to what `config.path` names, examined first. Returns the transformers model, or a peft model
-    around it. Inside a `HfDeepSpeedConfig` of ZeRO stage 3 the weights are partitioned while they are read. Raises
-    ModelError if transformers reports a weight that it did not take from the folder.
+    around it. Inside a `HfDeepSpeedConfig` of ZeRO stage 3 every rank reads its own pieces of the weights; else all of
+    them read them whole. In the memory of the host that is what stays there and one slice of a file. Raises ModelError
+    if the files are not those that were examined.
     """
     if folder is None:
         folder = examine(config.path, config.revision)
     register_attention()
     extra: dict[str, Any] = {"experts_implementation": config.experts_implementation} if is_moe(folder.config) else {}
-    layout = _layout_to_hand_over(folder)
-    if layout is not None:
-        extra["state_dict"] = open_weights(folder, layout)
     try:
-        loaded: Any = getattr(transformers, CLASSES[folder.config.model_type]).from_pretrained(
-            folder.path if layout is None else None,
-            config=folder.config,
-            dtype=DTYPES[config.dtype],
-            use_safetensors=True,
-            output_loading_info=True,
-            **extra,
-        )
+        model = _without_values(folder, dtype=DTYPES[config.dtype], **extra)
+        read_weights(model, folder, device)
     except (OSError, RuntimeError, SafetensorError) as e:
-        raise ModelError(f"transformers cannot load {folder.path}: {e}") from e
-    model, report = loaded
-    if layout is not None and (folder.path / GENERATION).exists():  # which comes with a path only
-        model.generation_config = GenerationConfig.from_pretrained(folder.path)
-    report["unexpected_keys"] = set(report["unexpected_keys"]) & set(folder.weights)  # the rest is left alone
-    faults = {key: sorted(map(str, report[key])) for key in LOADING_FAULTS if report.get(key)}
-    if faults:
-        raise ModelError(f"transformers did not load {folder.path} as it is: {faults}")
+        raise ModelError(f"{folder.path} cannot be loaded: {e}") from e
     if (base_model(model).lm_head.weight is base_model(model).model.language_model.embed_tokens.weight) != folder.tied:
         raise ModelError(f"{folder.path}: head and embedding are {'not ' * folder.tied}one weight after loading")
-    return prepare_model(model, config)
+    return prepare_model(model.eval(), config)
+
+
+def _without_values(folder: ModelFolder, **settings: Any) -> Any:
+    """The model of `folder`, tied as its files are, with room for its weights; under ZeRO-3 for this rank's pieces."""
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(no_init_weights())
+        if is_deepspeed_zero3_enabled():
+            import deepspeed  # takes seconds, for what needs it alone
+
+            # As if by its user: transformers' own way would draw random weights, a gather a module.
+            stack.enter_context(set_zero3_state())
+            stack.enter_context(deepspeed.zero.Init(config_dict_or_path=deepspeed_config()))
+        config = copy.deepcopy(folder.config)
+        model = getattr(transformers, CLASSES[config.model_type])._from_config(config, **settings)
+    model.tie_weights()
+    return _with_generation(model, folder)
 
 
 def load_without_weights(folder: ModelFolder) -> Any:
     """The model of `folder` for its config, generation settings and position index; its weights are nowhere."""
     with torch.device("meta"):
-        model = getattr(transformers, CLASSES[folder.config.model_type])._from_config(folder.config)
+        model = getattr(transformers, CLASSES[folder.config.model_type])._from_config(copy.deepcopy(folder.config))
+    return _with_generation(model, folder)
+
+
+def _with_generation(model: Any, folder: ModelFolder) -> Any:
+    model.name_or_path = model.config.name_or_path = str(folder.path)
     if (folder.path / GENERATION).exists():
         model.generation_config = GenerationConfig.from_pretrained(folder.path)
     return model
-
-
-def _layout_to_hand_over(folder: ModelFolder) -> Layout | None:
-    """In which layout the expert weights must be handed to transformers; None: it reads the folder right by itself.
-
-    It turns an expert weight whose shape is not the model's. Under ZeRO-3 the model's weights have no shape while they
-    are read, and it turns them all; where both layouts have one shape it turns none.
-    """
-    if not folder.layout:
-        return None
-    if is_deepspeed_zero3_enabled():
-        return None if folder.layout == "hub" else "hub"
-    return "runtime" if folder.alike and folder.layout == "hub" else None
 
 
 def prepare_model(model: PreTrainedModel, config: ModelConfig) -> PreTrainedModel:

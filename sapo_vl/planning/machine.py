@@ -45,7 +45,7 @@ class Rates:
     gather_bytes_per_s: float = 150e9  # ZeRO-3 collects weights, into each GPU
     sync_bytes_per_s: float = 9e9  # weights into the engines beside the trainer
     disk_bytes_per_s: float = 2e9  # one host
-    convert_bytes_per_s: float = 0.28e9  # expert weights turned while they are read, one thread; measured
+    convert_bytes_per_s: float = 0.7e9  # expert weights turned on a CPU while they are read, one thread; measured
     cpu_adam_elements_per_s: float = 0.23e9  # one thread; measured: 4.4 ns an element
     cpu_adam_threads: int = 8  # of a rank beside a GPU
     decode_step_s: float = 0.008  # of a sampling step beside its reads: launches, sampling, scheduling

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from sapo_vl.config import RunConfig
 from sapo_vl.model.folder import SHARD_BYTES
+from sapo_vl.model.reading import SLICE_BYTES
 from sapo_vl.planning import rollouts, trainer
 from sapo_vl.planning.activations import (
     FLOAT_BYTES,
@@ -147,15 +148,20 @@ def _sleeping(case: Case) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]
 
 
 def loading(case: Case) -> Phase:
-    """transformers builds the whole state dict on every rank; DeepSpeed then makes master weights through a copy."""
+    """Every rank reads what it keeps, a slice of a file at a time, after room was made for one weight after the other;
+    DeepSpeed then makes master weights through a copy."""
     m, c, ranks = case.sizes, case.config, case.machine.ranks
-    whole = m.dtype_bytes * m.parameters
     copy = 0 if c.zero.stage == 0 or c.zero.offload_optimizer else trainer.MASTER * min(
         m.learning // ranks, trainer.SUB_GROUP
     )  # fmt: skip
-    gpu = [*_held(case), ("a copy of master weights", copy)]
-    on_host = whole if case.machine.gpu_bytes or c.zero.stage == 3 else 0  # else it is the model itself
-    return _phase(case, "load", gpu, [("the whole model, read by every rank", on_host), *_offloaded(case)])
+    one = m.dtype_bytes * m.largest if c.zero.stage == 3 else 0
+    gpu = [*_held(case), ("a copy of master weights", max(one, copy))]
+    return _phase(case, "load", gpu, [("a slice of a file", slice_bytes(m)), *_offloaded(case)])
+
+
+def slice_bytes(m: ModelSizes) -> int:
+    """What is read at a time: rows, or one matrix of an expert."""
+    return max(SLICE_BYTES, 2 * m.inner_width * m.hidden_width * m.dtype_bytes)
 
 
 def rollout(case: Case) -> Phase:
@@ -273,5 +279,4 @@ def evaluation(case: Case) -> Phase:
         ("gathered weights", trainer.live_bytes(m, c)),
     ]
     gpu += rollouts.own_sampling(m, c, case.machine, _left(case, gpu))
-    whole = m.dtype_bytes * m.parameters if case.machine.gpu_bytes else 0
-    return _phase(case, "evaluation", gpu, [("the whole model, read by every rank", whole)], stage=EVALUATION)
+    return _phase(case, "evaluation", gpu, [("a slice of a file", slice_bytes(m))], stage=EVALUATION)

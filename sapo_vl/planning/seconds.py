@@ -17,9 +17,8 @@ def phase_seconds(case: Case, rates: Rates = STATED) -> dict[str, float]:
     m, c = case.sizes, case.config
     file_bytes = m.dtype_bytes * m.parameters
     states = (trainer.MASTER + trainer.MOMENTS) * m.learning
-    turned = m.dtype_bytes * m.experts_parameters / rates.convert_bytes_per_s
     found = {
-        "load": file_bytes / rates.disk_bytes_per_s + turned,
+        "load": load_seconds(case, rates),
         "rollout": rollout_seconds(case, rates),
         "update": update_seconds(case, rates),
         "sync": 0.0 if c.rollout.engine == "transformers" else file_bytes / rates.sync_bytes_per_s,
@@ -29,6 +28,16 @@ def phase_seconds(case: Case, rates: Rates = STATED) -> dict[str, float]:
     if c.rollout.old_logprobs == "trainer":
         found["old log-probs"] = pass_seconds(case, rates, passes=1)
     return found
+
+
+def load_seconds(case: Case, rates: Rates) -> float:
+    """Under ZeRO-3 a host reads, and a rank turns, a share; else all of it. On a GPU turning takes no time."""
+    m, machine, sharded = case.sizes, case.machine, case.config.zero.stage == 3
+    turned = m.dtype_bytes * m.experts_parameters / (machine.ranks if sharded else 1)
+    if machine.gpu_bytes and not case.config.zero.offload_params:
+        turned = 0
+    read = m.dtype_bytes * m.parameters / (machine.hosts if sharded else 1)
+    return read / rates.disk_bytes_per_s + turned / rates.convert_bytes_per_s
 
 
 def step_seconds(seconds: dict[str, float]) -> float:

@@ -217,7 +217,7 @@ def test_experts_lie_right_in_every_layout_and_stage(seed: int, tmp_path: Path) 
             processor().save_pretrained(out)
             folder = examine(str(out))
             assert (folder.layout, folder.alike) == (layout, inner != 64)
-    run_ranks(1, "layout_worker.py", tmp_path)
+    run_ranks(2, "layout_worker.py", tmp_path)
     for path in sorted(tmp_path.glob("*.zero?.safetensors")):
         loaded, wanted = load_file(path), truth[path.name.split("-")[0]]
         assert loaded.keys() == wanted.keys()

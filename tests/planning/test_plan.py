@@ -65,9 +65,8 @@ def test_every_shipped_config_can_be_planned(name: str) -> None:
     assert all(plan.seconds[p.name] >= 0 for p in plan.phases if p.name in plan.seconds)
     assert json.loads(json.dumps(as_json(plan)))["largest_token_budget"] == plan.token_budget
     assert "\n" not in summary(plan.case)
-    refused = name == "qwen3_vl_235b_a22b"  # every rank builds the whole model while it loads: 3.8 TB a machine
-    assert plan.fits is not refused
-    assert plan.training is None or (plan.training.phase, plan.training.place) == ("load", "host")
+    # The largest one, at full length, is a little beyond 80 GB in an update, and in nothing else.
+    assert plan.training is None or (name, plan.training.phase) == ("qwen3_vl_235b_a22b", "update")
     assert plan.evaluation is None
 
 
@@ -124,7 +123,7 @@ def test_memory_by_hand() -> None:
     assert held["optimizer states"] == 12 * m.learning // 8
     assert held["gradient buffer"] == 2 * m.learning // 8
     on_host = {i.name: i.bytes for i in found["load"].room("host").items}
-    assert on_host["the whole model, read by every rank"] == 8 * 2 * m.parameters
+    assert on_host["a slice of a file"] == 8 * 64 * 2**20
     asleep = {i.name: i.bytes for i in found["engine asleep"].room("host").items}
     assert asleep["vLLM's weights, asleep"] == pytest.approx(2 * 2 * m.parameters)  # two engines of four GPUs
 
@@ -132,13 +131,13 @@ def test_memory_by_hand() -> None:
 @pytest.mark.parametrize(
     ("name", "on", "settings", "size", "stage", "phase"),
     [
-        ("qwen3_vl_235b_a22b", machine(32, 80), (), "", TRAINING, "load"),
+        ("qwen3_vl_235b_a22b", machine(32, 80, 1000), (), "", TRAINING, "load"),
         ("qwen3_vl_235b_a22b", machine(8, 80), ("rollout.vllm.tensor_parallel=4",), "", EVALUATION, "evaluation"),
         ("qwen3_vl_30b_a3b", machine(8, 80), (), "", TRAINING, "rollout"),
         ("qwen3_vl_8b", machine(8, 64), ("loss.kl_coef=0.1",), "", TRAINING, "rollout"),
         ("qwen3_vl_30b_a3b", machine(8, 141), ("batch.tokens_per_micro_batch=262144",), "", TRAINING, "update"),
         ("qwen3_vl_8b", machine(8, 80), (), "qwen3_vl_32b", TRAINING, "load"),
-        ("qwen3_vl_30b_a3b", machine(8, 141, 400), (), "", TRAINING, "load"),
+        ("qwen3_vl_30b_a3b", machine(8, 141, 130), (), "", TRAINING, "engine asleep"),
     ],
 )  # fmt: skip
 def test_what_does_not_fit_is_refused(

@@ -21,7 +21,7 @@ from sapo_vl.model.loading import ModelConfig, load_model
 
 
 def main(root: Path) -> None:
-    init_world()
+    world = init_world()
     for path in sorted(p for p in root.iterdir() if p.is_dir()):
         folder = examine(str(path))
         for stage in (0, 3):
@@ -34,7 +34,8 @@ def main(root: Path) -> None:
             for name, p in model.named_parameters():
                 with deepspeed.zero.GatheredParameters([p], enabled=stage == 3):
                     state[name] = p.detach().clone()
-            save_file(state, root / f"{path.name}.zero{stage}.safetensors")
+            if world.is_main:
+                save_file(state, root / f"{path.name}.zero{stage}.safetensors")
 
 
 if __name__ == "__main__":
