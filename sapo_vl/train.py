@@ -82,7 +82,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         reference = load_reference(
             config.model, config.zero, session.tuning, session.chat.banned_ids, config.rollout.temperature, world
         )
-    feed = ProblemFeed(problems, sampler, session.chat, config.data.max_bad_share, world)
+    feed = ProblemFeed(problems, sampler, session.chat, config.data.max_bad_share, world, ahead=True)
     run_log = RunLog(out, config.log, config.model_dump(mode="json"), world)
     unwritten = Unwritten()
     rollout_log = RolloutLog(out / "rollouts", config.log.save_images)
@@ -103,6 +103,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         beside=config.rollout.engine == "vllm_server",
         world=world,
         ahead=ahead,
+        on_group=lambda _, group: scorer.begin(group, config.rollout.max_new_tokens),
     )
     session.rollouts.sync(step)
     gate.after_sync(step)
@@ -116,12 +117,15 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
             if step > saver.last:
                 saver.save(step, _state(source, scorer, accuracy_before), at_the_end=True)
             source.close()
+            feed.close()
             session.rollouts.close()
             run_log.close()
             raise stopped(told, step, f"of {config.steps}", saver.last, out)
         with timer("rollout"):
             drawn = source.next()
         drawn, found = _scored_and_resampled(config, drawn, feed, source, scorer, timer, world)
+        if step + 1 + config.rollout.staleness < config.steps:
+            feed.prepare()  # beside the updates
         for told in constant.add(extremes(drawn, world)):
             if world.is_main:
                 log.warning("step %d: %s", step + 1, told)
@@ -165,6 +169,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
                 saver.save(step, _state(source, scorer, accuracy_before))
 
     source.close()
+    feed.close()
     with timer("export"):
         try:
             proof = save_model(session.engine, session.folder, config.model.dtype, out / "final", probe)

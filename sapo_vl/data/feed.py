@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 from collections.abc import Callable, Sequence
 from typing import Any
 
 from sapo_vl.data.problem_set import BadRow, BadRows, ProblemSet
+from sapo_vl.data.rows_ahead import RowsAhead
 from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.distributed import World
 from sapo_vl.model.chat import Chat, PromptError
@@ -31,8 +33,10 @@ class ProblemFeed:
         world: World,
         *,
         solutions: bool = False,
+        ahead: bool = False,
     ) -> None:
-        """`solutions`: whether a row must have a solution that can be imitated."""
+        """`solutions`: whether a row must have a solution that can be imitated. `ahead`: `prepare` reads rows in a
+        thread, with a tokenizer of its own."""
         if sampler.batch_size % world.size:
             raise ValueError(
                 f"a batch of {sampler.batch_size} prompts cannot be shared equally by {world.size} ranks; "
@@ -41,6 +45,20 @@ class ProblemFeed:
         self.problems, self.sampler, self.chat, self.world = problems, sampler, chat, world
         self.solutions = solutions
         self.bad_rows = BadRows(max_bad_share)
+        self._ahead = RowsAhead(functools.partial(_read, problems, chat.twin(), solutions)) if ahead else None
+
+    def prepare(self) -> None:
+        """Begins to read this rank's rows of the next batch, as it would be now, and returns at once.
+
+        It changes nothing but when they are read: `next` and `further` take what is there and read the rest.
+        """
+        if self._ahead is not None:
+            self._ahead.expect(self._mine(self.sampler.peek()))
+
+    def close(self) -> None:
+        """Ends the reading ahead."""
+        if self._ahead is not None:
+            self._ahead.close()
 
     def next(self) -> list[Prompt]:
         """This rank's prompts of the next batch. All ranks must call it together.
@@ -49,8 +67,11 @@ class ProblemFeed:
         Raises TooManyBadRows, on all ranks, past the configured share.
         """
         batch = next(self.sampler)
+        return self._read(batch, self._mine(batch))
+
+    def _mine(self, batch: list[int]) -> list[int]:
         share = len(batch) // self.world.size
-        return self._read(batch, batch[self.world.rank * share : (self.world.rank + 1) * share])
+        return batch[self.world.rank * share : (self.world.rank + 1) * share]
 
     def further(self, tasks: Sequence[str]) -> list[Prompt]:
         """The next prompts of these tasks for this rank, one each. All ranks must call it together, each with its own.
@@ -82,7 +103,8 @@ class ProblemFeed:
         """
         candidate, attempt = row, 0
         while True:
-            prompt, wrong = read_prompt(self.problems, candidate, self.chat, solution=self.solutions)
+            found = self._ahead.take(candidate) if self._ahead is not None else None
+            prompt, wrong = found or _read(self.problems, self.chat, self.solutions, candidate)
             if prompt is not None:
                 return prompt
             log.warning("skipping %s", wrong)
@@ -105,6 +127,10 @@ class ProblemFeed:
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.sampler.load_state_dict(state["sampler"])
         self.bad_rows.load_state_dict(state["bad_rows"])
+
+
+def _read(problems: ProblemSet, chat: Chat, solutions: bool, row: int) -> tuple[Prompt | None, BadRow | None]:
+    return read_prompt(problems, row, chat, solution=solutions)
 
 
 def read_prompt(

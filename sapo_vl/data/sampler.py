@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
@@ -94,6 +95,12 @@ class QuotaSampler:
         order = np.random.default_rng([self.seed, _number("batch"), self._step]).permutation(len(batch))
         self._step += 1
         return [batch[i] for i in order]
+
+    def peek(self) -> list[int]:
+        """What the next batch is as things stand. It does not move the walk."""
+        twin = copy.copy(self)
+        twin._epoch, twin._position, twin._order = dict(self._epoch), dict(self._position), dict(self._order)
+        return next(twin)
 
     def further(self, tasks: Sequence[str]) -> list[int]:
         """The next row of each task, in order: the walk of that task moves on, beyond what its batches take."""

@@ -8,6 +8,7 @@ would leave image tokens without features.
 
 from __future__ import annotations
 
+import copy
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -201,6 +202,13 @@ class Chat:
                 chat.opened,
             )
         return chat
+
+    def twin(self) -> Chat:
+        """For another thread: tokenizers and processors are not made to be used by two at a time."""
+        other = copy.copy(self)
+        other.processor = copy.deepcopy(self.processor)
+        other.tokenizer = other.processor.tokenizer
+        return other
 
     def prompt(self, problem: Problem) -> Prompt:
         """Tokenises one problem. Raises PromptError naming the problem and what to change; nothing else for any row."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
@@ -112,12 +112,19 @@ class SamplingParams:
     routes: bool = False  # return the experts that the tokens went through, where model and engine can
 
 
+# Told of a group, with its place among the prompts, as soon as all of its responses are there: in any order, and
+# perhaps in another thread than the one that asked. The group is the one that `generate` returns later.
+OnGroup = Callable[[int, RolloutGroup], None]
+
+
 class RolloutEngine(Protocol):
     """Samples responses. `generate` is called by all ranks together, with equally many prompts on each."""
 
     weight_version: int  # of the weights it samples from
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
         """One group of `params.n` responses per prompt, in order. Responses of a group are independent draws."""
         ...
 

@@ -17,7 +17,7 @@ from sapo_vl.model.loading import base_model
 from sapo_vl.model.policy import Decode, PolicyModule, Prefill
 from sapo_vl.model.prefix_attention import build_layout
 from sapo_vl.model.routing import RouteTape
-from sapo_vl.rollout.base import CACHE_SHARE, SamplingParams, sample_tokens, uniforms
+from sapo_vl.rollout.base import CACHE_SHARE, OnGroup, SamplingParams, sample_tokens, uniforms
 from sapo_vl.rollout.drawn import Drawn, indexable
 from sapo_vl.rollout.schedule import REFILL_SHARE, Held, Part, Room, free_share, one_pass
 from sapo_vl.types import Prompt, RolloutGroup
@@ -66,7 +66,10 @@ class TransformersEngine:
         """Nothing of its own to free."""
 
     @torch.no_grad()
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
+        """Follows the protocol, but tells nobody of a group: all are finished together."""
         was_training = self.policy.training
         self.policy.eval()
         try:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from sapo_vl.distributed import World
-from sapo_vl.rollout.base import RolloutEngine, SamplingParams
+from sapo_vl.rollout.base import OnGroup, RolloutEngine, SamplingParams
 from sapo_vl.rollout.saved import pack_groups, unpack_groups
 from sapo_vl.types import Finish, Prompt, RolloutGroup
 
@@ -57,7 +57,10 @@ class RolloutSource:
         beside: bool,
         world: World,
         ahead: Mapping[str, Any] | None = None,
+        on_group: OnGroup | None = None,
     ) -> None:
+        """`on_group` is told of the groups of a step as they are finished; not of those that a checkpoint has."""
+        self._on_group = on_group
         self._draw, self._draw_state, self._engine, self._params = draw, draw_state, engine, params
         self._staleness, self._steps, self._world, self._saved = staleness, steps, world, ahead
         self._ahead: _Ahead | None = None
@@ -83,7 +86,8 @@ class RolloutSource:
         assert turn > 0 and self._ahead is None, "what is sampled ahead is of other weights"
         step = self._next - 1
         params = self._params(step)
-        groups = self._engine.generate(prompts, dataclasses.replace(params, seed=params.seed + turn * TURN))
+        params = dataclasses.replace(params, seed=params.seed + turn * TURN)
+        groups = self._engine.generate(prompts, params, self._on_group)
         check_versions(groups, step, self._staleness)
         return groups
 
@@ -101,13 +105,13 @@ class RolloutSource:
                     "with the current weights, not those of the step before",
                     step + 1,
                 )
-        return self._engine.generate(prompts, params)
+        return self._engine.generate(prompts, params, self._on_group)
 
     def _started(self, prompts: list[Prompt], params: SamplingParams) -> Future[list[RolloutGroup]]:
         if self._thread is not None:
-            return self._thread.submit(self._engine.generate, prompts, params)
+            return self._thread.submit(self._engine.generate, prompts, params, self._on_group)
         done: Future[list[RolloutGroup]] = Future()
-        done.set_result(self._engine.generate(prompts, params))
+        done.set_result(self._engine.generate(prompts, params, self._on_group))
         return done
 
     def state_dict(self) -> dict[str, Any]:

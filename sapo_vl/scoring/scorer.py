@@ -13,6 +13,7 @@ start on first use. Measured for the former: 10 ms of CPU time for 256 responses
 from __future__ import annotations
 
 import dataclasses
+import threading
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -29,6 +30,7 @@ from rewards.workers.custom import CustomRewardError, CustomSource, read_custom
 from rewards.workers.pool import RewardPool, inspect_in_worker
 from rewards.workers.preflight import setting_problem
 from sapo_vl.distributed import World
+from sapo_vl.scoring.early import EarlyResults
 from sapo_vl.scoring.failure_watch import Attempt, FailureWatch, ScoringStopped
 from sapo_vl.scoring.judging import JUDGE, JudgeUnfit, JudgeWatch, question_of
 from sapo_vl.strict import Strict
@@ -91,6 +93,8 @@ class Scorer:
         self._counts: Counter[ScoreStatus] = Counter()
         self._watch = FailureWatch(self._world, config.max_failure_share)
         self._pool: RewardPool | None = None
+        self._pool_lock = threading.Lock()  # one list of jobs at a time
+        self._early = EarlyResults(self._run_in_workers)
         named = set(config.combine) | set(config.by_task.values())
         # A file of yours that no key names can only be meant for everything.
         self._custom_for_all = custom.name if custom is not None and custom.name not in named else ""
@@ -106,6 +110,7 @@ class Scorer:
 
     def close(self) -> None:
         """Stop the worker processes."""
+        self._early.close()
         if self._pool is not None:
             self._pool.close()
             self._pool = None
@@ -170,6 +175,17 @@ class Scorer:
         """Name of the problem's own reward. Raises ScoringError if it has none."""
         return self._own(problem.task, problem.reward, f"problem {problem.id}")
 
+    def begin(self, group: RolloutGroup, max_tokens: int) -> None:
+        """Let the workers begin with a group that `score` will be asked for later, under the same limit. What is scored
+        in this process is left to `score`. From any thread."""
+        jobs = [
+            (rollout, self._job(group.prompt.problem, rollout, max_tokens))
+            for rollout in group.rollouts
+            if rollout.finish is not Finish.FAILED
+        ]
+        if slow := [(rollout, job) for rollout, job in jobs if not self._is_cheap(job)]:
+            self._early.add(slow)
+
     def score(self, groups: Sequence[RolloutGroup], max_tokens: int) -> list[RolloutGroup]:
         """The groups with reward, parts, score_status and score_detail filled in; order is kept.
 
@@ -191,8 +207,10 @@ class Scorer:
             for _, r in rollouts
         ]
         jobs = [self._job(*rollouts[i], max_tokens) for i in scorable]
-        for i, result in zip(scorable, self._run(jobs), strict=True):
-            results[i] = result
+        begun = [self._early.take(rollouts[i][1]) for i in scorable]
+        rest = iter(self._run([job for job, result in zip(jobs, begun, strict=True) if result is None]))
+        for i, result in zip(scorable, begun, strict=True):
+            results[i] = next(rest) if result is None else result
         scored = iter([_with_result(r, result) for (_, r), result in zip(rollouts, results, strict=True)])
         self._counts.update(ScoreStatus(result.status) for result in results)
         self._watch.add(
@@ -209,11 +227,17 @@ class Scorer:
 
     def _run(self, jobs: Sequence[worker.Job]) -> list[worker.Result]:
         """Score cheap jobs here and the others in the workers; results in the order of the jobs."""
-        cheap = IN_PROCESS | OFFICIAL_IN_PROCESS
-        in_pool = [i for i, job in enumerate(jobs) if not self._names(job.own) <= cheap]
-        pooled = self._workers().run([jobs[i] for i in in_pool]) if in_pool else []
+        in_pool = [i for i, job in enumerate(jobs) if not self._is_cheap(job)]
+        pooled = self._run_in_workers([jobs[i] for i in in_pool]) if in_pool else []
         by_index = dict(zip(in_pool, pooled, strict=True))
         return [by_index.get(i) or worker.score_one(self._plan, job) for i, job in enumerate(jobs)]
+
+    def _is_cheap(self, job: worker.Job) -> bool:
+        return self._names(job.own) <= IN_PROCESS | OFFICIAL_IN_PROCESS
+
+    def _run_in_workers(self, jobs: Sequence[worker.Job]) -> list[worker.Result]:
+        with self._pool_lock:
+            return self._workers().run(jobs)
 
     def _job(self, problem: Problem, rollout: Rollout, max_tokens: int) -> worker.Job:
         own = self.rule(problem)

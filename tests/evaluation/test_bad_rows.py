@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ from typing import Any
 import datasets
 import numpy as np
 import pytest
+import torch
 from evaluation_helpers import ScriptedEngine, chat, session, write_own_benchmark
 from helpers_models import MODEL, picture
 from hypothesis import event, given, settings
@@ -187,6 +189,33 @@ def test_training_replaces_and_counts_them(mixed: Path) -> None:
     with pytest.raises(TooManyBadRows, match=r"row \d+ \(id '(video|turn|system|strip|long)'\): problem"):
         for _ in range(2):
             strict.next()
+
+
+def test_rows_read_ahead_are_the_rows_and_counts_there_would_be(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Bad ones, further ones of dynamic sampling and a resume in the middle among them."""
+    threads: list[str] = []
+    get = ProblemSet.get
+    monkeypatch.setattr(
+        ProblemSet, "get", lambda self, row: (threads.append(threading.current_thread().name), get(self, row))[1]
+    )
+    plain, ahead = feed_of(mixed, 0.9, batch=3), feed_of(mixed, 0.9, batch=3, ahead=True)
+    for step in range(4):
+        found, right = ahead.next(), plain.next()
+        if step == 1:  # what was expected is not what comes
+            ahead.prepare()
+            found, right = found + ahead.further(["t", "t"]), right + plain.further(["t", "t"])
+        for mine, theirs in zip(found, right, strict=True):
+            assert mine.problem.id == theirs.problem.id and np.array_equal(mine.ids, theirs.ids)
+            assert np.array_equal(mine.positions, theirs.positions)
+            assert mine.pixel_values is not None and theirs.pixel_values is not None
+            assert torch.equal(mine.pixel_values, theirs.pixel_values)
+        ahead.prepare()
+        assert ahead.state_dict() == plain.state_dict()
+        if step == 2:
+            state, ahead = ahead.state_dict(), feed_of(mixed, 0.9, batch=3, ahead=True)
+            ahead.load_state_dict(state)
+    assert any(name.startswith("rows_ahead") for name in threads)
+    ahead.close()
 
 
 def test_a_small_set_repeats_a_row_rather_than_stop(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ class Engine:
         self.overlapped = False
         self.gate: threading.Event | None = None  # a batch waits for it
 
-    def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def generate(self, prompts: list[Prompt], params: SamplingParams, on_group: Any = None) -> list[RolloutGroup]:
         self.busy += 1
         self.overlapped |= self.busy > 1
         if self.gate is not None:
@@ -50,7 +50,7 @@ class Threads(Engine):
         super().__init__()
         self.threads = {threading.get_ident()}
 
-    def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def generate(self, prompts: list[Prompt], params: SamplingParams, on_group: Any = None) -> list[RolloutGroup]:
         self.threads.add(threading.get_ident())
         return super().generate(prompts, params)
 
@@ -239,7 +239,7 @@ def test_the_last_step_leaves_nothing_ahead() -> None:
 
 def test_a_batch_that_failed_on_its_way_is_not_kept() -> None:
     class Broken(Engine):
-        def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+        def generate(self, prompts: list[Prompt], params: SamplingParams, on_group: Any = None) -> list[RolloutGroup]:
             if params.seed == 101:
                 raise OSError("gone")
             return super().generate(prompts, params)
@@ -288,7 +288,7 @@ def random_rollout(rng: np.random.Generator, length: int) -> Rollout:
 
 def test_what_the_engine_raises_reaches_the_step_that_needs_it() -> None:
     class Broken(Engine):
-        def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+        def generate(self, prompts: list[Prompt], params: SamplingParams, on_group: Any = None) -> list[RolloutGroup]:
             if params.seed == 101:
                 raise OSError("gone")
             return super().generate(prompts, params)
@@ -329,7 +329,7 @@ def test_rollouts_of_another_version_are_never_trained_on(staleness: int, versio
 
 def test_a_failed_rollout_has_no_version() -> None:
     class Failing(Engine):
-        def generate(self, prompts: list[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+        def generate(self, prompts: list[Prompt], params: SamplingParams, on_group: Any = None) -> list[RolloutGroup]:
             return [group(p, 0, Finish.FAILED) for p in prompts]
 
     assert source(Failing(), Draws(), 0, range(5, 9)).next()[0].rollouts[0].finish is Finish.FAILED

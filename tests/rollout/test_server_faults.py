@@ -110,7 +110,9 @@ def test_prompts_are_spread_and_answered_once(setup: Setup) -> None:
     servers = setup.add(3)
     engine = setup.engine()
     engine.sync(4)
-    groups = engine.generate(setup.prompts, SAMPLING)
+    told: list[tuple[int, RolloutGroup]] = []
+    groups = engine.generate(setup.prompts, SAMPLING, lambda i, group: told.append((i, group)))
+    assert len(told) == len(groups) and all(group is groups[i] for i, group in told)
     check_counts(groups, setup.prompts, servers)
     assert sum(len(s.answered) for s in servers) == len(setup.prompts)
     assert {len(s.answered) for s in servers} <= {2, 3}

@@ -16,6 +16,7 @@ from sapo_vl.evaluation.records import Record, Response
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import prepare_model
 from sapo_vl.rollout import SamplingParams
+from sapo_vl.rollout.base import OnGroup
 from sapo_vl.session import Session
 from sapo_vl.types import Finish, Prompt, Rollout, RolloutGroup
 
@@ -75,7 +76,9 @@ class ScriptedEngine:
         self.script = script
         self.asked: list[str] = []
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
         self.asked += [p.problem.id for p in prompts]
         return [
             RolloutGroup(prompt=p, rollouts=tuple(self._rollout(p.problem.id, j) for j in range(params.n)))

@@ -18,7 +18,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import httpx
@@ -37,8 +37,14 @@ THE_PROMPT = (400, 413, 422)  # statuses that speak of the request, not of the s
 class Batch:
     """Prompts, their sampling parameters, and what has become of them so far."""
 
-    def __init__(self, prompts: Sequence[Prompt], sampling: Sequence[Mapping[str, Any]]) -> None:
-        self.prompts, self.sampling = prompts, sampling
+    def __init__(
+        self,
+        prompts: Sequence[Prompt],
+        sampling: Sequence[Mapping[str, Any]],
+        on_answer: Callable[[int, Answer | str], None] | None = None,
+    ) -> None:
+        """`on_answer` is told of each answer (or refusal) when it comes, in a thread of the dispatcher's."""
+        self.prompts, self.sampling, self.on_answer = prompts, sampling, on_answer
         self.answers: list[Answer | str | None] = [None] * len(prompts)  # a string: refused, and why
         self.tries = [0] * len(prompts)
         self.reasons = [""] * len(prompts)  # why the last try failed
@@ -88,6 +94,8 @@ class Dispatcher:
                 batch.tries[i] += 1
                 batch.answers[i], batch.reasons[i] = await self._ask(http, server, body, label)
                 failed.add(server.url)
+            if (answer := batch.answers[i]) is not None and batch.on_answer is not None:
+                await asyncio.to_thread(batch.on_answer, i, answer)  # decoding must not hold the other answers up
 
     async def _ask(
         self, http: httpx.AsyncClient, server: Server, body: Mapping[str, Any], label: str

@@ -20,7 +20,7 @@ from sapo_vl.model.chat import Chat
 from sapo_vl.model.folder import write_weights
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.routing import RouteSpec
-from sapo_vl.rollout.base import SamplingParams
+from sapo_vl.rollout.base import OnGroup, SamplingParams
 from sapo_vl.rollout.failures import FailureWatch
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.contract import load_contract
@@ -73,20 +73,28 @@ class VllmEngine:
         """The name of the way in which weights are taken over."""
         return self.contract.sync_methods(self._on_cpu)[self._method]
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
         """Raises RolloutStopped when too many responses were refused; see responses.py for why one is."""
         if params.n < 1 or not prompts:
             raise ValueError(f"{len(prompts)} prompts with n={params.n}: give at least one of each")
         self.contract.wake(self.llm)
-        answers = self._answers(prompts, params)
-        self.contract.sleep(self.llm)
         routes = self._routes if params.routes else None  # evaluations and parity checks need none
-        groups = [
-            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size, routes)
-            for p, a in zip(prompts, answers, strict=True)
-        ]
-        self._watch.record(groups)
-        return groups
+        groups: dict[int, RolloutGroup] = {}
+
+        def finished(i: int, answer: Answer) -> None:
+            if params.temperature == 0:
+                answer = repeat_greedy(answer, params.n)
+            groups[i] = to_group(prompts[i], answer, params.n, self.weight_version, self.chat, self._vocab_size, routes)
+            if on_group is not None:
+                on_group(i, groups[i])
+
+        self._sample(prompts, params, finished)
+        self.contract.sleep(self.llm)
+        out = [groups[i] for i in range(len(prompts))]
+        self._watch.record(out)
+        return out
 
     def sync(self, version: int) -> None:
         """All ranks together: every rank reads all weights, an engine over several keeps its part."""
@@ -118,7 +126,10 @@ class VllmEngine:
             yield name, value
         check_manifests(sent, self._expected)
 
-    def _answers(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Answer]:
+    def _sample(
+        self, prompts: Sequence[Prompt], params: SamplingParams, finished: Callable[[int, Answer], None]
+    ) -> None:
+        """`finished` is told of the answer to each of this rank's prompts."""
         mine = range(len(prompts))
         if self._sharing.size > 1:
             # The ranks of one engine must hand it the same requests in the same order.
@@ -133,12 +144,11 @@ class VllmEngine:
             for p in prompts
         ]
         try:
-            answers = self.contract.generate(self.llm, prompts, requests)
+            self.contract.generate(
+                self.llm, prompts, requests, lambda i, answer: finished(i - mine[0], answer) if i in mine else None
+            )
         except RuntimeError as error:  # whatever went wrong inside, the engine cannot be used any more
             raise EngineFailed(f"vLLM failed while sampling {len(prompts)} prompts: {error}") from error
-        if params.temperature == 0:
-            answers = [repeat_greedy(a, params.n) for a in answers]
-        return [answers[i] for i in mine]
 
     def _open(self, path: str) -> Any:
         return self.contract.open_engine(

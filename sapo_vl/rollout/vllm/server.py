@@ -28,7 +28,7 @@ from sapo_vl.learning.weights import check_manifests
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.routing import RouteSpec
-from sapo_vl.rollout.base import SamplingParams
+from sapo_vl.rollout.base import OnGroup, SamplingParams
 from sapo_vl.rollout.failures import FailureWatch
 from sapo_vl.rollout.vllm.config import ServerConfig
 from sapo_vl.rollout.vllm.dispatch import Batch, Dispatcher
@@ -100,20 +100,31 @@ class VllmServerEngine:
         """The name of the way in which weights are taken over."""
         return self._methods[self._method]
 
-    def generate(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[RolloutGroup]:
+    def generate(
+        self, prompts: Sequence[Prompt], params: SamplingParams, on_group: OnGroup | None = None
+    ) -> list[RolloutGroup]:
         """Raises RolloutStopped when too many responses are missing or were refused, see the head of this file."""
         if params.n < 1 or not prompts:
             raise ValueError(f"{len(prompts)} prompts with n={params.n}: give at least one of each")
         if self._package is None:  # an evaluation, say: nothing was trained, and servers may hold anything
             self.sync(self.weight_version)
-        answers = self._answers(prompts, params)
         routes = self._routes if params.routes else None  # evaluations and parity checks need none
-        groups = [
-            to_group(p, a, params.n, self.weight_version, self.chat, self._vocab_size, routes)
-            for p, a in zip(prompts, answers, strict=True)
-        ]
-        self._watch.record(groups)
-        return groups
+        groups: dict[int, RolloutGroup] = {}
+
+        def finished(i: int, answer: Answer | str) -> None:
+            if params.temperature == 0 and not isinstance(answer, str):
+                answer = repeat_greedy(answer, params.n)
+            groups[i] = to_group(prompts[i], answer, params.n, self.weight_version, self.chat, self._vocab_size, routes)
+            if on_group is not None:
+                on_group(i, groups[i])
+
+        answers = self._answers(prompts, params, finished)
+        for i, answer in enumerate(answers):
+            if i not in groups:  # nobody answered
+                finished(i, answer)
+        out = [groups[i] for i in range(len(prompts))]
+        self._watch.record(out)
+        return out
 
     def sync(self, version: int) -> None:
         """All ranks together; the main rank writes and hands over.
@@ -159,11 +170,15 @@ class VllmServerEngine:
             )
         return next(iter(sizes.values()))
 
-    def _answers(self, prompts: Sequence[Prompt], params: SamplingParams) -> list[Answer | str]:
+    def _answers(
+        self, prompts: Sequence[Prompt], params: SamplingParams, finished: Callable[[int, Answer | str], None]
+    ) -> list[Answer | str]:
         assert self._package is not None
         seeds = [request_seed(p.problem.id, params.seed) for p in prompts]
         batch = Batch(
-            prompts, [sampling_fields(params, seed, self.chat.eos_ids, self.chat.banned_ids) for seed in seeds]
+            prompts,
+            [sampling_fields(params, seed, self.chat.eos_ids, self.chat.banned_ids) for seed in seeds],
+            finished,
         )
         for turn in range(1 + self.config.retries):
             if turn or not self._pool.usable:
@@ -178,8 +193,6 @@ class VllmServerEngine:
         answers = batch.result(f"no server is left: {self._pool}")
         if missing := [a for a, b in zip(answers, batch.answers, strict=True) if isinstance(a, str) and b is None]:
             log.warning("%d of %d prompts have no answer; one of them: %s", len(missing), len(prompts), missing[0])
-        if params.temperature == 0:
-            answers = [a if isinstance(a, str) else repeat_greedy(a, params.n) for a in answers]
         return answers
 
     def _bring_up(self) -> None:

@@ -7,7 +7,7 @@ tests/rollout/test_vllm.py and `sapo-vl doctor` passed with it.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -150,10 +150,25 @@ def request(prompt: Prompt) -> Any:
     return tokens
 
 
-def generate(llm: Any, prompts: Sequence[Prompt], params: Sequence[Any]) -> list[Answer]:
-    """Ids and log-probs of the responses, with the prompt's ids as vLLM expanded them."""
-    outputs = llm.generate([request(p) for p in prompts], list(params), use_tqdm=False)
-    return [_answer(out) for out in outputs]
+def generate(
+    llm: Any,
+    prompts: Sequence[Prompt],
+    params: Sequence[Any],
+    on_answer: Callable[[int, Answer], None] | None = None,
+) -> list[Answer]:
+    """Ids and log-probs of the responses, with the prompt's ids as vLLM expanded them. `on_answer` is told of each as
+    soon as it is finished. What `LLM.generate` does, which tells of none before the last."""
+    first = llm.request_counter.counter  # requests are named by it, one after the other
+    llm.enqueue([request(p) for p in prompts], list(params), use_tqdm=False)
+    answers: dict[int, Answer] = {}
+    while llm.llm_engine.has_unfinished_requests():
+        for output in llm.llm_engine.step():
+            if output.finished:
+                i = int(output.request_id) - first
+                answers[i] = _answer(output)
+                if on_answer is not None:
+                    on_answer(i, answers[i])
+    return [answers[i] for i in range(len(prompts))]
 
 
 def _answer(output: Any) -> Answer:

@@ -1,0 +1,126 @@
+"""Groups are told as soon as they are finished, and are those that come back: vLLM in process, and the source."""
+
+from __future__ import annotations
+
+import threading
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+
+from sapo_vl.distributed import World
+from sapo_vl.rollout import SamplingParams
+from sapo_vl.rollout.source import RolloutSource
+from sapo_vl.rollout.vllm import v0_32
+from sapo_vl.scoring.early import EarlyResults
+from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
+
+
+class FakeLLM:
+    """Finishes the requests that it was given from the last to the first, one a step, numbered on from 40."""
+
+    def __init__(self) -> None:
+        self.request_counter = SimpleNamespace(counter=40)
+        self.llm_engine = self
+        self.waiting: list[int] = []
+
+    def enqueue(self, prompts: list[Any], params: list[Any], use_tqdm: bool) -> None:
+        self.waiting = [self.request_counter.counter + i for i in range(len(prompts))]
+        self.request_counter.counter += len(prompts)
+
+    def has_unfinished_requests(self) -> bool:
+        return bool(self.waiting)
+
+    def step(self) -> list[Any]:
+        unfinished = SimpleNamespace(finished=False)
+        if not self.waiting:
+            return [unfinished]
+        number = self.waiting.pop()
+        sample = SimpleNamespace(token_ids=[number], logprobs=[{number: SimpleNamespace(logprob=-1.0)}],
+                                 finish_reason="stop", routed_experts=None)  # fmt: skip
+        done = SimpleNamespace(finished=True, request_id=str(number), outputs=[sample], prompt_token_ids=[1])
+        return [unfinished, done]
+
+
+def test_vllm_tells_of_an_answer_when_it_is_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v0_32, "request", lambda prompt: prompt)
+    told: list[tuple[int, int]] = []
+    llm: Any = FakeLLM()
+    prompts: Any = ["a", "b", "c"]
+
+    def tell(i: int, answer: Any) -> None:
+        told.append((i, len(llm.waiting)))
+
+    for start in (40, 43):
+        told.clear()
+        answers = v0_32.generate(llm, prompts, [None] * 3, tell)
+        assert told == [(2, 2), (1, 1), (0, 0)], "(prompt, others that are still sampled)"
+        assert [int(a.samples[0].ids[0]) for a in answers] == [start, start + 1, start + 2]
+
+
+def group(name: str, version: int = 0) -> RolloutGroup:
+    ids = np.arange(3)
+    prompt = Prompt(
+        problem=Problem(id=name, task="t", messages=()), ids=ids, compact_ids=ids, positions=np.zeros((3, 3), int),
+        pixel_values=None, image_grid_thw=None,
+    )  # fmt: skip
+    rollout = Rollout(response_ids=ids, logprobs=np.zeros(3), finish=Finish.STOP, weight_version=version, text=name)
+    return RolloutGroup(prompt=prompt, rollouts=(rollout,))
+
+
+class Sampling:
+    """The second group is finished only once the first has been scored."""
+
+    weight_version = 0
+
+    def __init__(self, scored: threading.Event) -> None:
+        self.scored = scored
+
+    def generate(self, prompts: list[Prompt], params: SamplingParams, on_group: Any = None) -> list[RolloutGroup]:
+        self.scored.clear()
+        groups = [group(p.problem.id, params.seed) for p in prompts]
+        on_group(0, groups[0])
+        assert self.scored.wait(30), "the first reward waits for the last response"
+        on_group(1, groups[1])
+        return groups
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_rewards_begin_while_others_are_sampled(staleness: int) -> None:
+    scored = threading.Event()
+
+    def run(jobs: Any) -> list[Any]:
+        scored.set()
+        return [f"result of {job}" for job in jobs]
+
+    early = EarlyResults(run)
+    engine: Any = Sampling(scored)
+    source = RolloutSource(
+        lambda: [group("a").prompt, group("b").prompt],
+        dict,
+        engine,
+        lambda step: SamplingParams(n=1, max_new_tokens=3, temperature=1.0, seed=step),
+        staleness=staleness,
+        steps=range(3),
+        beside=True,
+        world=World.alone(),
+        on_group=lambda i, g: early.add([(g.rollouts[0], g.prompt.problem.id)]),  # type: ignore[list-item]
+    )
+    for _ in range(2):
+        groups = source.next()
+        assert [early.take(g.rollouts[0]) for g in groups] == ["result of a", "result of b"]
+        assert early.take(groups[0].rollouts[0]) is None, "taken once"
+    source.close()
+    early.close()
+
+
+def test_what_a_worker_raises_is_raised_where_the_result_is_taken() -> None:
+    def run(jobs: Any) -> list[Any]:
+        raise RuntimeError("the workers hang")
+
+    early, answered = EarlyResults(run), group("a").rollouts[0]
+    early.add([(answered, "job")])  # type: ignore[list-item]
+    with pytest.raises(RuntimeError, match="the workers hang"):
+        early.take(answered)
+    early.close()
