@@ -24,12 +24,15 @@ INDEX = (
 )  # fmt: skip
 
 
-def read_groups(files: Sequence[Path], group_size: int | None = None) -> tuple[list[Group], list[str]]:
+def read_groups(
+    files: Sequence[Path], group_size: int | None = None, *, numbers: bool = True
+) -> tuple[list[Group], list[str]]:
     """(the groups of one step, what of it cannot be shown and why).
 
     Lines of one problem that follow each other are a group, of `group_size` at most. A group is {"key", "step", "id",
     "task", "answer", "prompt", "images", "box": what its boxes are in, or None, "responses"}; of "tokens" in a response
-    see `pack_tokens`. Raises Unreadable for a line that is no rollout.
+    see `pack_tokens`; without `numbers` it is empty where there are some. Raises Unreadable for a line that is no
+    rollout.
     """
     groups: list[Group] = []
     troubles: list[str] = []
@@ -44,7 +47,7 @@ def read_groups(files: Sequence[Path], group_size: int | None = None) -> tuple[l
                 {
                     "key": f"{first['step']}.{rank}.{group[0][0]}",
                     **{name: plain(first.get(name)) for name in SHARED},
-                    "responses": [_response(line, tokens, i) for i, line in group],
+                    "responses": [_response(line, tokens, i, numbers) for i, line in group],
                 }
             )
     return groups, troubles
@@ -83,7 +86,7 @@ def _split(lines: Sequence[dict[str, Any]], group_size: int | None) -> Iterator[
         yield from (members[start : start + size] for start in range(0, len(members), size))
 
 
-def _response(line: Mapping[str, Any], tokens: Tokens | None, i: int) -> dict[str, Any]:
+def _response(line: Mapping[str, Any], tokens: Tokens | None, i: int, numbers: bool) -> dict[str, Any]:
     ids = line.get("response_ids")
     shown = {
         "text": str(line.get("response", "")),
@@ -97,7 +100,9 @@ def _response(line: Mapping[str, Any], tokens: Tokens | None, i: int) -> dict[st
         "weight_version": finite(line.get("weight_version")),
         "mean_logprob": finite(line.get("mean_logprob")),
     }
-    return shown if tokens is None or tokens.update[i] == LEFT_OUT else {**shown, "tokens": pack_tokens(tokens, i)}
+    if tokens is None or tokens.update[i] == LEFT_OUT:
+        return shown
+    return {**shown, "tokens": pack_tokens(tokens, i) if numbers else {}}
 
 
 def _tokens(file: Path, lines: Sequence[Mapping[str, Any]]) -> tuple[Tokens | None, list[str]]:

@@ -8,6 +8,7 @@ there are, pictures are looked up by their hash.
 from __future__ import annotations
 
 import json
+import signal
 import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
@@ -20,7 +21,7 @@ from urllib.parse import parse_qs, urlsplit
 from sapo_vl.strict import Unreadable
 from sapo_vl.viewing.collecting import evaluations_in_file, first_pictures, overview, title
 from sapo_vl.viewing.evaluations import Pictures
-from sapo_vl.viewing.facts import SUMMARY
+from sapo_vl.viewing.facts import SUMMARY, read_facts
 from sapo_vl.viewing.folders import METRICS, ROLLOUTS, find_folders, step_files
 from sapo_vl.viewing.page import render
 from sapo_vl.viewing.pictures import saved_image
@@ -115,7 +116,9 @@ class Site:
         run, wanted = self._run(asked), asked.get("text", "").casefold()
         files = step_files(self._runs[run].path)
         steps = [_whole(asked, "step")] if asked.get("step") else list(files)
-        keys = [g["key"] for step in steps for g in self._groups(run, step, files)[0] if _holds(g, wanted)]
+        keys = [
+            g["key"] for step in steps for g in self._groups(run, step, files, numbers=False)[0] if _holds(g, wanted)
+        ]
         return {"keys": keys}
 
     def image(self, asked: Mapping[str, str]) -> dict[str, Any]:
@@ -160,24 +163,26 @@ class Site:
         except ValueError:  # ids are shown; the file's own page says why
             return None
 
-    def _groups(self, run: int, step: int, files: Mapping[int, list[Path]]) -> tuple[list[Group], list[str]]:
+    def _groups(
+        self, run: int, step: int, files: Mapping[int, list[Path]], *, numbers: bool = True
+    ) -> tuple[list[Group], list[str]]:
         if step not in files:
             raise NotThere(f"no rollouts of step {step}")
-        return read_groups(files[step], self._group_sizes[run])
+        return read_groups(files[step], self._group_sizes[run], numbers=numbers)
 
     def _rows(self, run: int, step: int, files: Mapping[int, list[Path]]) -> tuple[list[Any], list[str]]:
         """The index of a step, read again only where its files have changed."""
         state = [(p.stat().st_mtime_ns, p.stat().st_size) for p in files.get(step, [])]
         known = self._index.get((run, step))
         if known is None or known[0] != state:
-            groups, troubles = self._groups(run, step, files)
+            groups, troubles = self._groups(run, step, files, numbers=False)
             known = (state, [index_row(group) for group in groups], troubles)
             self._index[run, step] = known
         return known[1], known[2]
 
     @cached_property
     def _group_sizes(self) -> list[int | None]:
-        return [shown["group_size"] for shown in self.overview({})["runs"]]
+        return [read_facts(run.path, None)["group_size"] for run in self._runs]
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -231,7 +236,8 @@ class Server(ThreadingHTTPServer):
 
 
 def serve(given: Sequence[Path], port: int, defaults: Mapping[str, Any] | None, *, follow: bool) -> None:
-    """Until Ctrl-C. Raises NothingToView, OSError where the port is taken."""
+    """Until Ctrl-C or SIGTERM. Raises NothingToView, OSError where the port is taken."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     with Server(Site(given, defaults, follow=follow), port) as server:
         print(f"http://{HOST}:{server.server_address[1]}/  (Ctrl-C ends it)", flush=True)
         try:

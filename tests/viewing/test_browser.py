@@ -202,6 +202,36 @@ def test_a_click_on_a_curve_leads_to_the_nearest_saved_step(browser: Browser, pa
     assert "step=20" in browser.run("location.hash")
 
 
+def test_strips_tell_how_many_responses_have_which_variance(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#curves")
+    browser.wait("document.querySelectorAll('canvas').length === 6")  # log r of both signs and Var_i of one, two runs
+    strip = "canvas[aria-label^='Var_i of responses with A > 0']"
+    x, y = browser.place(strip)
+    bins, high = 14, 150  # the lowest bin at the bottom; below it the steps
+    browser.move(x, y - 85 + (bins - 1 - 7 + 0.5) * high / bins)
+    browser.wait("!document.querySelector('#tip').hidden")
+    told = browser.run("document.querySelector('#tip').textContent")
+    assert "Var_i in [0.01, 0.02): 6 responses, 46.2%" in told
+    browser.click(strip)
+    browser.wait("location.hash.startsWith('#rollouts') && document.querySelectorAll('.response').length")
+
+
+def test_a_finger_reads_a_value_before_it_goes_on(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#curves")
+    browser.wait("document.querySelectorAll('.chart svg').length > 5")
+    x, y = browser.place(".chart svg")
+    tap = [("touchStart", [{"x": x, "y": y}]), ("touchEnd", [])]
+    browser.call("Emulation.setTouchEmulationEnabled", {"enabled": True})
+    for kind, points in tap:
+        browser.call("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    browser.wait("!document.querySelector('#tip').hidden")
+    assert browser.run("location.hash") == "#curves"
+    for kind, points in tap:
+        browser.call("Input.dispatchTouchEvent", {"type": kind, "touchPoints": points})
+    browser.wait("location.hash.startsWith('#rollouts')")
+    browser.call("Emulation.setTouchEmulationEnabled", {"enabled": False})
+
+
 def test_the_theme_button_wins_over_the_system(browser: Browser, page: str) -> None:
     visit(browser, f"{page}#overview")
     browser.click("#theme")

@@ -1,14 +1,20 @@
 """The server: what it answers, step by step, and to whom."""
 
+import contextlib
 import http.client
 import json
+import os
+import re
+import signal
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Thread
 from typing import Any
 from urllib.parse import urlencode
+from urllib.request import urlopen
 
 import pytest
+from helpers_launch import run_python, start_python
 from viewing_folders import HOSTILE, make_evaluation, make_run
 
 from sapo_vl.viewing.serving import HOST, Server, Site
@@ -125,3 +131,39 @@ def test_items_and_their_pictures(server: Server) -> None:
     items = value(server, "/api/items", n=0)["items"]
     assert [(item["id"], item["score"]) for item in items] == [("a", 1.0), ("b", 0.0)]
     assert value(server, "/api/pictures", n=0, row=0) == {"pictures": []}
+
+
+@pytest.mark.slow
+def test_the_command_serves_a_run_under_way_until_it_is_ended(tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run", [1], prompts=2)
+    process = start_python("-m", "sapo_vl", "view", run, "--serve", "0", "--follow")
+    assert process.stdout is not None
+    try:
+        said = ""
+        while not (found := re.search(r"^http://127\.0\.0\.1:([0-9]+)/ ", said, re.MULTILINE)):
+            line = process.stdout.readline()
+            assert line, f"it ended before it told an address: {said}"
+            said += line
+        port = int(found[1])
+
+        def state() -> Any:
+            with urlopen(f"http://{HOST}:{port}/api/state", timeout=60) as answer:
+                return json.load(answer)
+
+        with urlopen(f"http://{HOST}:{port}/", timeout=60) as answer:
+            page = answer.read().decode()
+        assert '"follow":3' in page and '"saved_steps":[1]' in page and '"steps","1"' in page
+        before = state()
+        make_run(run, [1, 2], prompts=2)
+        assert state() != before and state()[0][2] == 2
+        os.killpg(process.pid, signal.SIGTERM)
+        output, _ = process.communicate(timeout=60)
+        assert process.returncode == 0 and "Traceback" not in output
+    finally:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+
+
+def test_follow_without_a_server_is_refused(tmp_path: Path) -> None:
+    done = run_python("-m", "sapo_vl", "view", make_run(tmp_path / "run", [1]), "--follow", check=False)
+    assert done.returncode == 2 and "--follow needs --serve PORT" in done.stdout

@@ -54,8 +54,12 @@ function drawBoxes(holder, image, gold, said, units, box) {
   const picture = svg("svg", { viewBox: `0 0 ${image.w} ${image.h}`, preserveAspectRatio: "none", role: "img", "aria-label": `Boxes: gold ${JSON.stringify(gold ?? [])}, answer ${JSON.stringify(said ?? [])}` });
   const more = box?.inclusive ? 1 : 0; // then the last column and row are inside
   for (const [boxes, kind] of [[gold, "gold"], [said, "said"]]) {
-    const [wide, high] = extent(units[kind], image, box), x = image.w / wide, y = image.h / high;
-    for (const [a, b, c, d] of boxes ?? []) picture.append(svg("rect", { x: a * x, y: b * y, width: (c + more - a) * x, height: (d + more - b) * y, class: kind }));
+    const [columns, rows] = extent(units[kind], image, box), x = image.w / columns, y = image.h / rows;
+    for (const [a, b, c, d] of boxes ?? []) {
+      const wide = (c + more - a) * x, high = (d + more - b) * y;
+      // The light line under it keeps a box apart from an object of its own colour.
+      picture.append(svg("path", { d: `M${a * x} ${b * y}h${wide}v${high}h${-wide}z`, class: "halo" }), svg("rect", { x: a * x, y: b * y, width: wide, height: high, class: kind }));
+    }
   }
   $("svg", holder)?.remove();
   holder.append(picture);

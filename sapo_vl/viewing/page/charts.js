@@ -8,7 +8,7 @@ const DASHES = [null, "6 3", "2 3", "9 3 2 3"];
 const TALL = 190, EDGE = { top: 8, right: 10, bottom: 24, left: 46 };
 
 function lineChart(spec) {
-  const state = { log: Boolean(spec.log), hidden: new Set(spec.off), at: null };
+  const state = { log: Boolean(spec.log), hidden: new Set(spec.off), at: null, tapped: null };
   const values = spec.series.flatMap((s) => [...s.points.map((p) => p[1]), ...(s.band || []).flatMap((b) => [b[1], b[2]])]).filter((v) => v !== null);
   const positive = values.filter((v) => v > 0);
   const canLog = positive.length > 0 && positive.length >= values.length / 2;
@@ -75,13 +75,21 @@ function lineChart(spec) {
       tip.show(px, py, valuesAt(shown, step), spec.onclick && h("div", { class: "muted small" }, spec.clickHint || "click: rollouts of this step"));
     };
     const leave = () => { rule.attr("visibility", "hidden"); tip.hide(); };
-    node.addEventListener("pointermove", (event) => {
+    const look = (event) => {
       const box = node.getBoundingClientRect();
       read(nearest(steps, x.invert((event.clientX - box.left) * (width / box.width))), event.clientX, event.clientY);
-    });
+    };
+    node.addEventListener("pointermove", look);
+    node.addEventListener("pointerdown", look); // a tap does not move
     node.addEventListener("pointerleave", leave);
     node.addEventListener("blur", leave);
-    node.addEventListener("click", () => { if (spec.onclick && state.at !== null) { leave(); spec.onclick(state.at); } });
+    // A finger reads a value first, and goes on with a second tap at the same step.
+    node.addEventListener("click", (event) => {
+      if (!spec.onclick || state.at === null) return;
+      if (event.pointerType === "touch" && state.tapped !== state.at) { state.tapped = state.at; read(state.at, event.clientX, event.clientY); return; }
+      leave();
+      spec.onclick(state.at);
+    });
     node.addEventListener("keydown", (event) => {
       const turn = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
       if (turn) {

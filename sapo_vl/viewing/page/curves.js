@@ -126,7 +126,8 @@ function curves(main, parameters) {
       seeds && toggle("seeds as a band", state.banded, () => { state.banded = !state.banded; route.note({ band: state.banded ? "1" : "0" }); draw(); }));
     const blocks = GROUPS.map(([title, charts]) => {
       const drawn = charts.map((chart) => chartOf(chart, shown, state.width, chart[0] === "train" ? open(shown[0].runs[0]) : null)).filter(Boolean);
-      if (title.startsWith("The gate")) drawn.splice(1, 0, ...strips(open));
+      if (title.startsWith("The gate")) drawn.splice(1, 0, ...strips("log_ratio", "log r of tokens", (sign) => `log_ratio/${sign}/hist`, open));
+      if (title.startsWith("By response")) drawn.splice(1, 0, ...strips("sequence", "Var_i of responses", (sign) => `sequence/${sign}/var/hist`, open));
       return drawn.length ? [h("h2", {}, title), h("div", { class: "grid" }, drawn)] : null;
     }).filter(Boolean);
     const thinned = data.runs.map((r) => r.phases.train?.every ?? 1).some((e) => e > 1);
@@ -136,12 +137,13 @@ function curves(main, parameters) {
   draw();
 }
 
-function strips(open) {
+// For each run two, by the sign of the advantage.
+function strips(kind, what, metric, open) {
   const drawn = [];
   data.runs.slice(0, 4).forEach((run, i) => {
     for (const [sign, text] of [["pos", "A > 0"], ["neg", "A < 0"]]) {
-      const train = run.phases.train, counts = train?.counts[`log_ratio/${sign}/hist`];
-      if (counts && counts.some(Boolean)) drawn.push(heatStrip(`log r of tokens with ${text}${data.runs.length > 1 ? `, ${run.name}` : ""}`, train.steps, counts, sign, open(i)));
+      const train = run.phases.train, counts = train?.counts[metric(sign)];
+      if (counts && counts.some(Boolean)) drawn.push(heatStrip(`${what} with ${text}${data.runs.length > 1 ? `, ${run.name}` : ""}`, HISTOGRAMS[kind], train.steps, counts, sign, open(i)));
     }
   });
   return drawn;

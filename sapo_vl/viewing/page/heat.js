@@ -1,11 +1,17 @@
-// How log r is spread, step by step: a strip for each sign of the advantage. Columns are steps, rows the bins of log r.
+// How a quantity is spread, step by step: a strip for each sign of the advantage. Columns are steps, rows its bins.
 
-const LOG_RATIO_EDGES = [-3, -1, -0.3, -0.1, -0.03, -0.01, -0.003, -0.001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3];
+// Edges of the bins, and [text, index of the edge] of those that are written beside the strip.
+const HISTOGRAMS = {
+  "log_ratio": { of: "log r", unit: "tokens", edges: [-3, -1, -0.3, -0.1, -0.03, -0.01, -0.003, -0.001, 0.001, 0.003, 0.01, 0.03, 0.1, 0.3, 1, 3], marks: [["3", 15], ["0.1", 12], ["0.001", 8, -3], ["−0.001", 7, 3], ["−0.1", 3], ["−3", 0]] },
+  "sequence": { of: "Var_i", unit: "responses", edges: [1e-6, 1e-5, 1e-4, 3e-4, 1e-3, 3e-3, 0.01, 0.02, 0.05, 0.1, 0.3, 1, 3], marks: [["3", 12], ["0.1", 9], ["0.02", 7], ["0.001", 4], ["1e-6", 0]], line: 7 },
+};
 
-function heatStrip(title, steps, counts, sign, onclick) {
-  const canvas = h("canvas", { height: 170, role: "img", "aria-label": `${title}. Rows are bins of log r from below -3 to above 3, columns are steps; darker is more tokens.` });
+// kind: {of, unit, edges, marks, line: index of an edge that is drawn as a line}
+function heatStrip(title, kind, steps, counts, sign, onclick) {
+  const { edges, marks } = kind;
+  const canvas = h("canvas", { height: 170, role: "img", "aria-label": `${title}. Rows are bins of ${kind.of} from below ${edges[0]} to above ${edges[edges.length - 1]}, columns are steps; darker is more ${kind.unit}.` });
   const shares = counts.map((row) => { const all = row ? d3.sum(row) : 0; return all ? row.map((c) => c / all) : null; });
-  const bins = LOG_RATIO_EDGES.length + 1;
+  const bins = edges.length + 1;
   const LEFT = 46, BOTTOM = 20;
   function draw() {
     const width = canvas.clientWidth || 380, height = 170, scale = devicePixelRatio || 1;
@@ -27,9 +33,11 @@ function heatStrip(title, steps, counts, sign, onclick) {
       }
     }
     pen.fillStyle = colour("soft"); pen.font = "11px sans-serif"; pen.textAlign = "right"; pen.textBaseline = "middle";
-    for (const [text, edge] of [["3", 15], ["0.1", 12], ["0.001", 8], ["−0.001", 7], ["−0.1", 3], ["−3", 0]]) {
-      const gap = text === "0.001" ? -3 : text === "−0.001" ? 3 : 0;
-      pen.fillText(text, LEFT - 5, (bins - 1 - edge) * tall + gap);
+    for (const [text, edge, gap = 0] of marks) pen.fillText(text, LEFT - 5, (bins - 1 - edge) * tall + gap);
+    if (kind.line !== undefined) {
+      pen.strokeStyle = colour("soft"); pen.setLineDash([4, 3]); pen.beginPath();
+      const y = Math.round((bins - 1 - kind.line) * tall) + 0.5;
+      pen.moveTo(LEFT, y); pen.lineTo(width, y); pen.stroke(); pen.setLineDash([]);
     }
     pen.textBaseline = "alphabetic"; pen.textAlign = "left"; pen.fillText(String(steps[0]), LEFT, height - 5);
     pen.textAlign = "right"; pen.fillText(String(steps[steps.length - 1]), width, height - 5);
@@ -45,8 +53,8 @@ function heatStrip(title, steps, counts, sign, onclick) {
     const place = at(event);
     if (!place || !shares[place[0]]) return tip.hide();
     const [i, bin] = place;
-    const low = bin ? LOG_RATIO_EDGES[bin - 1] : "−∞", high = bin < bins - 1 ? LOG_RATIO_EDGES[bin] : "∞";
-    tip.show(event.clientX, event.clientY, h("b", {}, `step ${steps[i]}`), h("div", {}, `log r in [${low}, ${high}): ${counts[i][bin]} tokens, ${(100 * shares[i][bin]).toFixed(1)}%`));
+    const low = bin ? edges[bin - 1] : edges[0] < 0 ? "−∞" : 0, high = bin < bins - 1 ? edges[bin] : "∞";
+    tip.show(event.clientX, event.clientY, h("b", {}, `step ${steps[i]}`), h("div", {}, `${kind.of} in [${low}, ${high}): ${counts[i][bin]} ${kind.unit}, ${(100 * shares[i][bin]).toFixed(1)}%`), onclick && h("div", { class: "muted small" }, "click: rollouts of this step"));
   });
   canvas.addEventListener("pointerleave", () => tip.hide());
   canvas.addEventListener("click", (event) => { const place = at(event); if (place && onclick) { tip.hide(); onclick(steps[place[0]]); } });
