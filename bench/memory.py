@@ -10,9 +10,12 @@ from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import gc
 import json
 import os
+import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -177,12 +180,14 @@ def measure(trial: Trial) -> dict[str, Any]:
     }
 
 
-def in_a_fork(trial: Trial) -> dict[str, Any]:
-    """`measure` in a child. Raises RuntimeError if it fails."""
+def in_a_fork(name: str, work: Callable[[], Any]) -> Any:
+    """What `work` gives, as JSON carries it, from a child. Raises RuntimeError, with `name`, if it fails."""
     reader, writer = os.pipe()
     if (pid := os.fork()) == 0:
         try:
-            os.write(writer, json.dumps(measure(trial)).encode())
+            os.write(writer, json.dumps(work()).encode())
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(0)
     os.close(writer)
@@ -190,7 +195,7 @@ def in_a_fork(trial: Trial) -> dict[str, Any]:
         text = f.read()
     os.waitpid(pid, 0)
     if not text:
-        raise RuntimeError(f"{trial.name} failed; its error stands above")
+        raise RuntimeError(f"{name} failed; its error stands above")
     return json.loads(text)
 
 
@@ -202,7 +207,7 @@ def main() -> None:
     for trial in TRIALS:
         if args.quick and not trial.quick:
             continue
-        found = in_a_fork(trial)
+        found = in_a_fork(trial.name, functools.partial(measure, trial))
         if args.json:
             print(json.dumps(found), flush=True)
             continue
