@@ -74,7 +74,7 @@ def mask_tensors(mask: BlockMask) -> list[Tensor]:
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
-    return torch.compile(flex_attention, dynamic=True)
+    return torch.compile(flex_attention)  # a second length makes it compile for all of them
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float | None) -> Tensor:
