@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -109,6 +111,7 @@ class Passes:
 
     prompts: list[int] = field(default_factory=list)  # of each Prefill
     responses: list[int] = field(default_factory=list)  # of each Decode
+    order: str = ""  # P or D for each
 
     @classmethod
     def of(cls, engine: TransformersEngine) -> Passes:
@@ -117,8 +120,10 @@ class Passes:
         def note(_module: nn.Module, args: tuple[Any, ...]) -> None:
             if isinstance(args[0], Prefill):
                 seen.prompts.append(len(args[0].last_index))
+                seen.order += "P"
             if isinstance(args[0], Decode):
                 seen.responses.append(len(args[0].ids))
+                seen.order += "D"
 
         engine.policy.register_forward_pre_hook(note)
         return seen
@@ -162,6 +167,36 @@ def test_any_memory_gives_the_same_responses(kind: Kind, seed: int) -> None:
             )
     # With the largest of these, prompts came in while others were under way.
     assert len(passes.responses) < sum(max(len(r.response_ids) for r in g.rollouts) for g in right)
+
+
+def test_ranks_run_the_same_passes(seed: int) -> None:
+    """As sharded weights want it, also where one rank has less room, or nothing left to do: here, ranks are threads."""
+    both = threading.Barrier(2, timeout=120)
+    wishes = [0, 0]
+    engines, passes, right = [], [], []
+    for rank in range(2):
+        engine, prompts = setup("dense", seed)
+        request = params(n=2, max_new_tokens=12)
+        mine = prompts[:2] if rank else prompts[2:4]
+        right.append(ids_of(engine.generate(mine, request)))
+        passes.append(Passes.of(engine))
+
+        def most(wish: int, rank: int = rank) -> int:
+            wishes[rank] = wish
+            both.wait()
+            found = max(wishes)
+            both.wait()
+            return found
+
+        engine.most = most
+        if rank:
+            engine.cache_bytes = lambda: 1  # a response at a time
+        engines.append((engine, mine, request))
+    with ThreadPoolExecutor(2) as pool:
+        results = [ids_of(r) for r in pool.map(lambda e: e[0].generate(e[1], e[2]), engines)]
+    assert results == right
+    assert passes[0].order == passes[1].order
+    assert passes[1].order.count("P") == 4 and passes[0].prompts == [2, 1, 1, 1], "rank 0 ran blank prompts"
 
 
 def stock_logprobs(engine: TransformersEngine, stock: Any, group: RolloutGroup) -> np.ndarray:
