@@ -127,7 +127,8 @@ def _metrics(folder: Path, last: int, rng: np.random.Generator, notices: Mapping
                 "reward/part/format": 1.0, "accuracy/mean": 0.3 + 0.3 * rise,
                 "entropy/mean": 1.0 - 0.5 * rise, "length/mean": 6.0,
                 "groups/dead_share": 0.25, "length/truncated_share": 0.01, "unscorable/share": 0.0,
-                "gate/mean": 0.99, "gate/pos/mean": 0.99, "gate/neg/mean": 0.98, "grad_norm": 0.5 + rng.random(),
+                "gate/mean": 0.9995 - 0.002 * rise, "gate/pos/mean": 0.999, "gate/neg/mean": 0.998,
+                "grad_norm": 0.5 + rng.random(),
                 "log_ratio/pos/hist": [0] * 6 + [3, 9, 200, 12, 2] + [0] * 6,
                 "log_ratio/neg/hist": [0] * 5 + [5, 20, 150, 100, 30, 4] + [0] * 6, "mismatch/gap_mean": None,
                 "sequence/pos/var/hist": [0] * 5 + [2, 4, 6, 1] + [0] * 5,  # 6 of 13 between 0.01 and 0.02

@@ -216,6 +216,14 @@ def test_strips_tell_how_many_responses_have_which_variance(browser: Browser, pa
     browser.wait("location.hash.startsWith('#rollouts') && document.querySelectorAll('.response').length")
 
 
+def test_no_two_values_of_an_axis_read_the_same(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#curves")
+    browser.wait("document.querySelectorAll('.chart svg').length > 5")
+    texts = "(a) => [...a.querySelectorAll('text')].map((t) => t.textContent)"
+    axes = browser.run(f"[...document.querySelectorAll('.axis.left')].map({texts})")
+    assert len(axes) > 5 and [axis for axis in axes if len({*axis}) < len(axis)] == []
+
+
 def test_a_finger_reads_a_value_before_it_goes_on(browser: Browser, page: str) -> None:
     visit(browser, f"{page}#curves")
     browser.wait("document.querySelectorAll('.chart svg').length > 5")

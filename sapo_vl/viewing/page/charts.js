@@ -5,7 +5,7 @@
 // logarithmic, off: what the legend starts without, onclick(step)}
 
 const DASHES = [null, "6 3", "2 3", "9 3 2 3"];
-const TALL = 190, EDGE = { top: 8, right: 10, bottom: 24, left: 46 };
+const TALL = 190, EDGE = { top: 8, right: 10, bottom: 24, left: 50 };
 
 function lineChart(spec) {
   const state = { log: Boolean(spec.log), hidden: new Set(spec.off), at: null, tapped: null };
@@ -49,12 +49,14 @@ function lineChart(spec) {
     const root = d3.create("svg:svg").attr("viewBox", `0 0 ${width} ${TALL}`).attr("height", TALL).attr("role", "img").attr("tabindex", 0)
       .attr("aria-label", `${spec.title}: ${describe(shown)}. Arrow keys read values, Enter opens the rollouts of a step.`);
     const yTicks = state.log ? logTicks(low, high) : y.ticks(5);
+    // As many digits as tell them apart.
+    const digits = [3, 4, 5].find((d) => new Set(yTicks.map((t) => number(t, d))).size === yTicks.length) ?? 6;
     const whole = x.ticks(Math.min(7, width / 70)).filter(Number.isInteger);
     const clip = `clip${++lineChart.count}`;
     root.append("clipPath").attr("id", clip).append("rect").attr("x", EDGE.left).attr("y", 0).attr("width", Math.max(1, width - EDGE.left)).attr("height", TALL - EDGE.bottom + 3);
     root.append("g").selectAll("line").data(yTicks).enter().append("line").attr("class", "gridline").attr("x1", EDGE.left).attr("x2", width - EDGE.right).attr("y1", y).attr("y2", y);
     root.append("g").attr("class", "axis").attr("transform", `translate(0,${TALL - EDGE.bottom})`).call(d3.axisBottom(x).tickValues(steps.length > 1 ? whole : steps).tickFormat(d3.format("d")).tickSizeOuter(0));
-    root.append("g").attr("class", "axis").attr("transform", `translate(${EDGE.left},0)`).call(d3.axisLeft(y).tickValues(yTicks).tickFormat((v) => number(v, 3)).tickSize(0).tickPadding(6)).call((g) => g.select(".domain").remove());
+    root.append("g").attr("class", "axis left").attr("transform", `translate(${EDGE.left},0)`).call(d3.axisLeft(y).tickValues(yTicks).tickFormat((v) => number(v, digits)).tickSize(0).tickPadding(6)).call((g) => g.select(".domain").remove());
     const plot = root.append("g").attr("class", "plot").attr("clip-path", `url(#${clip})`);
     const line = d3.line().defined((p) => usable(p[1])).x((p) => x(p[0])).y((p) => y(p[1]));
     const area = d3.area().defined((b) => usable(b[1]) && usable(b[2])).x((b) => x(b[0])).y0((b) => y(b[1])).y1((b) => y(b[2]));

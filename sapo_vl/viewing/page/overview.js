@@ -7,8 +7,7 @@ function overview(main) {
   if (data.runs.length > 1) main.append(h("div", { class: "card" }, h("h3", {}, "Runs"), comparedRuns()));
   data.runs.forEach((run, i) => {
     if (data.runs.length > 1) main.append(h("h2", {}, h("span", { class: "swatch", style: { background: `var(--${runColour(i)})` } }), ` ${run.name}`));
-    main.append(notices(run), accuracyCards(run), h("div", { class: "gap" }), h("div", { class: "two" }, tasksCard(run), h("div", {}, timesCard(run), h("div", { class: "gap" }), factsCard(run))),
-      h("div", { class: "gap" }), settingsCard(run));
+    main.append(notices(run), accuracyCards(run), h("div", { class: "gap" }), h("div", { class: "two" }, h("div", {}, tasksCard(run), h("div", { class: "gap" }), factsCard(run)), h("div", {}, timesCard(run), h("div", { class: "gap" }), settingsCard(run))));
   });
   if (!data.runs.length) main.append(h("p", { class: "muted" }, "No run here; the evaluations are in their own view."));
   main.append(h("p", { class: "muted small" }, `Page of ${data.written}.`));
