@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from torch import Tensor
 
 from sapo_vl.learning.checkpoint import (
@@ -57,6 +58,8 @@ def load_checkpoint(folder: Path, engine: PolicyEngine, deal: Deal) -> dict[str,
         _load_as_saved(folder, engine)
     else:
         take_up(folder, engine)
+    if engine.optim.name == "adamw":
+        match_counts(engine.ds.basic_optimizer)
     if world.is_main and (ranks, stage) != (world.size, engine.zero.stage):
         log.warning(
             "%s was saved with %d ranks and zero.stage=%d; this run has %d and zero.stage=%d: it goes on with the same "
@@ -91,6 +94,15 @@ def _load_as_saved(folder: Path, engine: PolicyEngine) -> None:
         optimizer.clip_grad = engine.optim.clip
 
 
+def match_counts(optimizer: torch.optim.Optimizer) -> None:
+    """DeepSpeed's Adam counts its updates in a number, torch's in a tensor; a checkpoint may be the other's, where the
+    optimizer has moved to the host, or a compiler has come or gone."""
+    compiled = isinstance(optimizer, DeepSpeedCPUAdam)
+    for state in optimizer.state.values():
+        if "step" in state and isinstance(state["step"], Tensor) is compiled:
+            state["step"] = int(state["step"]) if compiled else torch.tensor(float(state["step"]))
+
+
 def _of_rank(folder: Path, rank: int) -> dict[str, Any]:
     return read_mapping(folder / f"rank_{rank}.json")
 
@@ -123,6 +135,8 @@ def take_up(folder: Path, engine: PolicyEngine) -> None:
         pairs = zip(optimizer.fp16_partitioned_groups_flat, optimizer.fp32_partitioned_groups_flat, strict=True)
         for lower, flat in pairs:
             lower.data.copy_(flat.data)
+        if whole := optimizer.persistent_parameters:  # small ones, of which a rank may hold what it has just replaced
+            whole[0].partition(whole)
 
 
 def _buffers(engine: PolicyEngine) -> Iterator[tuple[str, Tensor]]:

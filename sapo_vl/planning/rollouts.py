@@ -11,6 +11,7 @@ from sapo_vl.rollout.schedule import PREFILL_TOKENS, Held, Room
 
 ASLEEP_BYTES = int(1.5 * GB)  # of an engine whose weights lie in main memory: context, graphs
 WORKSPACE_BYTES = 3 * GB  # activations and graphs of an engine that is awake
+MOST_AT_A_TIME, MOST_ON_CPU = 1024, 256  # of responses, where rollout.vllm.max_num_seqs is 0
 
 
 def share_bytes(m: ModelSizes, config: RunConfig, machine: Machine) -> int:
@@ -45,10 +46,11 @@ def inside_vllm(m: ModelSizes, config: RunConfig, machine: Machine) -> list[tupl
 
 
 def responses_at_a_time(m: ModelSizes, config: RunConfig, machine: Machine, mean_tokens: int) -> int:
-    """Of one engine of vLLM: what its cache holds, at most max_num_seqs."""
+    """Of one engine of vLLM: what its cache holds, at most max_num_seqs (or what it is where that is not set)."""
     taken = weights_in_vllm(m, config) + (WORKSPACE_BYTES if machine.gpu_bytes else 0)
     cache = share_bytes(m, config, machine) - taken
-    return max(1, min(config.rollout.vllm.max_num_seqs, cache // (mean_tokens * cache_per_token(m, config))))
+    most = config.rollout.vllm.max_num_seqs or (MOST_AT_A_TIME if machine.gpu_bytes else MOST_ON_CPU)
+    return max(1, min(most, cache // (mean_tokens * cache_per_token(m, config))))
 
 
 def own_room(m: ModelSizes, config: RunConfig, free_bytes: int) -> Room:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import threading
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from deepspeed.ops.adam import DeepSpeedCPUAdam
 from helpers_launch import run_ranks
 from helpers_models import KINDS, TOLERANCE, Kind, flat, make_case, processor, worst_error
 from pydantic import ValidationError
@@ -17,6 +19,7 @@ from zero_worker import REPEATS, SHARES, SUMS, TEMPERATURE, UPDATES
 from sapo_vl.distributed import World
 from sapo_vl.learning import tuning
 from sapo_vl.learning.optim import OptimConfig, Tuning, ZeroConfig, deepspeed_config
+from sapo_vl.learning.resuming import match_counts
 from sapo_vl.learning.tuning import WHOLE_ELEMENTS, cpu_adam_fault, launched_with, threads_of_rank, tune, use_cores
 from sapo_vl.model.export import save_hf_folder
 
@@ -118,6 +121,23 @@ def test_a_build_that_fails_or_waits_for_ever_is_told(monkeypatch: pytest.Monkey
     assert cpu_adam_fault() == "OSError: no such compiler"
     monkeypatch.setattr(tuning, "CPUAdamBuilder", Waiting)
     assert "lock" in cpu_adam_fault(within=0.01)
+
+
+def test_a_checkpoint_of_the_other_adam_can_be_gone_on_from() -> None:
+    weight = torch.nn.Parameter(torch.ones(3))
+    ours = torch.optim.AdamW([weight], lr=0.1)
+    ours.state[weight] = {"step": 7, "exp_avg": torch.zeros(3), "exp_avg_sq": torch.zeros(3)}  # as DeepSpeed saves it
+    match_counts(ours)
+    weight.grad = torch.ones(3)
+    ours.step()
+    assert ours.state[weight]["step"].item() == 8
+    before = ours.state[weight]["step"]
+    match_counts(ours)
+    assert ours.state[weight]["step"] is before, "its own are left alone"
+    compiled: Any = DeepSpeedCPUAdam.__new__(DeepSpeedCPUAdam)
+    compiled.state = {weight: {"step": torch.tensor(8.0)}, torch.nn.Parameter(torch.ones(1)): {}}
+    match_counts(compiled)
+    assert compiled.state[weight]["step"] == 8 and isinstance(compiled.state[weight]["step"], int)
 
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "none", "LOCAL_WORLD_SIZE": "8", "OMP_NUM_THREADS": "1"}

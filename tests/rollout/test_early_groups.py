@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from sapo_vl.distributed import World
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.source import RolloutSource
 from sapo_vl.rollout.vllm import v0_32
+from sapo_vl.rollout.vllm.engine import VllmEngine
 from sapo_vl.scoring.early import EarlyResults
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
@@ -124,3 +126,32 @@ def test_what_a_worker_raises_is_raised_where_the_result_is_taken() -> None:
     with pytest.raises(RuntimeError, match="the workers hang"):
         early.take(answered)
     early.close()
+
+
+class Sharing:
+    """Rank 1 of an engine of two ranks, each with three prompts."""
+
+    rank, size = 1, 2
+
+    def gather(self, mine: list[Prompt]) -> list[list[Prompt]]:
+        return [[group(f"other{i}").prompt for i in range(3)], mine]
+
+
+@pytest.mark.parametrize("sharing", [World.alone(), Sharing()], ids=["alone", "two ranks"])
+def test_an_engine_over_several_ranks_tells_each_of_its_own(sharing: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(v0_32, "request", lambda prompt: prompt)
+    nothing = lambda *_: None  # noqa: E731
+    engine: Any = VllmEngine.__new__(VllmEngine)
+    engine.contract = SimpleNamespace(wake=nothing, sleep=nothing, sampling=nothing, generate=v0_32.generate)
+    engine.llm, engine._sharing, engine._routes, engine._vocab_size = FakeLLM(), sharing, None, 1000
+    engine.chat = SimpleNamespace(eos_ids=(40, 41, 42, 43, 44, 45), banned_ids=(), decode=str)
+    engine._watch, engine.weight_version = SimpleNamespace(record=nothing), 5
+    prompts = [group(name).prompt for name in "abc"]
+    prompts = [dataclasses.replace(p, ids=np.array([1])) for p in prompts]
+    told: list[tuple[int, RolloutGroup]] = []
+    params = SamplingParams(n=1, max_new_tokens=3, temperature=1.0)
+    groups = engine.generate(prompts, params, lambda i, group: told.append((i, group)))
+    assert [i for i, _ in told] == [2, 1, 0] and all(group is groups[i] for i, group in told)
+    assert [g.prompt.problem.id for g in groups] == ["a", "b", "c"]
+    first = 43 if sharing.size > 1 else 40
+    assert [int(g.rollouts[0].response_ids[0]) for g in groups] == [first, first + 1, first + 2]

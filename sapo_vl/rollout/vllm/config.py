@@ -16,7 +16,7 @@ class VllmConfig(Strict):
     tensor_parallel: int = Field(default=1, ge=1)  # ranks in a row that share an engine; GPUs of a server
     gpu_memory_utilization: float = Field(default=0.45, gt=0, lt=1)  # share of a GPU's memory for weights and KV cache
     kv_cache_gib: int = Field(default=1, ge=1)  # size of the KV cache where there is no GPU
-    max_num_seqs: int = Field(default=256, ge=1)  # responses sampled at a time
+    max_num_seqs: int = Field(default=0, ge=0)  # responses sampled at a time; 0 = what the cache holds, 256 on a CPU
     max_images_per_prompt: int = Field(default=8, ge=1)  # vLLM must know it when it starts
     enforce_eager: bool = False  # no CUDA graphs: slower, starts sooner, needs less memory. Always so on a CPU
     sleep: bool = True  # give the GPU's memory back while the trainer works. Nothing on a CPU, nothing for a server

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import SamplingParams
+from sapo_vl.rollout.vllm.at_a_time import responses_at_a_time
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.responses import Answer, Sample
 from sapo_vl.types import Prompt
@@ -87,7 +88,7 @@ def engine_settings(
         "tensor_parallel_size": config.tensor_parallel,
         "worker_extension_cls": WORKER,
         "max_model_len": max_model_len,
-        "max_num_seqs": config.max_num_seqs,
+        "max_num_seqs": responses_at_a_time(path, model, config, max_model_len, on_cpu),
         # A prompt cut in two samples a token too many and rewinds the request's generator, which no CPU one can do.
         "enable_chunked_prefill": not on_cpu,
         "max_num_batched_tokens": max(max_model_len, 8192),
