@@ -126,11 +126,12 @@ def _offloaded(case: Case) -> list[tuple[str, int]]:
 
 
 def _batch_on_host(case: Case) -> tuple[str, int]:
-    """The patches of a step's prompts; of the one micro-batch that is packed its patches, of every token an id, three
-    positions and what its attention needs, and of every target its id, its place and two log-probs."""
+    """Patches of a step's prompts: those that the rank sampled and those that others hand it, at most as many. Of the one
+    micro-batch that is packed its patches, of every token an id, three positions and what its attention needs, and of
+    every target its id, its place and two log-probs."""
     m, c = case.sizes, case.config
     row = mixed_row(m, c, case.load)
-    prompts = -(-c.rollout.prompts_per_step // case.machine.ranks)
+    prompts = -(-c.rollout.prompts_per_step // case.machine.ranks) * min(2, case.machine.ranks)
     pixels = (prompts + row.prompts) * patches_of_prompt(m, c) * m.patch_values * 4
     numbers = row.tokens * 4 * INDEX_BYTES + row.targets * (2 * INDEX_BYTES + 2 * FLOAT_BYTES)
     return "prompts of a step, and a micro-batch", layout_bytes(row) + numbers + pixels
