@@ -425,6 +425,7 @@ STUCK: dict[str, str] = {
     "/reset_prefix_cache": "/reset_prefix_cache",
     "/update_weight_version": "/update_weight_version",
     "/weight_info": "/weight_info",
+    "sapo_has": "sapo_has",
 }
 
 
@@ -447,6 +448,26 @@ def test_a_server_that_does_not_take_the_weights_is_out_until_it_does(
     assert set(who(engine.generate(setup.prompts, SAMPLING))) == {good.mark}, "it has not got the weights yet"
     engine.sync(3)
     assert set(who(engine.generate(setup.prompts, SAMPLING))) == {good.mark, bad.mark}
+
+
+def test_a_label_is_not_enough_where_another_process_took_the_weights(
+    setup: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is started again between the two: the label is right, the weights are those of its start."""
+    bad, good = setup.add(2)
+    control = bad.control
+
+    def back_in_between(path: str, name: str, body: dict[str, Any]) -> Any:
+        if path == "/update_weight_version":
+            bad.folder = ""
+        return control(path, name, body)
+
+    monkeypatch.setattr(bad, "control", back_in_between)
+    engine = setup.engine()
+    engine.sync(1)
+    assert bad.label == good.label
+    assert any(bad.url in m and "did not take the weights" in m and "given were" in m for m in caplog.messages)
+    assert set(who(engine.generate(setup.prompts, SAMPLING))) == {good.mark}
 
 
 def test_a_server_that_hangs_while_it_loads_is_given_up(setup: Setup) -> None:

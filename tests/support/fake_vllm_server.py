@@ -50,6 +50,7 @@ class FakeServer:
         self.broken: dict[str, Reply] = {}  # routes that reply this
         self.hung: set[str] = set()  # routes that never answer
         self.label = "default"
+        self.folder = ""  # whose weights it has
         self.labels: list[str] = []  # all that it was given
         self.paused = False
         self.asked: list[dict[str, Any]] = []  # bodies of all requests to generate
@@ -98,7 +99,7 @@ class FakeServer:
     def restart(self) -> None:
         """As a new process with the weights of its start."""
         self.stop()
-        self.label, self.paused = "default", False
+        self.label, self.folder, self.paused = "default", "", False
         self.start(self.port)
 
     def restart_later(self, seconds: float = 1.0) -> None:
@@ -154,10 +155,13 @@ class FakeServer:
             return {"results": [self.settings]}
         if name == "sapo_load_weights":
             assert self.paused
+            self.folder = body["kwargs"]["folder"]
             files = sorted(Path(body["kwargs"]["folder"]).glob("*.safetensors"))
             self.loaded.append({k: v for path in files for k, v in load_file(path).items()})
             assert int(body["kwargs"]["tensors"]) == len(self.loaded[-1])
             return {"results": [""]}
+        if name == "sapo_has":
+            return {"results": ["" if self.folder == body["kwargs"]["folder"] else f"it has {self.folder!r}"]}
         if name == "sapo_repack_cpu":
             return {"results": ["1"]}
         return {"success": True}

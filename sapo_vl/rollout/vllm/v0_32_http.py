@@ -237,7 +237,8 @@ async def hand_over(
     """The server takes over the weights in `folder` and answers under `label` from now on. Raises ServerFault.
 
     The label is set last: one that failed on the way still answers under its old label, which nobody accepts, and
-    stays paused.
+    stays paused. Then the weights are asked for again: what took them and what took the label may be two processes, one
+    of which was started in between or stands behind the same address. One that is started later has neither.
     """
     await ask(http, url, "POST", "/pause", within=PROBE_S, params={"mode": "abort"})
     kwargs = {"folder": folder, "tensors": str(tensors)}
@@ -256,6 +257,9 @@ async def hand_over(
     seen = _json(await ask(http, url, "GET", "/weight_info", within=PROBE_S)).get("weight_version")
     if seen != label:
         raise ServerFault(f"it says that it has weights {seen!r}, given were {label!r}")
+    said = await rpc(http, url, "sapo_has", within=PROBE_S, kwargs={"folder": folder})
+    if faults := [text for text in said if text]:
+        raise ServerFault(f"{str(faults[0])[:400]}, given were those of {label!r}")
 
 
 async def rpc(

@@ -24,6 +24,8 @@ class WorkerExtension:
     vllm_config: Any
     reload_weights: Any
 
+    _sapo_folder = ""  # what sapo_load_weights took over last
+
     def sapo_settings(self) -> dict[str, Any]:
         """The settings that a trainer depends on, for it to compare with its own."""
         model = self.vllm_config.model_config
@@ -52,7 +54,13 @@ class WorkerExtension:
         if count != int(tensors):
             return f"{folder} has {count} of {tensors} tensors as this server sees it; is the file system shared?"
         self.reload_weights(weights_iterator=_tensors(files))
+        self._sapo_folder = folder
         return ""
+
+    def sapo_has(self, folder: str) -> str:
+        """Returns "" if the weights are those of `folder`, else what they are: those of a process that was started
+        again since are not."""
+        return "" if self._sapo_folder == folder else f"its weights are of {self._sapo_folder or 'its start'!r}"
 
     def sapo_repack_cpu(self) -> int:
         """Builds anew the packed copies of weights that a reload leaves behind in vLLM's CPU build.
