@@ -126,7 +126,7 @@ def _offloaded(case: Case) -> list[tuple[str, int]]:
 
 
 def _batch_on_host(case: Case) -> tuple[str, int]:
-    """Patches of a step's prompts: those that the rank sampled and those that others hand it, at most as many. Of the one
+    """Patches of a step's prompts: of those sampled here and of those handed over, at most as many. Of the one
     micro-batch that is packed its patches, of every token an id, three positions and what its attention needs, and of
     every target its id, its place and two log-probs."""
     m, c = case.sizes, case.config
