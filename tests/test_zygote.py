@@ -73,3 +73,16 @@ def test_one_that_waits_is_waited_for_and_killed(tmp_path: Path) -> None:
     assert os.getpgid(process.pid) == process.pid
     process.kill()
     assert process.wait(60) == -signal.SIGKILL
+
+
+def test_a_rank_on_a_cpu_loads_no_compiler() -> None:
+    """DeepSpeed's Muon, which it imports in every rank, is not decorated with torch.compile there."""
+    run_python(
+        "-c",
+        "import sys\nfrom sapo_vl.learning.engine import import_muon_as_it_is\nimport_muon_as_it_is()\n"
+        "from deepspeed.runtime.zero.muon import original_muon\n"
+        "assert type(original_muon.zeropower_via_newtonschulz5).__name__ == 'function'\n"
+        "assert not hasattr(original_muon.zeropower_via_newtonschulz5, '_torchdynamo_orig_callable')\n"
+        "assert 'torch._inductor.compile_fx' not in sys.modules\n",
+        fresh=True,
+    )

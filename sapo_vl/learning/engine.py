@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import torch
+from deepspeed.runtime import compiler
 from torch import Tensor
 
 from sapo_vl.distributed import World
@@ -50,6 +52,19 @@ class UpdateResult:
     offenders: tuple[tuple[int, int], ...]  # this rank's (micro-batch, response) with a non-finite loss or gradient
 
 
+def import_muon_as_it_is() -> None:
+    """Imports DeepSpeed's Muon without torch.compile, for a CPU.
+
+    DeepSpeed asks for it whatever the optimizer is, and its functions are decorated with torch.compile: that loads the
+    compiler, 5 CPU seconds a rank, and running them so on a CPU would need a C++ compiler and minutes.
+    """
+    kept, compiler.compile = compiler.compile, lambda *_, **__: lambda function: function
+    try:
+        importlib.import_module("deepspeed.runtime.zero.muon.muon_optimizer")
+    finally:
+        compiler.compile = kept
+
+
 class PolicyEngine:
     """Owns the DeepSpeed engine. Updates are driven here: boundary, scaling, finiteness, learning rate."""
 
@@ -65,15 +80,14 @@ class PolicyEngine:
     ) -> None:
         if optim.name == "muon":
             tag_for_muon(policy)
-            if world.device.type == "cpu":
-                # DeepSpeed's Muon is decorated with torch.compile, which on a CPU needs a C++ compiler and minutes.
-                torch._dynamo.config.disable = True
         self.optim, self.zero, self.world, self.total_updates = optim, zero, world, total_updates
         self.updates = 0  # applied or dropped
         self.dropped_in_a_row = 0
         learning = [p for p in policy.parameters() if p.requires_grad]
         if not learning:
             raise ValueError("nothing to train: model.freeze leaves no parameter with a gradient")
+        if world.device.type == "cpu":
+            import_muon_as_it_is()
         # DeepSpeed's attributes depend on the stage and carry no useful types.
         self.ds: Any = deepspeed.initialize(
             model=policy,

@@ -4,25 +4,31 @@ The kernel visits only the blocks of 128 x 128 scores that the mask names, reads
 knows grouped heads, so nothing is padded, copied or spread. The mask is made on the device from the lengths: two
 numbers a token, and four a pair of blocks. FlexAttention has no backward on a CPU: its gradient is checked by
 `bench/gpu.sh`.
+
+torch's module is imported where it is used: it loads the compiler, 5 CPU seconds that no other way needs.
 """
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
-from torch.nn.attention.flex_attention import BlockMask, flex_attention
 
 from sapo_vl.model.segments import Groups, segments
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 BLOCK = 128
 
 
 def block_mask(groups: Groups, device: torch.device) -> BlockMask:
     """The rule of `sapo_vl.model.segments`, by blocks. Made of [T] and [T / 128, T / 128] tensors on `device`."""
+    from torch.nn.attention.flex_attention import BlockMask
+
     found = segments(groups)
     tokens = found[-1].stop
     numbers = torch.tensor([[s.length, s.prompt] for s in found], dtype=torch.int32).to(device)
@@ -74,10 +80,14 @@ def mask_tensors(mask: BlockMask) -> list[Tensor]:
 
 @functools.cache
 def _compiled() -> Callable[..., Any]:
+    from torch.nn.attention.flex_attention import flex_attention
+
     return torch.compile(flex_attention)  # a second length makes it compile for all of them
 
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float | None) -> Tensor:
     """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]. Compiled on a GPU, once."""
+    from torch.nn.attention.flex_attention import flex_attention
+
     run = _compiled() if query.device.type == "cuda" else flex_attention
     return run(query, key, value, block_mask=mask, scale=scale, enable_gqa=True).transpose(1, 2)

@@ -20,11 +20,10 @@ import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention.flex_attention import BlockMask
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
@@ -32,6 +31,9 @@ from transformers.masking_utils import sdpa_mask
 from sapo_vl.model import attention_dense, attention_flex, attention_merged
 from sapo_vl.model.kv_cache import KVCache
 from sapo_vl.model.segments import Groups, check_groups
+
+if TYPE_CHECKING:
+    from torch.nn.attention.flex_attention import BlockMask
 
 SHARED_PREFIX_ATTENTION = "sapo_shared_prefix"
 CPU = torch.device("cpu")

@@ -30,8 +30,6 @@ from typing import IO, Any, NoReturn
 # What a training run has loaded at its end; `python zygote.py` fails where one is gone.
 LIBRARIES = (
     "accelerate", "datasets", "deepspeed.ops.adam", "deepspeed.runtime.zero.stage3", "torch.distributed.run",
-    # What DeepSpeed asks for in every rank: it brings torch's compiler with it, 5 CPU seconds.
-    "deepspeed.runtime.zero.muon.muon_optimizer",
     "torchvision.transforms.v2", "transformers.models.qwen3_vl.modeling_qwen3_vl",
     "transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe", "transformers.models.qwen3_vl.processing_qwen3_vl",
     "transformers.models.qwen2_vl.image_processing_qwen2_vl", "sapo_vl.commands.cli", "sapo_vl.pipeline",
@@ -249,5 +247,6 @@ if __name__ == "__main__":
 
     for library in LIBRARIES:
         importlib.import_module(library)
+    importlib.import_module("sapo_vl.learning.engine").import_muon_as_it_is()
     getattr(importlib.import_module("deepspeed.ops"), "__compatible_ops__")  # noqa: B009  (asks a C compiler: a second)
     _serve(socket.socket(fileno=os.dup(0)))
