@@ -63,7 +63,7 @@ def load(case: Case) -> Load:
     model = prepare_model(model, config)
     chat = Chat(processor, model, config)
     policy = PolicyModule(model, chat.banned_ids)
-    engine = TransformersEngine(policy, chat, prompts_per_batch=64)
+    engine = TransformersEngine(policy, chat)
     chat.eos_ids = (len(chat.tokenizer) + 1,)
     prompts = tuple(chat.prompt(p) for p in problems(case, case.prompts))
     return Load(case=case, policy=policy, chat=chat, engine=engine, prompts=prompts)

@@ -8,7 +8,6 @@ ours leaves out the ids that are never sampled.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +18,9 @@ from vs_trl_cases import Case
 import sapo_vl.train as training
 from sapo_vl.config import RunConfig
 from sapo_vl.learning.engine import UpdateResult
+from sapo_vl.learning.moving import Dealt
 from sapo_vl.session import Session
-from sapo_vl.types import RolloutGroup
+from sapo_vl.types import Prompt, RolloutGroup
 from sapo_vl.updates import MiniBatch, pack_mini_batches, run_update
 
 REWARD = Path(__file__).parent / "vs_trl_reward.py"
@@ -67,12 +67,12 @@ class FirstStep:
         self.seen: list[dict[str, Any]] = []
         self.banned: torch.Tensor | None = None
 
-    def pack(self, config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
+    def pack(self, config: RunConfig, session: Session, dealt: Dealt, spare: Prompt) -> list[MiniBatch]:
         """In place of pack_mini_batches, in the first step."""
         head = session.engine.module.head
         self.banned, head.banned_ids = head.banned_ids, head.banned_ids[:0]
         own = config.rollout.model_copy(update={"old_logprobs": "trainer"})
-        return pack_mini_batches(config.model_copy(update={"rollout": own}), session, groups)
+        return pack_mini_batches(config.model_copy(update={"rollout": own}), session, dealt, spare)
 
     def update(self, session: Session, batch: MiniBatch, result: UpdateResult) -> None:
         groups = [g for mb in batch.micro_batches for g in mb.groups]
@@ -99,9 +99,9 @@ def watch(stepper: Stepper, first: FirstStep) -> None:
     """Puts our hooks into the training loop."""
     counted: dict[str, Any] = {"step": 0, "tokens": 0, "live": 0, "updates": 0, "session": None}
 
-    def pack(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> list[MiniBatch]:
+    def pack(config: RunConfig, session: Session, dealt: Dealt, spare: Prompt) -> list[MiniBatch]:
         counted["session"] = session
-        batches = (first.pack if counted["step"] == 0 else pack_mini_batches)(config, session, groups)
+        batches = (first.pack if counted["step"] == 0 else pack_mini_batches)(config, session, dealt, spare)
         micro = [mb for batch in batches for mb in batch.micro_batches]
         counted["tokens"] = sum(len(mb.targets) for mb in micro)
         counted["live"] = sum(len(mb.groups) for mb in micro)

@@ -360,7 +360,8 @@ def test_a_disk_without_room_for_the_model_is_refused_and_one_without_room_for_c
     model, checkpoint = 4 * numbers, 16 * numbers  # fp32: the weights; the weights, a copy and two moments
     free = model - 1
     monkeypatch.setattr(room.shutil, "disk_usage", lambda _: SimpleNamespace(free=free))
-    settings = ("checkpoint.keep=2", "log.save_rollouts_every=0")
+    # A budget that one response fits into: less is told, too.
+    settings = ("checkpoint.keep=2", "log.save_rollouts_every=0", "batch.tokens_per_micro_batch=30000")
     assert "the trained model alone takes" in one_line(start(*settings))
     free = model + 3 * checkpoint - 1
     assert start(*settings) == "" and "lower checkpoint.keep" in caplog.text

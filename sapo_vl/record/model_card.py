@@ -36,7 +36,7 @@ def model_card(
     config: Mapping[str, Any], summary: Mapping[str, Any], base_card: Mapping[str, Any], data: Mapping[str, Any]
 ) -> str:
     """`base_card`: the front matter of the base model's card; `data`: the data set's manifest. {} = not known."""
-    base = "/".join(Path(str(_at(config, "model.path") or "")).parts[-2:])
+    base = _base_name(str(_at(config, "model.path") or ""))
     card = data.get("card") or {}
     name = f"{Path(base).name or 'model'}-{_at(config, 'loss.name')}"
     front: dict[str, Any] = {
@@ -80,6 +80,11 @@ def model_card(
         ", ".join(f"{key} {value}" for key, value in (summary.get("versions") or {}).items() if value) + ".",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _base_name(path: str) -> str:
+    """As others know it: the id on the hub, or the name of a folder without the way to it."""
+    return Path(path).name if Path(path).is_dir() else path
 
 
 def _data_lines(card: Mapping[str, Any], data: Mapping[str, Any], split: str) -> list[str]:

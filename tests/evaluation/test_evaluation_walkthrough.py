@@ -79,7 +79,7 @@ def test_training_measured_the_benchmarks_too(walked: tuple[Path, str]) -> None:
     for row in rows:
         assert {"eval/greedy/all", "eval/shapes/pass@1", "eval/shapes/maj@4", "eval/shapes/blank"} <= row.keys()
         assert 0 <= row["eval/shapes/pass@1"] <= 1 and row["eval/shapes/pass@1/ci95"]
-    assert {p.name for p in (run / "benchmarks").iterdir()} == {"step_00000000", "step_00000003"}
+    assert {p.name for p in (run / "benchmarks").iterdir()} == {"pictures", "step_00000000", "step_00000003"}
 
 
 def test_two_ranks_go_on_where_one_was_killed(walked: tuple[Path, str], tmp_path: Path) -> None:

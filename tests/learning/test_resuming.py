@@ -204,6 +204,8 @@ def test_the_run_is_the_same_on_other_ranks(name: str, runs: Path) -> None:
         for key, value in like.items():
             if key.endswith("/hist"):  # a value may be at the border of two bins
                 continue
+            if key.startswith("deal/"):  # about ranks
+                continue
             if isinstance(value, str):
                 assert row[key] == value
                 continue

@@ -37,7 +37,7 @@ def folder(run_seed: int, tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("zero")
     for kind in KINDS:
         save_hf_folder(make_case(kind, run_seed).policy.hf, processor(), out / kind)
-    run_ranks(2, "zero_worker.py", out, str(run_seed))
+    run_ranks(2, "zero_worker.py", out, str(run_seed), timeout=900)
     return out
 
 

@@ -39,7 +39,7 @@ def written(tmp_path: Path, summary: dict[str, Any] = SUMMARY, card: str | None 
 
 def test_what_the_hub_reads(tmp_path: Path):
     front, text = written(tmp_path, card="---\nlicense: apache-2.0\nextra: [1]\n---\n# Base")
-    assert front["base_model"] == "owner/Base-4B" and front["license"] == "apache-2.0"
+    assert front["base_model"] == "Base-4B" and front["license"] == "apache-2.0"
     assert front["pipeline_tag"] == "image-text-to-text" and "grpo" in front["tags"]
     [index] = front["model-index"]
     assert [(r["dataset"]["name"], r["metrics"][0]["value"]) for r in index["results"]] == [("Geometry3K", 0.6123)]

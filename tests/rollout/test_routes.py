@@ -147,8 +147,10 @@ def test_in_process_they_come_with_each_completion(case: tuple[Prompt, Chat], rn
     rows = routes(rng, len(case[0].ids) + 1)
     step = {90: SimpleNamespace(logprob=-1.0)}
     completion = SimpleNamespace(token_ids=[90], logprobs=[step], finish_reason="length", routed_experts=rows)
-    output = SimpleNamespace(outputs=[completion], prompt_token_ids=case[0].ids.tolist())
-    llm = SimpleNamespace(generate=lambda *_, **__: [output])
+    ids = case[0].ids.tolist()
+    left = [SimpleNamespace(outputs=[completion], prompt_token_ids=ids, finished=True, request_id="7")]
+    engine = SimpleNamespace(has_unfinished_requests=lambda: bool(left), step=lambda: [left.pop()])
+    llm = SimpleNamespace(request_counter=SimpleNamespace(counter=7), enqueue=lambda *_, **__: None, llm_engine=engine)
     ((only,),) = (answer.samples for answer in v0_32.generate(llm, [case[0]], [None]))
     assert only.routes is rows
 
@@ -206,8 +208,9 @@ def test_a_build_without_them_is_refused(engine: str) -> None:
 
 
 def test_an_engine_is_set_to_return_them() -> None:
-    plain = v0_32.engine_settings("/m", MODEL, VllmConfig(), 100, on_cpu=False)
-    told = v0_32.engine_settings("/m", MODEL, VllmConfig(), 100, on_cpu=False, routes=True)
+    config = VllmConfig(max_num_seqs=64)
+    plain = v0_32.engine_settings("/m", MODEL, config, 100, on_cpu=False)
+    told = v0_32.engine_settings("/m", MODEL, config, 100, on_cpu=False, routes=True)
     assert {k: v for k, v in told.items() if k not in plain} == {
         "enable_return_routed_experts": True,
         "enable_prefix_caching": True,

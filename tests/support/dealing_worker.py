@@ -87,7 +87,7 @@ def trained(case: Case, dealt: Dealt, groups: list[RolloutGroup], world: World) 
         values |= {"loss": float(world.sum([total])[0]), "sequences": denominators.num_sequences}
         out["metrics"].append(values)
     bring_home(record, dealt, groups, world)
-    tokens = record.tokens(groups, old_is_recorded=True)
+    tokens = record.tokens(groups, old_is_recorded=True, limit=10**9)
     out["tokens"] = {f.name: getattr(tokens, f.name).astype(float).tolist() for f in dataclasses.fields(tokens)}
     return out
 

@@ -35,7 +35,6 @@ ON_HOST = {"offload_optimizer": True}
 # name -> (model, settings, tuning), all in float32
 UPDATES: Mapping[str, tuple[Kind, ZeroConfig, Tuning]] = {
     "dense": ("dense", ZeroConfig(stage=1), Tuning()),
-    "1, overlapping": ("dense", ZeroConfig(stage=1), Tuning(overlap=True)),
     "2, overlapping, on the host": ("dense", ZeroConfig(stage=2, **ON_HOST), Tuning(overlap=True)),
     "3, small weights whole, on the host": ("dense", ZeroConfig(stage=3, **ON_HOST), Tuning(whole_elements=20_000)),
     "moe": ("moe", ZeroConfig(stage=1), Tuning()),
@@ -45,7 +44,6 @@ UPDATES: Mapping[str, tuple[Kind, ZeroConfig, Tuning]] = {
 SUMS: Mapping[str, ZeroConfig] = {
     "2": ZeroConfig(stage=2),
     "2, float32": ZeroConfig(stage=2, grad_accum_dtype="float32"),
-    "3, float32, on the host": ZeroConfig(stage=3, grad_accum_dtype="float32", **ON_HOST),
 }
 REPEATS = 16
 SHARES = [[[0], [2], [3]], [[1, 4]]]  # rank -> micro-batches -> groups
@@ -57,7 +55,7 @@ def open_engine(kind: Kind, zero: ZeroConfig, tuning: Tuning, dtype: str, folder
     examined = examine(str(path))
     settings = HfDeepSpeedConfig(deepspeed_config(OPTIM, zero, dtype, tuning)) if zero.stage == 3 else None
     model = load_model(MODEL.model_copy(update={"path": str(path), "dtype": dtype}), examined)
-    engine = PolicyEngine(PolicyModule(model, [0]), OPTIM, zero, dtype, world, 4, tuning)
+    engine = PolicyEngine(PolicyModule(model, make_case(kind, 0).chat.banned_ids), OPTIM, zero, dtype, world, 4, tuning)
     del settings
     return engine
 
