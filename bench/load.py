@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from vs_trl_cases import Case, build_model, problems
 
-from sapo_vl.model.batching import MicroBatch, make_micro_batches, split_mini_batches
+from sapo_vl.model.batching import MicroBatch, make_micro_batches, split_by_budget, split_mini_batches
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import ModelConfig, prepare_model
 from sapo_vl.model.policy import PolicyModule
@@ -39,7 +39,9 @@ class Load:
     def micro_batches(self, groups: Sequence[RolloutGroup], shared: bool = True) -> list[MicroBatch]:
         """Those of the two updates of a step, as the trainer packs them."""
         return [
-            mb for dealt in split_mini_batches(groups, 2) for mb in make_micro_batches(dealt, self.chat, BUDGET, shared)
+            mb
+            for dealt in split_mini_batches(groups, 2)
+            for mb in make_micro_batches(split_by_budget(dealt, BUDGET), self.chat, shared)
         ]
 
     def backward(self, batches: Sequence[MicroBatch]) -> None:

@@ -215,11 +215,12 @@ def test_an_engine_is_set_to_return_them() -> None:
         "enable_return_routed_experts": True,
         "enable_prefix_caching": True,
     }
-    command, environment = serve_command(MODEL, RolloutConfig(), "127.0.0.1", 8000, on_cpu=False, routes=True)
+    rollout = RolloutConfig(vllm=config)
+    command, environment = serve_command(MODEL, rollout, "127.0.0.1", 8000, on_cpu=False, routes=True)
     assert "--enable-return-routed-experts" in command
     assert environment["VLLM_USE_V2_MODEL_RUNNER"] == "1"
     with pytest.raises(RoutesMissing):
-        serve_command(MODEL, RolloutConfig(), "127.0.0.1", 8000, on_cpu=True, routes=True)
+        serve_command(MODEL, rollout, "127.0.0.1", 8000, on_cpu=True, routes=True)
 
 
 def test_vllm_knows_these_settings() -> None:

@@ -8,7 +8,7 @@ FOLDER holds the models `dense` and `moe`, written by the test; results go there
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
@@ -50,12 +50,14 @@ SHARES = [[[0], [2], [3]], [[1, 4]]]  # rank -> micro-batches -> groups
 TEMPERATURE = 1.2
 
 
-def open_engine(kind: Kind, zero: ZeroConfig, tuning: Tuning, dtype: str, folder: Path, world: World) -> PolicyEngine:
+def open_engine(
+    kind: Kind, zero: ZeroConfig, tuning: Tuning, dtype: str, folder: Path, world: World, banned_ids: Sequence[int]
+) -> PolicyEngine:
     path = folder / kind
     examined = examine(str(path))
     settings = HfDeepSpeedConfig(deepspeed_config(OPTIM, zero, dtype, tuning)) if zero.stage == 3 else None
     model = load_model(MODEL.model_copy(update={"path": str(path), "dtype": dtype}), examined)
-    engine = PolicyEngine(PolicyModule(model, make_case(kind, 0).chat.banned_ids), OPTIM, zero, dtype, world, 4, tuning)
+    engine = PolicyEngine(PolicyModule(model, banned_ids), OPTIM, zero, dtype, world, 4, tuning)
     del settings
     return engine
 
@@ -65,7 +67,7 @@ def two_updates(name: str, folder: Path, seed: int, world: World) -> dict[str, T
     kind, zero, tuning = UPDATES[name]
     case = make_case(kind, seed)
     groups = with_old_logprobs(case, noise=0.3)
-    engine = open_engine(kind, zero, tuning, "float32", folder, world)
+    engine = open_engine(kind, zero, tuning, "float32", folder, world, case.chat.banned_ids)
     batches = [flat(case.chat, [groups[i] for i in share]) for share in SHARES[world.rank]]
     for _ in range(2):
         objective = policy_objective(LossConfig(), global_denominators(batches, world), UpdateStats())
@@ -82,7 +84,7 @@ def sums(name: str, folder: Path, seed: int, world: World) -> dict[str, Tensor]:
     """Norms of the gradient of one micro-batch, and of REPEATS times the same."""
     case = make_case("dense", seed)
     text = flat(case.chat, [with_old_logprobs(case, noise=0.3)[4]])
-    engine = open_engine("dense", SUMS[name], Tuning(), "bfloat16", folder, world)
+    engine = open_engine("dense", SUMS[name], Tuning(), "bfloat16", folder, world, case.chat.banned_ids)
     engine.optim = OPTIM.model_copy(update={"schedule": "linear"})
     engine.total_updates, engine.updates = 1, 1  # learning rate 0
     norms = []
