@@ -35,6 +35,7 @@ ON_HOST = {"offload_optimizer": True}
 # name -> (model, settings, tuning), all in float32
 UPDATES: Mapping[str, tuple[Kind, ZeroConfig, Tuning]] = {
     "dense": ("dense", ZeroConfig(stage=1), Tuning()),
+    "1, overlapping": ("dense", ZeroConfig(stage=1), Tuning(overlap=True)),
     "2, overlapping, on the host": ("dense", ZeroConfig(stage=2, **ON_HOST), Tuning(overlap=True)),
     "3, small weights whole, on the host": ("dense", ZeroConfig(stage=3, **ON_HOST), Tuning(whole_elements=20_000)),
     "moe": ("moe", ZeroConfig(stage=1), Tuning()),
@@ -44,6 +45,7 @@ UPDATES: Mapping[str, tuple[Kind, ZeroConfig, Tuning]] = {
 SUMS: Mapping[str, ZeroConfig] = {
     "2": ZeroConfig(stage=2),
     "2, float32": ZeroConfig(stage=2, grad_accum_dtype="float32"),
+    "3, float32, on the host": ZeroConfig(stage=3, grad_accum_dtype="float32", **ON_HOST),
 }
 REPEATS = 16
 SHARES = [[[0], [2], [3]], [[1, 4]]]  # rank -> micro-batches -> groups
