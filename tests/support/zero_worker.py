@@ -47,7 +47,7 @@ SUMS: Mapping[str, ZeroConfig] = {
     "2, float32": ZeroConfig(stage=2, grad_accum_dtype="float32"),
     "3, float32, on the host": ZeroConfig(stage=3, grad_accum_dtype="float32", **ON_HOST),
 }
-REPEATS = 16
+REPEATS = 48
 SHARES = [[[0], [2], [3]], [[1, 4]]]  # rank -> micro-batches -> groups
 TEMPERATURE = 1.2
 
