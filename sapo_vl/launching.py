@@ -17,7 +17,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 
 from sapo_vl.config import RunConfig, save_config
 from sapo_vl.learning.checkpoint import CHECKPOINTS
-from sapo_vl.lifeline import CUT_OFF, LAUNCHER, STOP_SIGNALS, STOPPED, Stopped, StoppedRanks, leave_lost_terminal
+from sapo_vl.lifeline import CUT_OFF, LAUNCHER, STOP_SIGNALS, STOPPED, Stopped, StoppedRanks, outlive_terminal
 from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.restarts import LIFE, newest_step
 
@@ -47,6 +47,7 @@ def launch(stage: str, config: RunConfig, out: Path) -> None:
     For several machines, start the same command on each with torchrun yourself: inside a launcher a stage runs at
     once on its rank.
     """
+    outlive_terminal()
     with hold_folder(out, f"stage {stage}"), StoppedRanks(os.getpid(), config.checkpoint.stopped_s):
         ranks = num_processes(config)
         path = out / f".launch.{stage}.yaml"
@@ -66,7 +67,6 @@ def launch(stage: str, config: RunConfig, out: Path) -> None:
         try:
             _run_with_restarts(stage, command, out, config.checkpoint.restarts)
         except SignalException as told:
-            leave_lost_terminal()
             raise _stopped(out, signal.Signals(told.sigval).name) from None
         finally:
             path.unlink(missing_ok=True)

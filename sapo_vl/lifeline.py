@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import errno
+import io
 import logging
 import os
 import select
 import signal
+import sys
 import threading
 import time
 from pathlib import Path
@@ -117,6 +119,7 @@ class StopRequest:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
+        outlive_terminal()
         self._signals, self._written = os.pipe()
         os.set_blocking(self._written, False)
         self._wakeup_before = signal.set_wakeup_fd(self._written, warn_on_full_buffer=False)
@@ -146,7 +149,6 @@ class StopRequest:
         told_at = time.monotonic()
         if first == _CLOSED:
             return
-        leave_lost_terminal()
         self._name = signal.Signals(first).name
         if _rank_is_gone():
             log.error("another rank of this machine has ended; this one ends too")
@@ -176,16 +178,29 @@ class StopRequest:
         return number if number in (_CLOSED, *STOP_SIGNALS) else None
 
 
-def leave_lost_terminal() -> None:
-    """Output goes nowhere from now on where it went to a terminal that is gone: each print would raise."""
-    for fd in (1, 2):
+class _Terminal(io.FileIO):
+    """A terminal that may go: what is written from then on goes nowhere."""
+
+    def write(self, data: Any, /) -> int:
         try:
-            os.write(fd, b"")
+            return super().write(data) or 0
         except OSError as error:
             if error.errno != errno.EIO:
                 raise
-            with open(os.devnull, "wb") as nowhere:
-                os.dup2(nowhere.fileno(), fd)
+            return memoryview(data).nbytes
+
+
+def outlive_terminal() -> None:
+    """From now on this process may print to a terminal that is gone: each print would raise.
+
+    Also in the moment before it learns of that by SIGHUP. Output to a file or a pipe is left alone.
+    """
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if isinstance(stream, io.TextIOWrapper) and stream.isatty():
+            stream.flush()
+            terminal = io.BufferedWriter(_Terminal(stream.fileno(), "w", closefd=False))
+            setattr(sys, name, io.TextIOWrapper(terminal, stream.encoding, stream.errors, line_buffering=True))
 
 
 def _rank_is_gone() -> bool:

@@ -228,13 +228,12 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
 
 
 TELLS = """
-import sys, time
+import sys
 from pathlib import Path
 from sapo_vl.lifeline import StopRequest
 with StopRequest(600) as stop:
-    print("ready", flush=True)
     while not stop._name:
-        time.sleep(0.02)
+        print("ready", flush=True)  # the terminal goes in the middle of one
     print("there is no terminal for this", flush=True)
     print("nor for this", file=sys.stderr, flush=True)
 Path(sys.argv[1]).write_text(stop._name)

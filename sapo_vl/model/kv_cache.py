@@ -132,7 +132,7 @@ class KVCache:
         out = _by_response(torch.bmm(weights[..., :p], prompt_value.flatten(0, 1)), rows, h, r)
         own = _by_response(weights[..., p:], rows, h, r)
         out = out + torch.bmm(own.flatten(0, 1), own_value.flatten(0, 1)).view(b, h, r, d)
-        return out.view(b, 1, heads, d)
+        return out.reshape(b, 1, heads, d)  # its strides are whatever those products chose
 
     def _store(self, layer: int, key: Tensor, value: Tensor) -> tuple[Tensor, Tensor]:
         if layer not in self.own_keys:

@@ -150,7 +150,9 @@ def test_rewards_are_told_of_the_batch_as_it_was_drawn(folder: Path) -> None:
     told = [k for k in plain if k.split("/")[0] in ("reward", "accuracy", "length", "groups", "score", "finish")]
     assert len(told) > 15 and all(plain[k] == whole[k] for k in told)
     assert "resample/rounds" not in plain
-    assert whole["tokens"] > plain.get("tokens", 0)
+    drawn, chosen = ({g for g in trained(folder / name)[0] if not dead(g[0])} for name in ("plain", "resampled"))
+    gained = whole["resample/dead_share/before"] - whole["resample/dead_share/after"]
+    assert drawn <= chosen and len(chosen) - len(drawn) == gained * PROMPTS
 
 
 def test_two_ranks_train_on_what_one_trains_on(folder: Path) -> None:

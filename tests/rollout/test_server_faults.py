@@ -30,6 +30,7 @@ from sapo_vl.model.routing import RouteSpec
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.failures import RolloutStopped
 from sapo_vl.rollout.vllm.config import ServerConfig
+from sapo_vl.rollout.vllm.handover import reading_s
 from sapo_vl.rollout.vllm.pool import STRIKES, Pool
 from sapo_vl.rollout.vllm.server import ServersUnusable, VllmServerEngine
 from sapo_vl.types import Finish, Prompt, RolloutGroup
@@ -514,6 +515,14 @@ def test_a_disk_that_takes_no_weights_is_named(setup: Setup, monkeypatch: pytest
         engine.sync(1)
     assert read == list(WEIGHTS), "the other ranks would wait for the rest"
     assert not list((setup.folder / "weights_for_servers").iterdir())
+
+
+def test_servers_have_longer_for_large_weights(tmp_path: Path) -> None:
+    """470 GB, as a bfloat16 of 235 billion, at 50 MB a second."""
+    for part in range(2):
+        with (tmp_path / f"part_{part}").open("wb") as file:
+            file.truncate(235_000_000_000)  # sparse: it takes no room
+    assert reading_s(tmp_path, 600.0) == 9400.0 and reading_s(tmp_path, 20_000.0) == 20_000.0
 
 
 # How a server is set up -> what the engine says about it at the start.

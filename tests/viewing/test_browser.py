@@ -216,6 +216,29 @@ def test_strips_tell_how_many_responses_have_which_variance(browser: Browser, pa
     browser.wait("location.hash.startsWith('#rollouts') && document.querySelectorAll('.response').length")
 
 
+def test_strips_are_read_by_arrow_keys(browser: Browser, page: str) -> None:
+    visit(browser, f"{page}#curves")
+    browser.wait("document.querySelectorAll('canvas').length === 6")
+    browser.run("document.querySelector(\"canvas[aria-label^='Var_i of responses with A > 0']\").focus()")
+
+    def press(key: str) -> str:
+        for kind in ("keyDown", "keyUp"):
+            browser.call("Input.dispatchKeyEvent", {"type": kind, "key": key})
+        return str(browser.run("document.querySelector('#tip').textContent"))
+
+    # From the fullest bin of the first step: down a bin, up two, a step on, and no further back than the first.
+    assert press("ArrowRight").startswith("step 1Var_i in [0.01, 0.02): 6 responses")
+    assert "[0.003, 0.01): 4 responses" in press("ArrowDown")
+    press("ArrowUp")
+    assert "[0.02, 0.05): 1 responses" in press("ArrowUp")
+    assert press("ArrowRight").startswith("step 2")
+    press("ArrowLeft")
+    assert press("ArrowLeft").startswith("step 1")
+    press("Enter")
+    browser.wait("location.hash.startsWith('#rollouts') && document.querySelectorAll('.response').length")
+    assert browser.run("document.querySelector('#tip').hidden")
+
+
 def test_no_two_values_of_an_axis_read_the_same(browser: Browser, page: str) -> None:
     visit(browser, f"{page}#curves")
     browser.wait("document.querySelectorAll('.chart svg').length > 5")

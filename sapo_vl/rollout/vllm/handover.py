@@ -22,6 +22,7 @@ log = logging.getLogger(__name__)
 
 POLL_S = 1.0  # between two looks at a server that is not up
 REPORT_S = 30.0  # between two lines about waiting
+SLOW_DISK = 50e6  # bytes a second that servers read from a shared disk at the worst
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,11 +106,12 @@ async def deliver(
     """
     give_up = time.monotonic() + wait_s
     report = time.monotonic() + REPORT_S
+    within = reading_s(package.folder, timeout_s)
     taken: dict[str, str] = {}
     pending = list(urls)
     async with open_http() as http:
         while True:
-            outcomes = await asyncio.gather(*(_give(http, url, package, repack, timeout_s) for url in pending))
+            outcomes = await asyncio.gather(*(_give(http, url, package, repack, within) for url in pending))
             taken |= {url: reason for url, (reason, _) in zip(pending, outcomes, strict=True)}
             pending = [url for url, (_, may_come) in zip(pending, outcomes, strict=True) if may_come]
             if not pending or time.monotonic() >= give_up or not all(taken.values()):
@@ -119,6 +121,11 @@ async def deliver(
                 log.info("no rollout server has the weights %s yet: %s", package.label, reasons)
                 report += REPORT_S
             await asyncio.sleep(POLL_S)
+
+
+def reading_s(folder: Path, timeout_s: float) -> float:
+    """The time a server has to read the weights in `folder`: `timeout_s`, more where they are that large."""
+    return max(timeout_s, sum(path.stat().st_size for path in folder.iterdir()) / SLOW_DISK)
 
 
 async def _give(

@@ -9,7 +9,7 @@ const HISTOGRAMS = {
 // kind: {of, unit, edges, marks, line: index of an edge that is drawn as a line}
 function heatStrip(title, kind, steps, counts, sign, onclick) {
   const { edges, marks } = kind;
-  const canvas = h("canvas", { height: 170, role: "img", "aria-label": `${title}. Rows are bins of ${kind.of} from below ${edges[0]} to above ${edges[edges.length - 1]}, columns are steps; darker is more ${kind.unit}.` });
+  const canvas = h("canvas", { height: 170, role: "img", tabindex: 0, "aria-label": `${title}. Rows are bins of ${kind.of} from below ${edges[0]} to above ${edges[edges.length - 1]}, columns are steps; darker is more ${kind.unit}. Arrow keys read values, Enter opens the rollouts of a step.` });
   const shares = counts.map((row) => { const all = row ? d3.sum(row) : 0; return all ? row.map((c) => c / all) : null; });
   const bins = edges.length + 1;
   const LEFT = 46, BOTTOM = 20;
@@ -49,13 +49,25 @@ function heatStrip(title, kind, steps, counts, sign, onclick) {
     const bin = bins - 1 - Math.floor(((event.clientY - box.top) / (170 - BOTTOM)) * bins);
     return i >= 0 && i < steps.length && bin >= 0 && bin < bins ? [i, bin] : null;
   };
-  canvas.addEventListener("pointermove", (event) => {
-    const place = at(event);
-    if (!place || !shares[place[0]]) return tip.hide();
-    const [i, bin] = place;
+  const read = ([i, bin], x, y) => {
+    if (!shares[i]) return tip.hide();
     const low = bin ? edges[bin - 1] : edges[0] < 0 ? "−∞" : 0, high = bin < bins - 1 ? edges[bin] : "∞";
-    tip.show(event.clientX, event.clientY, h("b", {}, `step ${steps[i]}`), h("div", {}, `${kind.of} in [${low}, ${high}): ${counts[i][bin]} ${kind.unit}, ${(100 * shares[i][bin]).toFixed(1)}%`), onclick && h("div", { class: "muted small" }, "click: rollouts of this step"));
+    tip.show(x, y, h("b", {}, `step ${steps[i]}`), h("div", {}, `${kind.of} in [${low}, ${high}): ${counts[i][bin]} ${kind.unit}, ${(100 * shares[i][bin]).toFixed(1)}%`), onclick && h("div", { class: "muted small" }, "click: rollouts of this step"));
+  };
+  canvas.addEventListener("pointermove", (event) => { const place = at(event); if (place) read(place, event.clientX, event.clientY); else tip.hide(); });
+  let cell = null; // where the arrow keys are: [step, bin]
+  const fullest = (i) => (counts[i] ? counts[i].indexOf(d3.max(counts[i])) : 0);
+  const within = (x, many) => Math.min(many - 1, Math.max(0, x));
+  canvas.addEventListener("keydown", (event) => {
+    const turn = { ArrowLeft: [-1, 0], ArrowRight: [1, 0], ArrowUp: [0, 1], ArrowDown: [0, -1] }[event.key];
+    if (turn) {
+      cell = cell ? [within(cell[0] + turn[0], steps.length), within(cell[1] + turn[1], bins)] : [0, fullest(0)];
+      const box = canvas.getBoundingClientRect();
+      read(cell, box.left + LEFT + ((cell[0] + 0.5) / steps.length) * (box.width - LEFT), box.top + (bins - 0.5 - cell[1]) * ((170 - BOTTOM) / bins));
+      event.preventDefault();
+    } else if (event.key === "Enter" && onclick && cell) { tip.hide(); onclick(steps[cell[0]]); }
   });
+  canvas.addEventListener("blur", () => tip.hide());
   canvas.addEventListener("pointerleave", () => tip.hide());
   canvas.addEventListener("click", (event) => { const place = at(event); if (place && onclick) { tip.hide(); onclick(steps[place[0]]); } });
   let last = 0;
