@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import pty
@@ -16,48 +15,26 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import psutil
 import pytest
 from helpers_launch import Started, environment, run_python, start_python
+from helpers_runs import digests, rows, steps, write_config, write_inputs
 
-from data_recipes import RECIPES
-from sapo_vl.config import load_config, save_config
 from sapo_vl.lifeline import CUT_OFF, STOPPED
-from sapo_vl.pipeline import build_tiny_model
 
 pytestmark = pytest.mark.slow
 
 LIMIT_S = 240  # far more than anything waited for here takes
-CLOCK = ("time", "seconds", "tokens_per_s")
-# A file of the user's is scored in worker processes, and an untrained model earns something by this one.
-REWARD = """
-from rewards.base import RewardOutput
-
-def by_tokens(x):
-    return RewardOutput(sum(x.token_ids) % 7 / 6)
-"""
 
 
 @pytest.fixture(scope="module")
 def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, model and config.yaml: two ranks, a worker each."""
-    seed = int(request.config.option.seed) % 10_000
     folder = tmp_path_factory.mktemp("life")
-    RECIPES["visual_puzzles"](folder / "data", seed=seed, n_cold_start=24, n_train=60, n_test=6, image_size=32)
-    build_tiny_model("dense", folder / "data", folder / "model", seed)
-    (folder / "reward.py").write_text(REWARD)
-    settings = {
-        "seed": seed,
+    settings = write_inputs(folder, int(request.config.option.seed), n_cold_start=24) | {
         "steps": 8,
         "processes": 2,
-        "model.path": folder / "model",
-        "model.min_pixels": 256,
-        "data.path": folder / "data",
-        "rewards.path": f"{folder / 'reward.py'}:by_tokens",
-        "rewards.by_task": '{"*": custom}',
-        "rewards.workers": 1,
         "rollout.prompts_per_step": 4,
         "rollout.group_size": 2,
         "rollout.max_new_tokens": 6,
@@ -72,8 +49,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "checkpoint.every": 3,
         "log.trackers": "[]",
     }
-    config = load_config(None, [f"{k}={v}" for k, v in settings.items()])
-    save_config(config, folder / "config.yaml")
+    write_config(settings, folder / "config.yaml")
     return folder
 
 
@@ -107,14 +83,6 @@ def wait_for(condition: Callable[[], bool], process: Started) -> None:
         time.sleep(0.05)
 
 
-def rows(out: Path, phase: str = "train") -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl without what the clock decides."""
-    path = out / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    found = [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCK)} for line in lines]
-    return [row for row in found if row["phase"] == phase]
-
-
 def family_of(process: Started) -> list[psutil.Process]:
     me = psutil.Process(process.pid)
     return [me, *me.children(recursive=True)]
@@ -130,7 +98,7 @@ def ranks_of(process: Started) -> dict[str, psutil.Process]:
 def test_whoever_is_killed_nobody_is_left(setup: Path, tmp_path: Path, killed: str) -> None:
     out = tmp_path / "run"
     with started(*command(setup, "train", out, *FOR_EVER)) as process:
-        wait_for(lambda: len(rows(out)) > 1, process)
+        wait_for(lambda: len(steps(out)) > 1, process)
         family = family_of(process)
         ranks = ranks_of(process)
         assert ranks.keys() == {"0", "1"} and len(family) >= 5, "a launcher, two ranks, a worker of rewards for each"
@@ -150,7 +118,7 @@ def test_whoever_is_killed_nobody_is_left(setup: Path, tmp_path: Path, killed: s
 def test_a_worker_that_is_killed_is_replaced(setup: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with started(*command(setup, "train", out)) as process:
-        wait_for(lambda: len(rows(out)) > 0, process)
+        wait_for(lambda: len(steps(out)) > 0, process)
         rank = ranks_of(process)["1"]
         workers = [p for p in rank.children(recursive=True) if "spawn_main" in " ".join(p.cmdline())]
         assert workers
@@ -158,11 +126,7 @@ def test_a_worker_that_is_killed_is_replaced(setup: Path, tmp_path: Path) -> Non
             worker.kill()
         printed, _ = process.communicate(timeout=LIMIT_S)
         assert process.returncode == 0, printed
-    assert [row["step"] for row in rows(out)] == list(range(1, 9))
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
+    assert [row["step"] for row in steps(out)] == list(range(1, 9))
 
 
 @pytest.mark.parametrize(
@@ -274,7 +238,7 @@ def saved(out: Path) -> list[str]:
 
 def is_as(out: Path, whole: Path) -> None:
     """Nothing was lost, and nothing is left that should not be there."""
-    assert rows(out) == rows(whole) and len(rows(out)) == 16
+    assert steps(out) == steps(whole) and len(steps(out)) == 16
     assert rows(out, "eval") == rows(whole, "eval")
     assert digests(out / "final") == digests(whole / "final")
     assert digests(out / "rollouts") == digests(whole / "rollouts")
@@ -318,7 +282,7 @@ def test_a_stopped_rank_is_named_and_torchrun_starts_the_run_again(
 def test_all_end_when_a_rank_is_stopped(setup: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     with started(*command(setup, "train", out, *FOR_EVER, "checkpoint.stopped_s=2")) as process:
-        wait_for(lambda: len(rows(out)) > 1, process)
+        wait_for(lambda: len(steps(out)) > 1, process)
         family, rank = family_of(process), ranks_of(process)["0"]
         rank.suspend()
         printed, _ = process.communicate(timeout=LIMIT_S)

@@ -15,12 +15,11 @@ from typing import Any
 
 import pytest
 from helpers_launch import run_python, start_python
+from helpers_runs import write_inputs
 from safetensors.torch import load_file
 
-from data_recipes import RECIPES
 from sapo_vl import room
 from sapo_vl.config import ConfigError, RunConfig, load_config
-from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.record.run_log import read_metrics
 from sapo_vl.room import check_room, room_for
 
@@ -110,20 +109,12 @@ def small_disk(folder: Path, megabytes: int) -> Iterator[Path]:
 @pytest.mark.slow
 def test_a_disk_that_is_full_for_a_while(tmp_path: Path, seed: int) -> None:
     """Nothing of the run is missing in the end, but for checkpoints that nobody needs any more."""
-    seed %= 10_000
-    counts = {"n_cold_start": 6, "n_train": 30, "n_test": 6, "image_size": 32, "tasks": "count,text_compare"}
-    RECIPES["visual_puzzles"](tmp_path / "data", seed=seed, **counts)
-    build_tiny_model("dense", tmp_path / "data", tmp_path / "model", seed)
-    # An untrained model earns something by this one, and learns.
-    (tmp_path / "reward.py").write_text(
-        "from rewards.base import RewardOutput\n\ndef sums(x):\n    return RewardOutput(sum(x.token_ids) % 7 / 6)\n"
-    )
+    inputs = write_inputs(tmp_path, seed, n_train=30, tasks="count,text_compare")
     settings = [
-        f"rewards.path={tmp_path / 'reward.py'}:sums", 'rewards.by_task={"*": custom}', "optim.lr=0.003",
-        f"seed={seed}", f"model.path={tmp_path / 'model'}", f"data.path={tmp_path / 'data'}", "processes=1", "steps=12",
-        "model.min_pixels=256", "rollout.prompts_per_step=4", "rollout.group_size=2", "rollout.max_new_tokens=4",
-        "eval.before=false", "eval.max_per_task=1", "eval.modes=[greedy]", "log.trackers=[]", "rewards.workers=1",
-        "checkpoint.every=1", "checkpoint.keep=1", "checkpoint.max_failures=1000",
+        *(f"{key}={value}" for key, value in inputs.items()), "optim.lr=0.003", "processes=1", "steps=12",
+        "rollout.prompts_per_step=4", "rollout.group_size=2", "rollout.max_new_tokens=4", "eval.before=false",
+        "eval.max_per_task=1", "eval.modes=[greedy]", "log.trackers=[]", "checkpoint.every=1", "checkpoint.keep=1",
+        "checkpoint.max_failures=1000",
     ]  # fmt: skip
     command = ("-m", "sapo_vl", "train", *settings, "--out")
     run_python(*command, tmp_path / "whole")

@@ -7,8 +7,6 @@ The server is a stand-in, whose answers depend on the question alone.
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,46 +18,25 @@ import psutil
 import pytest
 from fake_vllm_server import FakeServer
 from helpers_launch import SUPPORT, run_python
+from helpers_runs import digests, rows, write_config, write_inputs
 from hosts import Network, network
 from zygote import Forked
 
-from data_recipes import RECIPES
-from sapo_vl.config import load_config, save_config
 from sapo_vl.model.chat import load_processor
-from sapo_vl.pipeline import build_tiny_model
 
 pytestmark = pytest.mark.slow
 
 LIMIT_S = 600  # far more than anything waited for here takes
 SERVER, PORT = 2, 8000
-CLOCK = ("time", "seconds", "tokens_per_s", "parity")  # what an engine is asked when it is new is no part of training
-# An untrained model earns something by this one.
-REWARD = """
-from rewards.base import RewardOutput
-
-def by_tokens(x):
-    return RewardOutput(sum(x.token_ids) % 7 / 6)
-"""
 
 
 @pytest.fixture(scope="module")
 def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shared folder with data, model, config.yaml, and `one`: the run as two ranks of one machine do it."""
-    seed = int(request.config.option.seed) % 10_000
     folder = tmp_path_factory.mktemp("shared")
-    RECIPES["visual_puzzles"](folder / "data", seed=seed, n_cold_start=6, n_train=40, n_test=6, image_size=32)
-    build_tiny_model("dense", folder / "data", folder / "model", seed)
-    (folder / "reward.py").write_text(REWARD)
-    settings = {
-        "seed": seed,
+    settings = write_inputs(folder, int(request.config.option.seed), n_train=40) | {
         "steps": 6,
         "processes": 2,
-        "model.path": folder / "model",
-        "model.min_pixels": 256,
-        "data.path": folder / "data",
-        "rewards.path": f"{folder / 'reward.py'}:by_tokens",
-        "rewards.by_task": '{"*": custom}',
-        "rewards.workers": 1,
         "rollout.engine": "vllm_server",
         "rollout.server.urls": f"[http://10.77.0.{SERVER + 1}:{PORT}]",
         "rollout.server.allow_remote": True,
@@ -77,7 +54,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "checkpoint.every": 2,
         "log.trackers": "[]",
     }
-    save_config(load_config(None, [f"{k}={v}" for k, v in settings.items()]), folder / "config.yaml")
+    write_config(settings, folder / "config.yaml")
     image_token, vocabulary = words_of(folder)
     server = FakeServer(image_token, 0)
     server.settings["vocab_size"] = vocabulary
@@ -169,22 +146,15 @@ def left_of(process: Forked) -> list[psutil.Process]:
     return [me, *me.children(recursive=True)]
 
 
-def rows(out: Path, phase: str = "train") -> list[dict[str, Any]]:
-    """Whole lines of metrics.jsonl without what the clock or the start of an engine decides."""
-    path = out / "metrics.jsonl"
-    lines = path.read_text().split("\n")[:-1] if path.exists() else []
-    found = [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCK)} for line in lines]
-    return [row for row in found if row["phase"] == phase]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir()) if p.is_file()}
+def learned(out: Path, phase: str = "train") -> list[dict[str, Any]]:
+    """Rows without what an engine is asked when it is new, which is no part of training."""
+    return [{k: v for k, v in row.items() if not k.startswith("parity")} for row in rows(out, phase)]
 
 
 def is_as(out: Path, one: Path) -> None:
     """To the bit: a sum over two ranks has one order."""
-    assert rows(out) == rows(one) and len(rows(out)) == 6
-    assert rows(out, "eval") == rows(one, "eval")
+    assert learned(out) == learned(one) and len(learned(out)) == 6
+    assert learned(out, "eval") == learned(one, "eval")
     assert digests(out / "final") == digests(one / "final")
     assert digests(out / "rollouts") == digests(one / "rollouts")
 
@@ -195,7 +165,7 @@ def test_a_machine_that_is_cut_off_ends_on_both_sides_and_the_run_goes_on(
     out = tmp_path / "run"
     with network(3, seed) as net, server(net, setup):
         with started(net, setup, out, "checkpoint.silent_s=8") as runs:
-            wait_for(lambda: len(rows(out)) > 2, runs)
+            wait_for(lambda: len(learned(out)) > 2, runs)
             family = [process for run in runs for process in left_of(run.process)]
             assert len(family) >= 4, "two launchers, a rank each"
             net.cut = {1}
@@ -221,7 +191,7 @@ def test_a_network_that_is_slow_and_loses_packets_and_then_the_server_changes_no
     with network(3, seed) as net, server(net, setup):
         net.delay_s, net.loss = 0.02, 0.1
         with started(net, setup, out) as runs:
-            wait_for(lambda: len(rows(out)) > 2, runs)
+            wait_for(lambda: len(learned(out)) > 2, runs)
             net.cut = {SERVER}
             lost = ("is out of use", "did not take the weights")  # found by a prompt, or by a sync
             wait_for(lambda: any(text in run.printed for run in runs for text in lost), runs)

@@ -2,51 +2,27 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
 from helpers_launch import run_python
+from helpers_runs import digests, rows, steps, write_config, write_inputs
 
-from data_recipes import RECIPES
-from sapo_vl.config import load_config, save_config
 from sapo_vl.distributed import World
 from sapo_vl.learning.checkpoint import newest_checkpoint, step_dir
-from sapo_vl.pipeline import build_tiny_model
 
 pytestmark = pytest.mark.slow
-
-# An untrained model earns nothing from the recipe's own rewards, and groups without a difference teach nothing.
-REWARD = """
-from rewards.base import RewardOutput
-
-def by_tokens(x):
-    return RewardOutput(sum(x.token_ids) % 7 / 6)
-"""
-CLOCK = ("time", "seconds", "tokens_per_s")  # keys that begin so depend on the machine
 
 
 @pytest.fixture(scope="module")
 def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with data, model, reward and config.yaml."""
-    seed = int(request.config.option.seed) % 10_000
     folder = tmp_path_factory.mktemp("resume")
-    RECIPES["visual_puzzles"](folder / "data", seed=seed, n_cold_start=6, n_train=60, n_test=6, image_size=32)
-    build_tiny_model("moe", folder / "data", folder / "model", seed)
-    (folder / "reward.py").write_text(REWARD)
-    settings = {
-        "seed": seed,
+    settings = write_inputs(folder, int(request.config.option.seed), "moe") | {
         "steps": 4,
         "processes": 2,
-        "model.path": folder / "model",
-        "model.min_pixels": 256,
-        "data.path": folder / "data",
-        "rewards.path": f"{folder / 'reward.py'}:by_tokens",
-        "rewards.by_task": '{"*": custom}',
-        "rewards.workers": 1,
         "rollout.prompts_per_step": 8,
         "rollout.group_size": 3,
         "rollout.max_new_tokens": 8,
@@ -59,8 +35,7 @@ def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFacto
         "checkpoint.every": 2,
         "log.trackers": "[]",
     }
-    config = load_config(None, [f"{k}={v}" for k, v in settings.items()])
-    save_config(config, folder / "config.yaml")
+    write_config(settings, folder / "config.yaml")
     return folder
 
 
@@ -78,24 +53,14 @@ def whole(setup: Path) -> Path:
     return setup / "whole"
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock decides."""
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCK)} for line in lines]
-
-
-def digests(folder: Path) -> dict[str, str]:
-    return {p.name: hashlib.sha256(p.read_bytes()).hexdigest() for p in sorted(folder.iterdir())}
-
-
 def test_resumed_run_is_the_same_run(setup: Path, whole: Path) -> None:
     cut = setup / "cut"
-    steps = [r for r in rows(whole) if r["phase"] == "train"]
-    assert [r["step"] for r in steps] == [1, 2, 3, 4]
-    assert all(r["updates/dropped"] == 0 and r["grad_norm"] > 0 for r in steps), "every step should learn"
-    assert len({r["loss"] for r in steps}) == 4
+    learned = steps(whole)
+    assert [r["step"] for r in learned] == [1, 2, 3, 4]
+    assert all(r["updates/dropped"] == 0 and r["grad_norm"] > 0 for r in learned), "every step should learn"
+    assert len({r["loss"] for r in learned}) == 4
     # The second of the two updates of a step has moved on from where the old log-probs were taken.
-    assert all(r["ratio/mean_abs_dev"] > 1e-6 for r in steps)
+    assert all(r["ratio/mean_abs_dev"] > 1e-6 for r in learned)
 
     # The run as it lay on disk when it died while writing the row of step 4, its last checkpoint being of step 2.
     shutil.copytree(whole, cut)

@@ -3,40 +3,26 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import fake_vllm_server as fakes
 import pytest
 from fake_vllm_server import FakeServer
 from helpers_launch import run_python
+from helpers_runs import write_config, write_inputs
 from safetensors.torch import load_file
 
-from data_recipes import RECIPES
-from sapo_vl.config import load_config, save_config
 from sapo_vl.model.chat import load_processor
-from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.record.run_log import read_metrics
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 STEPS, PROMPTS, GROUP = 4, 8, 3
 
-# The fake servers' responses earn nothing from the recipe's own rewards, and groups without a difference teach nothing.
-REWARD = """
-from rewards.base import RewardOutput
-
-def by_tokens(x):
-    return RewardOutput(sum(x.token_ids) % 7 / 6)
-"""
-
 
 @pytest.fixture(scope="module")
-def setup(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with data, model and reward."""
-    seed = int(request.config.option.seed) % 10_000
-    folder = tmp_path_factory.mktemp("served")
-    RECIPES["visual_puzzles"](folder / "data", seed=seed, n_cold_start=6, n_train=60, n_test=6, image_size=32)
-    build_tiny_model("moe", folder / "data", folder / "model", seed)
-    (folder / "reward.py").write_text(REWARD)
-    return folder
+def inputs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The settings that name data, model and reward, which lie in one folder."""
+    return write_inputs(tmp_path_factory.mktemp("served"), int(request.config.option.seed), "moe")
 
 
 def refuses_some(e: fakes.Exchange) -> fakes.Reply | None:
@@ -45,23 +31,18 @@ def refuses_some(e: fakes.Exchange) -> fakes.Reply | None:
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
-def test_a_run_trains_on_what_came_and_hands_over_every_version(setup: Path, staleness: int) -> None:
-    tokenizer = load_processor(str(setup / "model")).tokenizer
+def test_a_run_trains_on_what_came_and_hands_over_every_version(inputs: dict[str, Any], staleness: int) -> None:
+    setup = Path(inputs["model.path"]).parent
+    tokenizer = load_processor(inputs["model.path"]).tokenizer
     servers = [FakeServer(tokenizer.convert_tokens_to_ids("<|image_pad|>"), mark) for mark in (0, 1)]
     for server in servers:
         server.settings["vocab_size"] = len(tokenizer)
         server.fault = refuses_some
     servers[0].fault = lambda e: fakes.die(e) if e.number > 20 else refuses_some(e)
     out = setup / f"run-{staleness}"
-    settings = {
+    settings = inputs | {
         "steps": STEPS,
         "processes": 2,
-        "model.path": setup / "model",
-        "model.min_pixels": 256,
-        "data.path": setup / "data",
-        "rewards.path": f"{setup / 'reward.py'}:by_tokens",
-        "rewards.by_task": '{"*": custom}',
-        "rewards.workers": 1,
         "rollout.engine": "vllm_server",
         "rollout.server.urls": f"[{', '.join(s.url for s in servers)}]",
         "rollout.server.timeout_s": 60,
@@ -78,7 +59,7 @@ def test_a_run_trains_on_what_came_and_hands_over_every_version(setup: Path, sta
         "eval.modes": "[greedy]",
         "log.trackers": "[]",
     }
-    save_config(load_config(None, [f"{k}={v}" for k, v in settings.items()]), setup / "config.yaml")
+    write_config(settings, setup / "config.yaml")
     try:
         printed = run_python(
             "-m", "sapo_vl", "train", "--config", setup / "config.yaml", "--out", out, timeout=800

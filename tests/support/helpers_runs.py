@@ -1,4 +1,4 @@
-"""Several short training runs on a tiny dense model, and what they left behind."""
+"""What short training runs on a tiny model start from, several of them at once, and what they left behind."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from helpers_launch import run_ranks
 from helpers_run import SHORT
 
 from data_recipes import RECIPES
+from sapo_vl.config import load_config, save_config
 from sapo_vl.pipeline import build_tiny_model
 
 # An untrained model earns nothing from the recipe's own rewards, and groups without a difference teach nothing.
@@ -24,23 +25,35 @@ def by_tokens(x):
 CLOCK = ("time", "seconds", "tokens_per_s")  # keys that begin so depend on the machine
 
 
-def prepare(folder: Path, seed: int, reward: str = REWARD) -> dict[str, Any]:
-    """Writes data, model and reward; the settings of a run on them."""
+def write_inputs(
+    folder: Path, seed: int, kind: Literal["dense", "moe"] = "dense", reward: str = REWARD, **recipe: Any
+) -> dict[str, Any]:
+    """Writes data, model and reward; the settings that name them. The reward, a file of the user's, is scored in a
+    worker process."""
     seed %= 10_000
-    RECIPES["visual_puzzles"](
-        folder / "data", seed=seed, n_cold_start=6, n_train=120, n_test=6, image_size=32, tasks="count,text_compare"
-    )
-    build_tiny_model("dense", folder / "data", folder / "model", seed)
+    sizes = {"n_cold_start": 6, "n_train": 60, "n_test": 6, "image_size": 32}
+    RECIPES["visual_puzzles"](folder / "data", seed=seed, **(sizes | recipe))
+    build_tiny_model(kind, folder / "data", folder / "model", seed)
     (folder / "reward.py").write_text(reward)
-    return SHORT | {
+    return {
         "seed": seed,
         "model.path": str(folder / "model"),
+        "model.min_pixels": 256,
         "data.path": str(folder / "data"),
         "rewards.path": f"{folder / 'reward.py'}:by_tokens",
         "rewards.by_task": '{"*": custom}',
-        "optim.lr": 0.003,
-        "log.save_rollouts_every": 1,
+        "rewards.workers": 1,
     }
+
+
+def write_config(settings: Mapping[str, Any], path: Path) -> None:
+    save_config(load_config(None, [f"{k}={v}" for k, v in settings.items()]), path)
+
+
+def prepare(folder: Path, seed: int, reward: str = REWARD) -> dict[str, Any]:
+    """Writes data, model and reward; the settings of a run on them."""
+    inputs = write_inputs(folder, seed, reward=reward, n_train=120, tasks="count,text_compare")
+    return SHORT | inputs | {"optim.lr": 0.003, "log.save_rollouts_every": 1}
 
 
 def run_all(
@@ -64,12 +77,15 @@ def run_all(
 
 def steps(out: Path) -> list[dict[str, Any]]:
     """The rows of training steps in metrics.jsonl, without what the clock decides."""
-    return [row for row in rows(out) if row["phase"] == "train"]
+    return rows(out, "train")
 
 
-def rows(out: Path) -> list[dict[str, Any]]:
-    lines = (out / "metrics.jsonl").read_text().splitlines()
-    return [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCK)} for line in lines]
+def rows(out: Path, phase: str = "") -> list[dict[str, Any]]:
+    """Whole lines of metrics.jsonl, of one phase or all, without what the clock decides. None before it is there."""
+    path = out / "metrics.jsonl"
+    lines = path.read_text().split("\n")[:-1] if path.exists() else []
+    found = [{k: v for k, v in json.loads(line).items() if not k.startswith(CLOCK)} for line in lines]
+    return [row for row in found if phase in ("", row["phase"])]
 
 
 def digests(folder: Path) -> dict[str, str]:

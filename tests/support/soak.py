@@ -18,20 +18,11 @@ from typing import Any
 import chaos
 import psutil
 import torch
+from helpers_runs import write_inputs
 
-from data_recipes import RECIPES
 from sapo_vl.config import load_config
-from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.record.run_log import Phase, RunLog
 from sapo_vl.stages import run_stage
-
-# An untrained model earns something by this one; a file of the user's is scored in worker processes.
-REWARD = """
-from rewards.base import RewardOutput
-
-def by_tokens(x):
-    return RewardOutput(sum(x.token_ids) % 7 / 6)
-"""
 
 
 def held(step: int, began: float) -> dict[str, Any]:
@@ -52,24 +43,13 @@ def held(step: int, began: float) -> dict[str, Any]:
 
 
 def main(folder: Path, steps: int, every: int, seed: int, worker: bool) -> None:
-    data = folder / "data"
-    tasks = "count,text_compare"
-    RECIPES["visual_puzzles"](data, seed=seed, n_cold_start=4, n_train=60, n_test=3, image_size=32, tasks=tasks)
-    build_tiny_model("dense", data, folder / "model", seed)
-    if worker:
-        (folder / "reward.py").write_text(REWARD)
-        rewards = {"rewards.path": f"{folder / 'reward.py'}:by_tokens", "rewards.by_task": '{"*": custom}'}
-    else:
+    settings = write_inputs(folder, seed, n_cold_start=4, n_test=3, tasks="count,text_compare")
+    if not worker:
         chaos.load_libraries()
-        rewards = {"rewards.by_task": '{"*": by_tokens}', "rewards.combine": "{accuracy: 1.0}"}
-    settings = {
-        "seed": seed,
+        settings |= {"rewards.path": "", "rewards.by_task": '{"*": by_tokens}', "rewards.combine": "{accuracy: 1.0}"}
+    settings |= {
         "steps": steps,
         "processes": 1,
-        "model.path": folder / "model",
-        "model.min_pixels": 256,
-        "data.path": data,
-        "rewards.workers": 1,
         "rollout.prompts_per_step": 2,
         "rollout.group_size": 2,
         "rollout.max_new_tokens": 3,
@@ -79,7 +59,6 @@ def main(folder: Path, steps: int, every: int, seed: int, worker: bool) -> None:
         "eval.modes": "[greedy]",
         "eval.every": min(250, steps // 6),
         "checkpoint.every": min(250, steps // 6),
-        **rewards,
     }
     original, began = RunLog.metrics, time.monotonic()
 
