@@ -23,6 +23,7 @@ MARKER = "<image>"  # where a picture belongs in the text of a row
 TAGS = "Think step by step between <think> and </think>, then give only the final answer between <answer> and </answer>"
 ANSWER = TAGS + "."
 LETTER = TAGS + ", as the letter of the option."
+NO_INSTRUCTION = "none"  # in place of one of these: nothing is put behind the question
 PROGRAM = (
     "Think step by step between <think> and </think>, then put the whole program, in Python, into one ```python block "
     "between <answer> and </answer>."
@@ -114,7 +115,7 @@ def pick_reward(gold: str) -> str:
 
 
 def turn(text: str, images: int, instruction: str) -> tuple[Mapping[str, Any], ...]:
-    """One user turn: the text with a picture at every MARKER, then the instruction.
+    """One user turn: the text with a picture at every MARKER, then the instruction, unless that is NO_INSTRUCTION.
 
     Pictures without a marker go before the text. Raises ValueError if there are markers, but not as many as pictures.
     """
@@ -129,7 +130,9 @@ def turn(text: str, images: int, instruction: str) -> tuple[Mapping[str, Any], .
             parts.append({"type": "image"})
         if piece.strip():
             parts.append({"type": "text", "text": piece.strip()})
-    return ({"role": "user", "content": [*parts, {"type": "text", "text": "\n" + instruction}]},)
+    if instruction != NO_INSTRUCTION:
+        parts.append({"type": "text", "text": "\n" + instruction})
+    return ({"role": "user", "content": parts},)
 
 
 def system_turn(text: str) -> tuple[Mapping[str, Any], ...]:
@@ -165,7 +168,7 @@ def problem(
 
     Args:
         reward: "" = `pick_reward` of the answer.
-        instruction: "" = answer tags, and the letter of the option where the reward is "choice".
+        instruction: "" = answer tags, and the letter of the option where the reward is "choice"; NO_INSTRUCTION = none.
         system: a system turn before it; "" = none.
     """
     reward = reward or pick_reward(answer)

@@ -121,10 +121,17 @@ def cold_start(
             pass_rate = values["pass_rate"] = measured["mean"]
         run_log.metrics(step, "sft", values)
         if step % sft.measure_every == 0:
-            log.info("cold start step %d: loss %.3f, pass rate %s", step, loss, pass_rate)
+            rate = "not measured" if pass_rate is None else f"{pass_rate:.3f}"
+            log.info("cold start step %d: loss %.3f, pass rate %s", step, loss, rate)
         so_far = {"pass_rate": pass_rate, "loss": loss, "dropped": dropped}
         if saver.due(step):
             saver.save(step, _state(feed, so_far))
+    if pass_rate is not None and not _good_enough(sft, pass_rate) and world.is_main:
+        log.warning(
+            "the cold start ended after cold_start.steps=%d with a pass rate of %.3f, below "
+            "cold_start.target_pass_rate=%g: training starts from a weaker model than was asked for",
+            sft.steps, pass_rate, sft.target_pass_rate,
+        )  # fmt: skip
     seconds = time.monotonic() - started
     model = config.model
     proof = save_model(engine, session.folder, model.dtype, out / COLD_START_MODEL, probe)

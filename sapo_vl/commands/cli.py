@@ -6,7 +6,6 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from data_recipes.arguments import UsageError
 from sapo_vl import __version__
 from sapo_vl.commands import (
     data,
@@ -25,6 +24,35 @@ from sapo_vl.commands.adding import adder
 from sapo_vl.lifeline import Stopped
 
 FAMILIES = (recipe, model, plan, training, launch, evaluation, experiments, viewing, reward, explain)
+
+# By module.
+BAD_INPUT = {
+    "data_recipes.arguments": "UsageError",
+    "rewards.workers.pool": "WorkersStuck",
+    "sapo_vl.config": "ConfigError",
+    "sapo_vl.data.folder": "DataError",
+    "sapo_vl.data.problem_set": "TooManyBadRows",
+    "sapo_vl.data.sampler": "QuotaError",
+    "sapo_vl.evaluation.errors": "EvaluationError",
+    "sapo_vl.launching": "StageFailed",
+    "sapo_vl.learning.checkpoint": "CheckpointError SaveFailed",
+    "sapo_vl.learning.final": "ExportError",
+    "sapo_vl.learning.nonfinite": "NonFiniteUpdate",
+    "sapo_vl.learning.weights": "ManifestError",
+    "sapo_vl.model.chat": "PromptError",
+    "sapo_vl.model.errors": "ModelError",
+    "sapo_vl.record.run_lock": "FolderTaken",
+    "sapo_vl.rollout.failures": "RolloutStopped",
+    "sapo_vl.rollout.parity": "ParityError",
+    "sapo_vl.rollout.vllm.contract": "VllmMissing",
+    "sapo_vl.rollout.vllm.engine": "EngineFailed",
+    "sapo_vl.rollout.vllm.serve": "ServeError",
+    "sapo_vl.rollout.vllm.server": "ServersUnusable",
+    "sapo_vl.scoring.failure_watch": "ScoringStopped",
+    "sapo_vl.scoring.lines": "RewardLinesError",
+    "sapo_vl.scoring.scorer": "ScoringError",
+    "sapo_vl.strict": "Unreadable",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,34 +91,10 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def _bad_input() -> tuple[type[Exception], ...]:
-    """Errors that are the input's, not ours: shown as one message."""
-    from rewards.workers.pool import WorkersStuck
-    from sapo_vl.config import ConfigError
-    from sapo_vl.data.problem_set import DataError, TooManyBadRows
-    from sapo_vl.data.sampler import QuotaError
-    from sapo_vl.evaluation.errors import EvaluationError
-    from sapo_vl.launching import StageFailed
-    from sapo_vl.learning.checkpoint import CheckpointError, SaveFailed
-    from sapo_vl.learning.final import ExportError
-    from sapo_vl.learning.nonfinite import NonFiniteUpdate
-    from sapo_vl.learning.weights import ManifestError
-    from sapo_vl.model.chat import PromptError
-    from sapo_vl.model.loading import ModelError
-    from sapo_vl.record.run_lock import FolderTaken
-    from sapo_vl.rollout.failures import RolloutStopped
-    from sapo_vl.rollout.parity import ParityError
-    from sapo_vl.rollout.vllm.contract import VllmMissing
-    from sapo_vl.rollout.vllm.engine import EngineFailed
-    from sapo_vl.rollout.vllm.serve import ServeError
-    from sapo_vl.rollout.vllm.server import ServersUnusable
-    from sapo_vl.scoring.failure_watch import ScoringStopped
-    from sapo_vl.scoring.lines import RewardLinesError
-    from sapo_vl.scoring.scorer import ScoringError
-    from sapo_vl.strict import Unreadable
+    """Errors that are the input's, not ours: shown as one message.
 
-    return (
-        UsageError, ConfigError, DataError, ModelError, QuotaError, PromptError, TooManyBadRows, ScoringError,
-        ScoringStopped, CheckpointError, SaveFailed, NonFiniteUpdate, StageFailed, ExportError,
-        WorkersStuck, RewardLinesError, ParityError, RolloutStopped, VllmMissing, EngineFailed, ManifestError,
-        ServeError, ServersUnusable, EvaluationError, FolderTaken, Unreadable,
-    )  # fmt: skip
+    Only of modules that are loaded: others cannot have raised, and loading the trainer to refuse a typing error takes
+    a while.
+    """
+    loaded = ((sys.modules.get(module), names) for module, names in BAD_INPUT.items())
+    return tuple(getattr(module, name) for module, names in loaded if module is not None for name in names.split())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 from collections.abc import Callable
@@ -10,11 +11,12 @@ from typing import Any
 
 import pytest
 import yaml
+from helpers_launch import run_python
 from transformers import AutoModelForImageTextToText
 
 from data_recipes import RECIPES
 from data_recipes.arguments import UsageError, recipe_arguments
-from sapo_vl.commands.cli import main
+from sapo_vl.commands.cli import BAD_INPUT, main
 from sapo_vl.config import ConfigError, RunConfig, load_config
 from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.model.chat import load_processor
@@ -177,6 +179,23 @@ def test_pairs_and_options_may_stand_in_any_order(capsys):
 )
 def test_a_command_that_makes_no_sense_ends_with_one_message(argv, words, refused):
     assert words in refused(*argv)
+
+
+def test_errors_of_the_input_are_where_the_table_says() -> None:
+    """One that has moved would be shown with a traceback."""
+    for module, names in BAD_INPUT.items():
+        for name in names.split():
+            error = getattr(importlib.import_module(module), name)
+            assert issubclass(error, Exception) and error.__module__ == module
+
+
+def test_a_typing_error_is_refused_without_loading_the_trainer(tmp_path: Path) -> None:
+    (tmp_path / "own.py").write_text("def good(x):\n    return 1.0\n")
+    code = (
+        "import sys; from sapo_vl.commands.cli import main; "
+        f"print(main(['reward', 'test', {str(tmp_path / 'own.py:nosuch')!r}]), 'deepspeed' in sys.modules)"
+    )
+    assert run_python("-c", code, fresh=True).stdout.strip().endswith("2 False")
 
 
 def test_an_empty_out_dir_is_none(refused, monkeypatch):

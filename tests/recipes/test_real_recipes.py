@@ -459,6 +459,21 @@ def test_any_file_in_a_usual_shape(form: str, tmp_path: Path) -> None:
     assert {p.task for p in problems} == {"sides"} and manifest["card"]["licence"] == "CC0"
 
 
+@pytest.mark.parametrize(
+    ("instruction", "behind"),
+    [("Say it.", ["\nSay it."]), ("none", []), ("", ["\nThink step by step between <think> and </think>, then give "
+                                                   "only the final answer between <answer> and </answer>."])],
+)  # fmt: skip
+def test_what_is_said_behind_a_question(instruction: str, behind: list[str], tmp_path: Path) -> None:
+    source = lines(tmp_path / "rows.jsonl", rows_of("easyr1", tmp_path))
+    problems, _ = build(
+        tmp_path, "columns", source=source, form="easyr1", test_rows=1, check_golds=False, instruction=instruction
+    )
+    for i, problem in enumerate(problems):
+        [turn] = problem.messages
+        assert [part.get("text") for part in turn["content"]] == [None, f"Side {i}?", *behind]
+
+
 def test_long_talks_have_no_single_gold(tmp_path: Path) -> None:
     talk = [{"from": "human", "value": "a?"}, {"from": "gpt", "value": "1"}] * 2
     rows = [{"conversations": talk}] + [

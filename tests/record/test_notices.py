@@ -185,7 +185,7 @@ def test_a_sign_is_told_when_it_begins_and_when_it_is_over(caplog: pytest.LogCap
     begins, ends = 3, 8 + QUIET
     assert [bool(names) for names in found] == [begins <= i < ends or i == 20 for i in range(1, 21)]
     first, over, again = told(caplog)
-    assert first.startswith("step 3: notice all_groups_dead: 100% and more of the groups taught nothing in 3 steps")
+    assert first.startswith("step 3: notice all_groups_dead: all of the groups taught nothing in 3 steps")
     assert "rollout.group_size" in first
     assert over == f"step {ends}: notice all_groups_dead is over"
     assert again.startswith("step 20: notice all_groups_dead")
