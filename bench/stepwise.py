@@ -6,6 +6,7 @@ input; what is told are lines of JSON over a pipe of its own, since libraries pr
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -87,6 +88,19 @@ class Side:
             self._process.wait()
             raise RuntimeError(f"{self.name} ended; its log {self.log}:\n{self.log.read_text()[-3000:]}")
         return json.loads(line)
+
+    def finish(self, timeout_s: float = 3600) -> None:
+        """Lets the run go on to its end, which takes no further step. Raises RuntimeError if it fails there."""
+        assert self._process.stdin is not None
+        with contextlib.suppress(BrokenPipeError):
+            self._process.stdin.write("go\n")
+            self._process.stdin.close()
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            self._process.wait(timeout_s)
+        self._process.kill()  # nothing to it that has ended
+        self._told.close()
+        if status := self._process.wait():
+            raise RuntimeError(f"{self.name} ended with {status}; its log {self.log}:\n{self.log.read_text()[-3000:]}")
 
     def close(self) -> int:
         """Ends the run, however far it is, and returns its exit status."""

@@ -30,6 +30,7 @@ from vs_trl_hooks import BETAS, CLIP, EPS, LR, overrides
 from vs_trl_reward import share_of
 
 from sapo_vl.config import load_config, save_config
+from sapo_vl.types import Problem
 
 BENCH = Path(__file__).resolve().parent
 TOLERANCE = 1e-3  # relative, of losses and gradient norms: fp32 sums of thousands of terms in another order
@@ -81,17 +82,29 @@ def write_rows(case: Case, first: Sequence[Mapping[str, Any]], out: Path) -> Non
     rows = {p.id: p for p in problems(case, 8 * case.prompts)}
     order = [group["id"] for update in first for group in update["groups"]]
     order += [name for name in rows if name not in set(order)]
+    save_rows([rows[name] for name in order], out)
 
-    def row(name: str) -> dict[str, Any]:
-        (turn,) = rows[name].messages
+
+def save_rows(order: Sequence[Problem], out: Path, rows: Sequence[int] = ()) -> None:
+    """Problems of one turn, its pictures before its text, as TRL reads them; `rows`: a number of each, for its reward.
+
+    Either all of them have pictures or none has.
+    """
+    features: dict[str, Any] = {"prompt": [{"role": datasets.Value("string"), "content": datasets.Value("string")}]}
+    if order[0].images:
+        features["images"] = datasets.List(datasets.Image())
+    if rows:
+        features["row"] = datasets.Value("int64")
+
+    def row(i: int, problem: Problem) -> dict[str, Any]:
+        (turn,) = problem.messages
         prompt = [{"role": turn["role"], "content": turn["content"][-1]["text"]}]
-        return {"prompt": prompt} | ({"images": list(rows[name].images)} if case.sides else {})
+        found = {"prompt": prompt, "images": list(problem.images)} | ({"row": rows[i]} if rows else {})
+        return {name: found[name] for name in features}
 
-    features = {"prompt": [{"role": datasets.Value("string"), "content": datasets.Value("string")}]}
-    if case.sides:
-        features["images"] = datasets.List(datasets.Image())  # type: ignore[assignment]
     datasets.disable_progress_bars()
-    datasets.Dataset.from_list([row(name) for name in order], features=datasets.Features(features)).save_to_disk(out)
+    made = [row(i, problem) for i, problem in enumerate(order)]
+    datasets.Dataset.from_list(made, features=datasets.Features(features)).save_to_disk(out)
 
 
 def same_updates(ours: Sequence[Mapping[str, Any]], theirs: Mapping[str, Any]) -> dict[str, Any]:
@@ -154,17 +167,22 @@ def ours_command(folder: Path) -> list[str | Path]:
     return [sys.executable, script, "--config", folder / "ours.yaml", "--out", folder / "run", "--first", first]
 
 
+def environment(threads: int) -> dict[str, str]:
+    """Of both sides' processes."""
+    return dict(os.environ) | {
+        "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
+        "PYTHONPATH": str(BENCH.parent),
+    }  # fmt: skip
+
+
 def first_updates(case: Case, folder: Path, trl_python: Path, threads: int) -> tuple[Side, Side, dict[str, Any]]:
     """Starts both sides and has both make the same first two updates; what they were, under "ours" and "trl".
 
     Raises RuntimeError if a side dies.
     """
     banned = prepare_ours(case, folder)
-    environment = dict(os.environ) | {
-        "OMP_NUM_THREADS": str(threads), "TOKENIZERS_PARALLELISM": "false", "HF_HUB_OFFLINE": "1",
-        "PYTHONPATH": str(BENCH.parent),
-    }  # fmt: skip
-    ours = Side("our side", ours_command(folder), environment, folder / "ours.log")
+    around = environment(threads)
+    ours = Side("our side", ours_command(folder), around, folder / "ours.log")
     try:
         ours.step()
         first = json.loads((folder / "first.json").read_text())
@@ -174,7 +192,7 @@ def first_updates(case: Case, folder: Path, trl_python: Path, threads: int) -> t
         spec = paths | {"moe": case.kind == "moe", "threads": threads, "config": config}
         (folder / "trl.json").write_text(json.dumps(spec))
         command = [trl_python, BENCH / "vs_trl_peer.py", folder / "trl.json"]
-        theirs = Side("TRL's side", command, environment, folder / "trl.log")
+        theirs = Side("TRL's side", command, around, folder / "trl.log")
     except BaseException:
         ours.close()
         raise

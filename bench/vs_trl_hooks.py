@@ -95,13 +95,14 @@ def _group(group: RolloutGroup) -> dict[str, Any]:
     }
 
 
-def watch(stepper: Stepper, first: FirstStep) -> None:
-    """Puts our hooks into the training loop."""
+def watch(stepper: Stepper, first: FirstStep | None) -> None:
+    """Puts our hooks into the training loop. `first`: None = the first step is one like the others."""
     counted: dict[str, Any] = {"step": 0, "tokens": 0, "live": 0, "updates": 0, "session": None}
 
     def pack(config: RunConfig, session: Session, dealt: Dealt, spare: Prompt) -> list[MiniBatch]:
         counted["session"] = session
-        batches = (first.pack if counted["step"] == 0 else pack_mini_batches)(config, session, dealt, spare)
+        pack_own = pack_mini_batches if first is None or counted["step"] else first.pack
+        batches = pack_own(config, session, dealt, spare)
         micro = [mb for batch in batches for mb in batch.micro_batches]
         counted["tokens"] = sum(len(mb.targets) for mb in micro)
         counted["live"] = sum(len(mb.groups) for mb in micro)
@@ -110,18 +111,21 @@ def watch(stepper: Stepper, first: FirstStep) -> None:
     def update(config: RunConfig, session: Session, batch: MiniBatch, *rest: Any) -> Any:
         done = run_update(config, session, batch, *rest)
         counted["updates"] += done[0] is not None and done[0].applied
-        if counted["step"] == 0 and done[0] is not None:
+        if first is not None and counted["step"] == 0 and done[0] is not None:
             first.update(session, batch, done[0])
         return done
 
     class Log(training.RunLog):
         def metrics(self, step: int, phase: Any, values: Any) -> None:
             super().metrics(step, phase, values)
-            if counted["step"] == 0:
+            if phase != "train":
+                return
+            if first is not None and counted["step"] == 0:
                 first.end(counted["session"])
             counted["step"] += 1
             phases = {k.removeprefix("seconds/"): v for k, v in values.items() if k.startswith("seconds/")}
             told = {k: counted[k] for k in ("tokens", "live", "updates")} | {"phases": phases}
+            told["reward"] = values.get("reward/mean")
             counted["updates"] = 0
             stepper.done(**told)
 

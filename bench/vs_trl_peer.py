@@ -10,7 +10,7 @@ import argparse
 import json
 import time
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,8 @@ class Turn(TrainerCallback):
 
     def on_log(self, args: Any, state: Any, control: Any, logs: dict[str, float] | None = None, **_: Any) -> None:
         watched = self.trainer
-        assert logs is not None
+        if logs is None or "grad_norm" not in logs:  # of the whole run, at its end
+            return
         watched.updates.append({"loss": watched.loss, "grad_norm": logs["grad_norm"]})
         if state.global_step % args.steps_per_generation:
             return
@@ -50,9 +51,9 @@ class Turn(TrainerCallback):
 class WatchedTrainer(GRPOTrainer):
     """The trainer with clocks at its parts, and with the given responses in place of its first ones."""
 
-    def __init__(self, *args: Any, given: Sequence[dict[str, Any]], **kwargs: Any) -> None:
+    def __init__(self, *args: Any, given: Sequence[dict[str, Any]] | None = None, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
-        self.given: Sequence[dict[str, Any]] | None = given
+        self.given = given
         self.phases: dict[str, float] = defaultdict(float)
         self.updates: list[dict[str, float]] = []
         self.told: dict[str, Any] = {}
@@ -104,6 +105,18 @@ class WatchedTrainer(GRPOTrainer):
         return responses, None
 
 
+def parts(spec: Mapping[str, Any]) -> dict[str, Any]:
+    """Arguments of the trainer that both benches give it: model, settings, rows and processor."""
+    torch.set_num_threads(spec["threads"])
+    extra = {"experts_implementation": "eager"} if spec["moe"] else {}
+    return {
+        "model": AutoModelForImageTextToText.from_pretrained(spec["model"], dtype=torch.float32, **extra),
+        "args": GRPOConfig(**spec["config"]),
+        "train_dataset": datasets.load_from_disk(spec["rows"]),
+        "processing_class": AutoProcessor.from_pretrained(spec["model"], padding_side="left"),
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("spec", type=Path, help="JSON: model, rows, first, moe and the arguments of GRPOConfig")
@@ -111,17 +124,8 @@ def main() -> None:
     args = parser.parse_args()
     stepper = Stepper(args.told)
     spec = json.loads(args.spec.read_text())
-    torch.set_num_threads(spec["threads"])
-    extra = {"experts_implementation": "eager"} if spec["moe"] else {}
-    model = AutoModelForImageTextToText.from_pretrained(spec["model"], dtype=torch.float32, **extra)
-    trainer = WatchedTrainer(
-        model=model,
-        reward_funcs=[chance],
-        args=GRPOConfig(**spec["config"]),
-        train_dataset=datasets.load_from_disk(spec["rows"]),
-        processing_class=AutoProcessor.from_pretrained(spec["model"], padding_side="left"),
-        given=json.loads(Path(spec["first"]).read_text()),
-    )
+    given = json.loads(Path(spec["first"]).read_text())
+    trainer = WatchedTrainer(**parts(spec), reward_funcs=[chance], given=given)
     trainer.add_callback(Turn(trainer, stepper))
     try:
         stepper.wait()
