@@ -44,7 +44,7 @@ JOB = BENCH.parent / "configs" / "tiny_moe.yaml"
 STEPS, SEEDS, WINDOW = 300, 3, 50
 # Of both sides: one process, and nothing beside the training.
 ALONE = ("processes=1", "zero.stage=0", "rollout.engine=transformers", "log.trackers=[]", "checkpoint.every=0")
-# It says nothing of learning: TRL's updates of 8 responses hold parts of groups, whose advantages do not cancel.
+# It says nothing of learning: its updates are of 8 responses, parts of groups.
 MINI_STEPS = 4
 # A model that has learned a little of one task, or no group would have a signal.
 MINI = (
