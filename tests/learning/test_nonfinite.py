@@ -8,11 +8,8 @@ from typing import Any
 
 import pytest
 from helpers_launch import run_ranks
-from test_resume import REWARD
+from helpers_runs import write_config, write_inputs
 
-from data_recipes import RECIPES
-from sapo_vl.config import load_config, save_config
-from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.record.rollout_log import read_rollouts
 from sapo_vl.record.run_log import read_metrics
 
@@ -24,19 +21,9 @@ LEFT_BEHIND = [{"step": n, "phase": phase, "time": 1.0, "loss": 1e9} for phase i
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What the two ranks left."""
-    seed = int(request.config.option.seed) % 10_000
     out = tmp_path_factory.mktemp("nonfinite")
-    RECIPES["visual_puzzles"](out / "data", seed=seed, n_cold_start=30, n_train=60, n_test=6, image_size=32)
-    build_tiny_model("dense", out / "data", out / "model", seed)
-    (out / "reward.py").write_text(REWARD)
-    settings = {
+    settings = write_inputs(out, int(request.config.option.seed), n_cold_start=30) | {
         "steps": 3,
-        "model.path": out / "model",
-        "model.min_pixels": 256,
-        "data.path": out / "data",
-        "rewards.path": f"{out / 'reward.py'}:by_tokens",
-        "rewards.by_task": '{"*": custom}',
-        "rewards.workers": 1,
         "rollout.prompts_per_step": 8,
         "rollout.group_size": 3,
         "rollout.max_new_tokens": 8,
@@ -48,7 +35,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "eval.modes": "[greedy]",
         "log.trackers": "[]",
     }
-    save_config(load_config(None, [f"{k}={v}" for k, v in settings.items()]), out / "config.yaml")
+    write_config(settings, out / "config.yaml")
     (out / "sft-one").mkdir()
     (out / "sft-one" / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in LEFT_BEHIND))
     run_ranks(2, "nonfinite_worker.py", out)
