@@ -66,9 +66,10 @@ class Sign:
 
 def all_groups_dead(seen: Seen) -> str:
     shares = seen.values("groups/dead_share", DEAD_STEPS)
-    found = len(shares) == DEAD_STEPS and min(shares) >= DEAD
-    share = "all" if found and min(shares) == 1 else f"{min(shares, default=0):.0%} or more"
-    return f"{share} of the groups taught nothing in {DEAD_STEPS} steps in a row" if found else ""
+    if len(shares) < DEAD_STEPS or min(shares) < DEAD:
+        return ""
+    share = "all" if min(shares) == 1 else f"{min(shares):.0%} or more"
+    return f"{share} of the groups taught nothing in {DEAD_STEPS} steps in a row"
 
 
 def zero_reward(seen: Seen) -> str:

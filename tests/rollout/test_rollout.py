@@ -153,7 +153,7 @@ def test_any_memory_gives_the_same_responses(kind: Kind, seed: int) -> None:
         assert ids_of(found) == ids_of(right)
         assert len(passes.prompts) > 1
         assert 1 <= max(passes.responses) <= max(1, memory // room.response_bytes)
-        others = chosen = 0
+        compared = 0
         for group_found, group_right in zip(found, right, strict=True):
             assert (group_found.prompt_routes is None) is (kind == "dense")
             for r, s in zip(group_found.rollouts, group_right.rollouts, strict=True):
@@ -161,13 +161,14 @@ def test_any_memory_gives_the_same_responses(kind: Kind, seed: int) -> None:
                 np.testing.assert_allclose(r.logprobs, s.logprobs, atol=TOLERANCE)
                 if kind == "moe":
                     assert r.routes is not None and s.routes is not None and r.routes.shape == s.routes.shape
-                    others += (np.sort(r.routes) != np.sort(s.routes)).sum()
-                    chosen += r.routes.size
+                    if r.routes.size:  # a response of one token has none
+                        # Near-ties apart, which are rare.
+                        assert (np.sort(r.routes) != np.sort(s.routes)).mean() < 0.05
+                    compared += r.routes.size
             np.testing.assert_allclose(
                 group_found.rollouts[0].logprobs, stock_logprobs(engine, stock, group_found), atol=TOLERANCE
             )
-        assert others <= 0.05 * chosen, "near-ties apart, which are rare"
-        assert (chosen > 0) is (kind == "moe")
+        assert (compared > 0) is (kind == "moe")
     # With the largest of these, prompts came in while others were under way.
     assert len(passes.responses) < sum(max(len(r.response_ids) for r in g.rollouts) for g in right)
 

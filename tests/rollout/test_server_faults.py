@@ -29,6 +29,7 @@ from sapo_vl.model.chat import Chat
 from sapo_vl.model.routing import RouteSpec
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.failures import RolloutStopped
+from sapo_vl.rollout.vllm import handover
 from sapo_vl.rollout.vllm.config import ServerConfig
 from sapo_vl.rollout.vllm.handover import reading_s
 from sapo_vl.rollout.vllm.pool import STRIKES, Pool
@@ -523,6 +524,21 @@ def test_servers_have_longer_for_large_weights(tmp_path: Path) -> None:
         with (tmp_path / f"part_{part}").open("wb") as file:
             file.truncate(235_000_000_000)  # sparse: it takes no room
     assert reading_s(tmp_path, 600.0) == 9400.0 and reading_s(tmp_path, 20_000.0) == 20_000.0
+
+
+def test_a_server_is_given_that_time(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: list[float] = []
+
+    async def hand_over(*_: Any, timeout_s: float, **__: Any) -> None:
+        given.append(timeout_s)
+
+    setup.add(1)
+    engine = setup.engine()
+    monkeypatch.setattr(handover, "hand_over", hand_over)
+    monkeypatch.setattr(handover, "SLOW_DISK", 1.0)
+    engine.sync(1)
+    [folder] = (setup.folder / "weights_for_servers").iterdir()
+    assert given == [sum(p.stat().st_size for p in folder.iterdir())] and given[0] > LIMITS["timeout_s"]
 
 
 # How a server is set up -> what the engine says about it at the start.
