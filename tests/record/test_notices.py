@@ -192,6 +192,15 @@ def test_a_sign_is_told_when_it_begins_and_when_it_is_over(caplog: pytest.LogCap
     assert notices.summary() == {"all_groups_dead": {"first": 3, "last": 20, "rows": ends - begins + 1}}
 
 
+def test_all_but_a_few_dead_groups_are_not_called_all(caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.WARNING)
+    notices = Notices()
+    for row in steps((1, DEAD), (1, {"groups/dead_share": 0.96}), (1, DEAD)):
+        notices.add(row)
+    (message,) = told(caplog)
+    assert message.startswith("step 3: notice all_groups_dead: 96% or more of the groups taught nothing in 3 steps")
+
+
 def test_a_run_that_goes_on_tells_nothing_twice(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """The lines of a log that was opened twice are those of one that was not, and so are the notices."""
     caplog.set_level(logging.WARNING)

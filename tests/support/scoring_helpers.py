@@ -27,5 +27,6 @@ def rollout(text: str, finish: Finish) -> Rollout:
 
 
 def config(path: Path, function: str = "moody", **more: object) -> ScoringConfig:
-    settings = {"path": f"{path}:{function}", "combine": {"accuracy": 1.0}, "timeout_s": 1.0} | more
+    """The time limit is such that a busy machine notices a worker's death before it: later, it counts as a time-out."""
+    settings = {"path": f"{path}:{function}", "combine": {"accuracy": 1.0}, "timeout_s": 5.0} | more
     return ScoringConfig.model_validate(settings)
