@@ -7,6 +7,7 @@ import ctypes
 import errno
 import io
 import logging
+import math
 import os
 import select
 import signal
@@ -28,6 +29,7 @@ _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Ctrl-C and schedulers signal every process of a group, and a launcher passes on what it gets: signals so close
 # together are one.
 _ONE_S = 1.0
+_MARGIN = 1.25  # a step counts on so many times what its rest took last time
 _CLOSED = 0  # in place of a signal's number: nobody watches any more
 log = logging.getLogger(__name__)
 
@@ -115,7 +117,7 @@ class StopRequest:
     """
 
     def __init__(self, grace_s: float) -> None:
-        self._grace_s, self._name = grace_s, ""
+        self._grace_s, self._name, self._until = grace_s, "", math.inf
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -143,18 +145,35 @@ class StopRequest:
         """The name of the signal if any rank was told to stop, on all of them; else "". All ranks call it together."""
         return next(filter(None, world.gather(self._name)), "") if world.any(bool(self._name)) else ""
 
+    def too_late(self, world: World, rest_s: float) -> str:
+        """As `agreed`, if on any rank less time is left than the step still needs, with a margin; else "".
+
+        `rest_s`: seconds that this rank expects what is left of the step, its save with it, to take.
+        """
+        short = _MARGIN * rest_s - (self._until - time.monotonic())
+        if not world.any(short > 0):
+            return ""
+        if world.is_main:
+            log.warning(
+                "this step is given up: its updates and a save take about %.3g s, and not so much is left of "
+                "checkpoint.grace_s=%g",
+                rest_s, self._grace_s,
+            )  # fmt: skip
+        return self.agreed(world)
+
     def _watch(self) -> None:
         while (first := self._next(None)) is None:
             pass
         told_at = time.monotonic()
         if first == _CLOSED:
             return
+        self._until = told_at + self._grace_s
         self._name = signal.Signals(first).name
         if _rank_is_gone():
             log.error("another rank of this machine has ended; this one ends too")
             os._exit(CUT_OFF)
         log.warning("%s: this run stops after this step, or in %g s", self._name, self._grace_s)
-        while (left := told_at + self._grace_s - time.monotonic()) > 0:
+        while (left := self._until - time.monotonic()) > 0:
             found = self._next(left)
             if found == _CLOSED:
                 return

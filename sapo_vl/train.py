@@ -26,7 +26,7 @@ from sapo_vl.learning.moving import bring_home
 from sapo_vl.learning.reference import load_reference
 from sapo_vl.learning.resuming import load_checkpoint
 from sapo_vl.learning.saving import Saver
-from sapo_vl.lifeline import StopRequest, stopped
+from sapo_vl.lifeline import Stopped, StopRequest, stopped
 from sapo_vl.record.files import Unwritten
 from sapo_vl.record.progress import PhaseTimer, Progress
 from sapo_vl.record.rollout_log import RolloutLog, drop_ranks, write_step
@@ -111,19 +111,30 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         with timer("eval"):
             accuracy_before = _evaluate(config, session, scorer, run_log, out, step)
 
+    def ended(told: str, state: dict[str, Any]) -> Stopped:
+        if step > saver.last:
+            saver.save(step, state, at_the_end=True)
+        source.close()
+        feed.close()
+        session.rollouts.close()
+        run_log.close()
+        return stopped(told, step, f"of {config.steps}", saver.last, out)
+
     constant = ConstantWatch()
+    rest_s = 0.0  # what a step takes from its first update to its save, by the latest one
     while step < config.steps:
         if told := stop.agreed(world):
-            if step > saver.last:
-                saver.save(step, _state(source, scorer, accuracy_before), at_the_end=True)
-            source.close()
-            feed.close()
-            session.rollouts.close()
-            run_log.close()
-            raise stopped(told, step, f"of {config.steps}", saver.last, out)
+            raise ended(told, _state(source, scorer, accuracy_before))
+        if step > 0 and is_due(config.eval.every, step):  # behind the save, before which it could cost what was done
+            with timer("eval"), source.exclusive():
+                _evaluate(config, session, scorer, run_log, out, step)
+        # Of rollouts on their way, this would wait for them.
+        held = _state(source, scorer, accuracy_before) if config.rollout.staleness == 0 else None
         with timer("rollout"):
             drawn = source.next()
         drawn, found = _scored_and_resampled(config, drawn, feed, source, scorer, timer, world)
+        if held is not None and (told := stop.too_late(world, rest_s)):
+            raise ended(told, held)
         if step + 1 + config.rollout.staleness < config.steps:
             feed.prepare()  # beside the updates
         for told in constant.add(extremes(drawn, world)):
@@ -161,12 +172,10 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         if is_due(config.log.save_sequences_every, step):
             lines = sequence_lines(step, batches, updates)
             unwritten.attempt("sequences", write_step, out / "sequences", step, world.rank, lines)
-        if is_due(config.eval.every, step) and step < config.steps:
-            with timer("eval"), source.exclusive():
-                _evaluate(config, session, scorer, run_log, out, step)
         if saver.due(step) and step < config.steps:
             with timer("checkpoint"):
                 saver.save(step, _state(source, scorer, accuracy_before))
+        rest_s = seconds["seconds/train"] + seconds["seconds/sync"] + saver.seconds
 
     source.close()
     feed.close()
@@ -285,14 +294,15 @@ def _resume(
     scorer.load_state_dict(state["per_rank"].get("scoring", {}))
     set_aside_from(root, state["step"], session.world, but=folder)
     run_log.truncate_from(state["step"] + 1)
+    if state["step"] >= config.steps or is_due(config.eval.every, state["step"]):
+        # The evaluation after this step came behind the checkpoint, and is done again.
+        run_log.truncate_from(state["step"], phases=("eval",))
     if session.world.is_main:
         for name in ("rollouts", "sequences"):
             drop_ranks(out / name, state["step"], session.world.size)
     mark_begun(out, "train", session.world)
     log.info("resuming from %s", folder)
     if state["step"] >= config.steps:
-        # The last checkpoint is older than the last evaluation, which is done again.
-        run_log.truncate_from(state["step"], phases=("eval",))
         log.warning("it is of step %d and steps=%d: only the last evaluation is left", state["step"], config.steps)
     return state["step"], state["accuracy_before"], state["per_rank"].get("ahead")
 

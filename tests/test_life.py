@@ -191,6 +191,27 @@ def test_a_signal_that_is_ignored_stays_so() -> None:
     assert "SIGTERM: this run stops after this step" in printed and "SIGINT" not in printed
 
 
+LATE = """
+import os, signal
+from sapo_vl.distributed import World
+from sapo_vl.lifeline import StopRequest
+world = World.alone()
+with StopRequest(600) as stop:
+    print([stop.too_late(world, rest_s) for rest_s in (0, 1e9)], flush=True)
+    os.kill(os.getpid(), signal.SIGUSR1)
+    while not stop.agreed(world):
+        pass
+    print([stop.too_late(world, rest_s) for rest_s in (0, 400, 481)], flush=True)
+"""
+
+
+def test_a_step_is_given_up_only_if_its_rest_does_not_fit_into_the_grace() -> None:
+    """With a margin of a quarter: 500 s of the 600 s fit, 601.25 s do not."""
+    printed = run_python("-c", LATE, fresh=True).stdout
+    assert "['', '']" in printed and "['', '', 'SIGUSR1']" in printed
+    assert printed.count("this step is given up: its updates and a save take about 481 s") == 1
+
+
 TELLS = """
 import sys
 from pathlib import Path

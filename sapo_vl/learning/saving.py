@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ class Saver:
         self._in_a_row = 0
         self.last = last  # the newest step that is saved
         self.failed = 0  # saves that failed, in all
+        self.seconds = 0.0  # that the latest save took, failed or not
 
     def due(self, step: int) -> bool:
         """Whether the state after `step` steps is to be saved."""
@@ -31,6 +33,7 @@ class Saver:
 
         Raises SaveFailed where checkpoint.max_failures in a row did, unless nothing is left to train.
         """
+        started = time.monotonic()
         try:
             save_checkpoint(self._root, step, self._engine, state, self._config.keep)
         except SaveFailed as error:
@@ -44,5 +47,7 @@ class Saver:
             if self._engine.world.is_main:
                 log.warning("%s; older checkpoints stay, and the run goes on", error)
             return False
+        finally:
+            self.seconds = time.monotonic() - started
         self._in_a_row, self.last = 0, step
         return True

@@ -38,12 +38,14 @@ def dead(name: str) -> bool:
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs: `stale` and `resampled`; `stale_cut` and `resampled_cut`, the same cut off after step 2 and resumed;
+    `resampled_late`, the same that gave up step 4, with its rollouts in hand, and went on;
     `stale_trainer`; `plain`, neither; `one` and `two` ranks, which learn so little that they keep the same weights."""
     folder = tmp_path_factory.mktemp("training")
     settings = prepare(folder, int(request.config.option.seed)) | {
         "steps": STEPS,
         "rollout.prompts_per_step": PROMPTS,
         "checkpoint.every": 2,
+        "eval.every": 2,
     }
     stale = settings | {"rollout.staleness": 1, "batch.mini_batches": 1}
     (folder / "often_dead.py").write_text(OFTEN_DEAD)
@@ -56,19 +58,25 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "stale_trainer": stale | {"steps": 2, "rollout.old_logprobs": "trainer"},
         "resampled": resampled,
         "resampled_cut": resampled,
+        "resampled_late": resampled,
         "plain": plain | {"steps": 1},
         "one": still,
     }
-    printed = run_all(folder, runs, cut={"stale_cut": "stale", "resampled_cut": "resampled"})
-    assert printed.count("resuming from") == 2 and "sampled ahead" not in printed
+    cut = {"stale_cut": "stale", "resampled_cut": "resampled"}
+    printed = run_all(folder, runs, cut=cut, gives_up={"resampled_late": STEPS})
+    assert printed.count("resuming from") == 3 and "sampled ahead" not in printed
+    assert f"resuming from {folder / 'resampled_late'}/checkpoints/step_{STEPS - 1:08d}" in printed
     run_all(folder, {"two": still}, cut={}, ranks=2)
     return folder
 
 
-@pytest.mark.parametrize("name", ["stale", "resampled"])
-def test_resumed_run_is_the_same_run(folder: Path, name: str) -> None:
-    whole, cut = folder / name, folder / f"{name}_cut"
+@pytest.mark.parametrize(
+    ("name", "resumed"), [("stale", "stale_cut"), ("resampled", "resampled_cut"), ("resampled", "resampled_late")]
+)
+def test_resumed_run_is_the_same_run(folder: Path, name: str, resumed: str) -> None:
+    whole, cut = folder / name, folder / resumed
     assert rows(cut) == rows(whole)
+    assert [row["step"] for row in rows(cut, "eval")] == [2, STEPS]
     for part in ("final", "rollouts"):
         assert digests(cut / part) == digests(whole / part)
     weights = "model.safetensors"
