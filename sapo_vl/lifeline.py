@@ -14,6 +14,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGUSR1, signal.SIGHUP)
 STOPPED = 75  # exit status of a run that was told to stop and has saved; EX_TEMPFAIL of sysexits.h
 CUT_OFF = 76  # of one that ended before it could: what it did since its last checkpoint is lost
+JOIN_LIMIT_S = 600.0  # for all ranks to meet, once one is there; torchrun gives its machines as long
 LAUNCHER = "SAPO_VL_LAUNCHER"  # process id of the launcher, for the ranks it starts
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 # Ctrl-C and schedulers signal every process of a group, and a launcher passes on what it gets: signals so close
@@ -69,6 +71,31 @@ def die_with_launcher() -> None:
         log.warning("this rank may outlive its launcher: prctl failed (%s)", os.strerror(ctypes.get_errno()))
     if os.getppid() != launcher:  # it was gone before
         raise SystemExit(CUT_OFF)
+
+
+@contextlib.contextmanager
+def joined_in_time() -> Iterator[None]:
+    """Inside `with`, this rank ends with CUT_OFF after JOIN_LIMIT_S: for what waits until all ranks have met.
+
+    If a machine, or the network to it, is gone by then, it would wait as long as a collective may take.
+    """
+
+    def end() -> None:
+        env = os.environ.get
+        print(
+            f"rank {env('RANK')} of {env('WORLD_SIZE')} has waited {JOIN_LIMIT_S:g} s for the others at "
+            f"{env('MASTER_ADDR')}:{env('MASTER_PORT')}: one of them has not started, or cannot be reached",
+            file=sys.stderr, flush=True,
+        )  # fmt: skip
+        os._exit(CUT_OFF)
+
+    timer = threading.Timer(JOIN_LIMIT_S, end)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 class StoppedRanks:

@@ -18,6 +18,7 @@ from sapo_vl.data.folder import DataError, split_names
 from sapo_vl.data.problem_set import BadRow, ProblemSet
 from sapo_vl.launching import launch
 from sapo_vl.learning.checkpoint import CHECKPOINTS
+from sapo_vl.lengths import fitted
 from sapo_vl.model.tiny import init_tiny
 from sapo_vl.planning.plan import summary_here
 from sapo_vl.record.files import delete, sweep, write_text
@@ -28,7 +29,7 @@ from sapo_vl.record.run_log import write_json
 from sapo_vl.room import check_room
 from sapo_vl.session import quiet_libraries
 from sapo_vl.sft import COLD_START_MODEL
-from sapo_vl.stages import COLD_START_RESULT, fitted, preflight
+from sapo_vl.stages import COLD_START_RESULT, preflight
 from sapo_vl.strict import Unreadable, read_mapping
 from sapo_vl.types import Problem
 from sapo_vl.viewing.collecting import default_page, write_page

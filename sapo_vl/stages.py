@@ -21,12 +21,12 @@ from sapo_vl.evaluation.table import figures_table
 from sapo_vl.launching import STOPPED_FILE, num_processes
 from sapo_vl.learning.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, set_aside_from
 from sapo_vl.learning.tuning import use_cores
-from sapo_vl.lifeline import LAUNCHER, Stopped, StoppedRanks, StopRequest
+from sapo_vl.lengths import check_lengths, fitted, single_rows_over_budget
+from sapo_vl.lifeline import LAUNCHER, Stopped, StoppedRanks, StopRequest, joined_in_time
 from sapo_vl.machines.watch import machines_watched
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
-from sapo_vl.model.folder import ModelError, ModelFolder, check_layout_for_vllm, examine, is_moe, read_config
-from sapo_vl.model.hf_config import max_positions
+from sapo_vl.model.folder import ModelError, ModelFolder, check_layout_for_vllm, examine, is_moe
 from sapo_vl.model.identity import model_digest
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.lora import check_lora
@@ -112,66 +112,6 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
             _check_engines(config, ranks)
     if stage == "eval" and not config.eval.benchmarks:
         _check_rewards(config, config.data.eval_split)
-
-
-def fitted(config: RunConfig) -> RunConfig:
-    """The config with a model.max_prompt_tokens that nobody has set lowered to what the longest response leaves of the
-    model's positions, but never below half of them: it is a default that a small model cannot have.
-
-    A config that was saved or printed names every key; there the default value counts as one that nobody has set.
-    """
-    model, fields = config.model, type(config.model).model_fields
-    named = "max_prompt_tokens" in model.model_fields_set
-    saved = model.model_fields_set == fields.keys() and model.max_prompt_tokens == fields["max_prompt_tokens"].default
-    if not model.path or (named and not saved):
-        return config
-    positions = max_positions(read_config(model.path, model.revision))
-    left = positions - engine_rollout(config).max_new_tokens
-    if left >= model.max_prompt_tokens or left < positions // 2:
-        return config
-    return config.model_copy(update={"model": model.model_copy(update={"max_prompt_tokens": left})})
-
-
-def check_lengths(config: RunConfig) -> None:
-    """Raises ConfigError unless a prompt and a response fit into the model, whatever samples them: vLLM refuses it with
-    a traceback, transformers would go on with positions that the model has never seen."""
-    positions = max_positions(read_config(config.model.path, config.model.revision))
-    limit, longest = config.model.max_prompt_tokens, engine_rollout(config).max_new_tokens
-    if longest > config.rollout.max_new_tokens:
-        key = f"eval.sampling.max_new_tokens={longest} (or that of eval.preset={config.eval.preset})"
-    else:
-        key = f"rollout.max_new_tokens={longest}"
-    if limit + longest > positions:
-        raise ConfigError(
-            f"model.max_prompt_tokens={limit} and {key} make {limit + longest} tokens, but the model at "
-            f"{config.model.path} has positions for {positions} (max_position_embeddings); lower one of the two by "
-            f"{limit + longest - positions}"
-        )
-
-
-def single_rows_over_budget(config: RunConfig, folder: ModelFolder) -> str:
-    """What to tell if one response with its prompt can be over the token budget, which a split of groups does not help;
-    "" if none can."""
-    vision, budget = folder.config.vision_config, config.batch.tokens_per_micro_batch
-    merged = vision.spatial_merge_size**2
-    prompt, response = config.model.max_prompt_tokens, config.rollout.max_new_tokens
-    usual = RunConfig()
-    if (
-        budget >= usual.batch.tokens_per_micro_batch
-        and prompt <= usual.model.max_prompt_tokens
-        and response <= usual.rollout.max_new_tokens
-        and config.model.max_pixels <= usual.model.max_pixels
-    ):
-        return ""  # the limits that stand there by default are for the odd row
-    patches = min(config.model.max_pixels // (vision.patch_size**2 * merged), prompt) * merged
-    if prompt + response + patches <= budget:
-        return ""
-    return (
-        f"batch.tokens_per_micro_batch={budget} is less than one response and its prompt may take: "
-        f"model.max_prompt_tokens={prompt} + rollout.max_new_tokens={response} + {patches} vision patches of a "
-        f"picture of model.max_pixels={config.model.max_pixels} = {prompt + response + patches}. Such a row goes "
-        "alone, and the memory must do for it; raise the budget to that, or lower one of these limits"
-    )
 
 
 def _check_learning(model: ModelConfig, folder: ModelFolder) -> None:
@@ -308,7 +248,8 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
     Raises Stopped if the stage was told to stop, FolderTaken if another run is at work in `out`.
     """
     config = fitted(config)
-    world = init_world()
+    with joined_in_time():
+        world = init_world()
     setup_logging(world)
     use_cores(config.zero, world)
     if (resume := world.gather(resume_of(config.resume, out, stage))[0]) != config.resume:

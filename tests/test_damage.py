@@ -29,6 +29,7 @@ from sapo_vl.evaluation.records import RECORDS, SUMMARY, RecordFile
 from sapo_vl.evaluation.summary import summarise
 from sapo_vl.launching import StageFailed
 from sapo_vl.learning.checkpoint import MANIFEST, _digest, find_damage, newest_checkpoint, seal, step_dir
+from sapo_vl.lengths import fitted
 from sapo_vl.model.chat import check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files
 from sapo_vl.model.folder import INDEX, SINGLE, examine, write_weights
@@ -37,7 +38,7 @@ from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.record.identity import identity_of, write_identity
 from sapo_vl.record.report import write_report
 from sapo_vl.record.run_log import write_json
-from sapo_vl.stages import check_run_folder, fitted
+from sapo_vl.stages import check_run_folder
 
 ALONE = World(rank=0, size=1, device=torch.device("cpu"))
 NOISE = np.random.default_rng(0).integers(0, 256, 300, np.uint8).tobytes()

@@ -13,8 +13,8 @@ from helpers_launch import run_python
 from data_recipes import RECIPES
 from sapo_vl import launching
 from sapo_vl.config import load_config
+from sapo_vl.lengths import single_rows_over_budget
 from sapo_vl.pipeline import build_tiny_model
-from sapo_vl.stages import single_rows_over_budget
 
 
 @pytest.fixture

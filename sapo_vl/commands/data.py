@@ -143,8 +143,8 @@ def _say_skipped(name: str, skipped: list[str], total: int) -> None:
 def _difficulty(args: argparse.Namespace) -> None:
     from sapo_vl.config import load_config
     from sapo_vl.evaluation.difficulty import DifficultyRule, measure_set
+    from sapo_vl.lengths import check_lengths, fitted
     from sapo_vl.model.folder import examine
-    from sapo_vl.stages import check_lengths, fitted
 
     check_folder(args.out, new="RANK" not in os.environ)
     config = load_config(args.config, args.pairs)

@@ -61,6 +61,7 @@ def _stage(args: argparse.Namespace) -> None:
         die_with_launcher()  # before anything that takes time
     from sapo_vl import stages
     from sapo_vl.launching import launch
+    from sapo_vl.lengths import fitted
     from sapo_vl.planning.plan import summary_here
 
     if names := getattr(args, "benchmark", None):
@@ -69,7 +70,7 @@ def _stage(args: argparse.Namespace) -> None:
     if "RANK" in os.environ:
         stages.run_stage(args.command, config, Path(args.out))
         return
-    config = stages.fitted(config)
+    config = fitted(config)
     stages.preflight(config, args.command)
     stages.check_run_folder(config, args.command, Path(args.out))
     if args.command == "train":
@@ -88,10 +89,10 @@ def _serve(args: argparse.Namespace) -> None:
     import torch
 
     from sapo_vl.config import load_config
+    from sapo_vl.lengths import check_lengths, fitted
     from sapo_vl.model.folder import check_layout_for_vllm, examine
     from sapo_vl.rollout.vllm.contract import load_contract
     from sapo_vl.rollout.vllm.serve import serve_command
-    from sapo_vl.stages import check_lengths, fitted
 
     config = load_config(args.config, args.pairs)
     if not config.model.path:
