@@ -20,6 +20,7 @@ from transformers.modeling_utils import set_zero3_state
 
 from sapo_vl.model.folder import GENERATION, ModelError, ModelFolder, examine, is_moe
 from sapo_vl.model.lora import LoraConfig, add_lora
+from sapo_vl.model.patches import embed_patches_by_product
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
 from sapo_vl.model.reading import read_weights
 from sapo_vl.strict import Strict
@@ -116,6 +117,7 @@ def prepare_model(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
     register_attention()
     # Only the text model: the vision tower has its own attention over patches.
     model.set_attn_implementation({"text_config": SHARED_PREFIX_ATTENTION})
+    embed_patches_by_product(base_model(model).model.visual)
     freeze(model, config.freeze)
     if config.lora is not None:
         model = add_lora(model, config.lora)
