@@ -17,7 +17,7 @@ from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.distributed import World, init_world, shutdown_world
 from sapo_vl.evaluation.held_out import evaluate_held_out
 from sapo_vl.evaluation.run import check_benchmarks, engine_rollout, evaluate_benchmarks
-from sapo_vl.evaluation.table import figures_table
+from sapo_vl.evaluation.table import figures_table, held_out_table
 from sapo_vl.launching import STOPPED_FILE, num_processes
 from sapo_vl.learning.checkpoint import CHECKPOINTS, MANIFEST, complete_checkpoints, set_aside_from
 from sapo_vl.learning.tuning import use_cores
@@ -339,5 +339,5 @@ def _eval(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     session.rollouts.close()
     if world.is_main:
         write_json(out / "eval.json", result | {"seconds": time.monotonic() - started, "versions": versions()})
-        if config.eval.benchmarks:
-            print(figures_table(result["benchmarks"]), flush=True)
+        told = figures_table(result["benchmarks"]) if config.eval.benchmarks else held_out_table(result)
+        print(f"{told}\n\nin full: {out / 'eval.json'}", flush=True)

@@ -41,12 +41,20 @@ def _view(args: argparse.Namespace) -> None:
         written = write_page(args.folders, out, config_defaults(), args.limit)
     except NothingToView as error:
         raise UsageError(str(error)) from error
-    print(f"{out}: {written['bytes'] / 1e6:.1f} MB in {written['seconds']:.1f} s, {_told(written)}")
+    print(f"{out}: {written['bytes'] / 1e6:.1f} MB in {written['seconds']:.1f} s, {what_it_holds(written)}")
 
 
-def _told(written: Mapping[str, Any]) -> str:
-    held, saved = written["responses"], written["responses_saved"]
-    return f"all {saved} saved responses" if held == saved else f"{held} of {saved} saved responses (--serve has all)"
+def what_it_holds(written: Mapping[str, Any]) -> str:
+    """What is in a page and what was left out, by the counts of `write_page`."""
+    items = written["items"]
+    found = {
+        "saved responses": (written["responses"], written["responses_saved"]),
+        "items of evaluations": (items, items + written["items_left_out"]),
+    }
+    told = [
+        f"all {n} {what}" if n == m else f"{n} of {m} {what} (--serve has all)" for what, (n, m) in found.items() if m
+    ]
+    return ", ".join(told) or "no saved responses"
 
 
 def config_defaults() -> dict[str, Any]:

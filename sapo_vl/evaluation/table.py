@@ -8,6 +8,7 @@ from typing import Any
 from sapo_vl.record.report import NOTHING, table
 
 RULE_NAMES = {"ours": "our rule", "official": "the official rule"}
+HELD_OUT_MODES = ("sampled", "greedy")
 SHOWN_FROM = 0.005  # difference of pass@1 by our rule and by the official one above which both are shown
 
 
@@ -47,6 +48,17 @@ def figures_table(summaries: Mapping[str, Mapping[str, Any]]) -> str:
             rows.append([by, str(own["n"]), str(k), *_with_interval(own), *[""] * 6])
             rows += [[f"    {key}", "", "", _number(value), *[""] * 7] for key, value in other["metrics"].items()]
     return table(header, rows)
+
+
+def held_out_table(result: Mapping[str, Any]) -> str:
+    """What `evaluate_held_out` measured: a row a mode and task."""
+    rows = []
+    for mode in (*HELD_OUT_MODES, "blank_image"):
+        if found := result.get(mode):
+            parts = {"all": found, **(tasks if len(tasks := found["by_task"]) > 1 else {})}
+            name = mode.replace("_", " ")
+            rows += [[f"{name}, {task}", str(part["n"]), *_with_interval(part)] for task, part in parts.items()]
+    return table(["accuracy", "problems", "mean", "95%"], rows)
 
 
 def _with_interval(figure: Mapping[str, Any]) -> list[str]:

@@ -27,7 +27,8 @@ ITEM_BYTES = 4_000  # of an item of an evaluation with its pictures, about
 def write_page(
     given: Sequence[Path], out: Path, defaults: Mapping[str, Any] | None, limit_mb: float = LIMIT_MB
 ) -> dict[str, Any]:
-    """Writes the page of the folders to `out`. Returns {"bytes", "seconds", "groups", "responses", "responses_saved"}.
+    """Writes the page of the folders to `out`. Returns {"bytes", "seconds", "groups", "responses",
+    "responses_saved", "items", "items_left_out"}, items being those of evaluations.
 
     defaults: the config with nothing set, for the differences. Raises NothingToView, Unreadable, OSError.
     """
@@ -46,6 +47,8 @@ def write_page(
     return {
         "bytes": out.stat().st_size,
         "seconds": time.monotonic() - started,
+        "items": sum(len(evaluation["items"]) for evaluation in data["evaluations"]),
+        "items_left_out": sum(evaluation["left_out"] for evaluation in data["evaluations"]),
         **{key: sum(s[key] for s in samples) for key in ("groups", "responses", "responses_saved")},
     }
 

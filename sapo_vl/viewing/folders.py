@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 METRICS, ROLLOUTS, RECORDS, HARNESS = "metrics.jsonl", "rollouts", "records.jsonl", "harness.json"
+HELD_OUT = "eval.json"  # figures of an evaluation on a held-out split, or of benchmarks beside their folders
 _STEP_FILE = re.compile(r"step_(?P<step>[0-9]{1,12})\.rank(?P<rank>[0-9]{1,6})\.jsonl")
 
 
@@ -38,6 +39,11 @@ def find_folders(given: Sequence[Path]) -> tuple[list[RunFolder], list[Evaluatio
             raise NothingToView(f"{path} is no folder; give the folder of a run, or --out of an evaluation")
         found = [EvaluationFolder(folder, _name(folder, path, name)) for folder in _evaluations(path)]
         is_run = (path / METRICS).is_file() or (path / ROLLOUTS).is_dir()
+        if not is_run and not found and (path / HELD_OUT).is_file():
+            raise NothingToView(
+                f"{path} has an evaluation on a held-out split, of which figures alone are kept: {path / HELD_OUT}. "
+                "A page is made of evaluations on benchmarks, which keep the responses"
+            )
         if not is_run and not found:
             raise NothingToView(
                 f"{path} has no {METRICS}, no {ROLLOUTS}/ and no evaluation ({RECORDS}); "

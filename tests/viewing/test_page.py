@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from viewing_folders import HOSTILE, make_evaluation, make_run
 
+from sapo_vl.commands.viewing import what_it_holds
 from sapo_vl.record.sampling import coarse_to_fine, spread
 from sapo_vl.record.tokens import tokens_path
 from sapo_vl.strict import Unreadable
@@ -223,6 +224,24 @@ def test_folders_are_told_apart_and_an_empty_one_is_refused(run: Path, tmp_path:
         find_folders([run, tmp_path / "empty"])
     with pytest.raises(NothingToView, match="is no folder"):
         find_folders([tmp_path / "missing"])
+    (tmp_path / "held_out").mkdir()
+    (tmp_path / "held_out" / "eval.json").write_text("{}")
+    with pytest.raises(NothingToView, match=r"held_out/eval.json. A page is made of evaluations on benchmarks"):
+        find_folders([tmp_path / "held_out"])
+
+
+@pytest.mark.parametrize(
+    ("held", "saved", "items", "left_out", "told"),
+    [
+        (8, 8, 0, 0, "all 8 saved responses"),
+        (8, 9, 20, 0, "8 of 9 saved responses (--serve has all), all 20 items of evaluations"),
+        (0, 0, 20, 5, "20 of 25 items of evaluations (--serve has all)"),
+        (0, 0, 0, 0, "no saved responses"),
+    ],
+)
+def test_what_a_page_holds_is_told(held: int, saved: int, items: int, left_out: int, told: str) -> None:
+    written = {"responses": held, "responses_saved": saved, "items": items, "items_left_out": left_out}
+    assert what_it_holds(written) == told
 
 
 def test_kind_is_that_of_the_settings_without_the_seed(tmp_path: Path) -> None:
