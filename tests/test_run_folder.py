@@ -69,7 +69,13 @@ def start(inputs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monk
         status = main([stage, "--out", str(tmp_path / out), *SETTINGS, *own, *paths, *overrides])
         printed = capsys.readouterr()
         assert status == (2 if printed.err else 0)
-        assert [line[:6] for line in printed.out.splitlines()] == ["plan: "] * (not status and stage == "train")
+        folder = tmp_path / out
+        lines = printed.out.splitlines()
+        if status or stage != "train":
+            assert not lines
+        else:
+            assert lines[0].startswith("plan: ")
+            assert lines[1:] == [f"trained; to look at it: sapo-vl report {folder}, or sapo-vl view {folder}"]
         return printed.err
 
     return call

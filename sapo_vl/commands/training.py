@@ -77,7 +77,7 @@ def _stage(args: argparse.Namespace) -> None:
         print(summary_here(config), flush=True)
     launch(args.command, config, Path(args.out))
     if args.command == "train":
-        print(f"\ntrained; to look at it: sapo-vl report {args.out}, or sapo-vl view {args.out}")
+        print(f"trained; to look at it: sapo-vl report {args.out}, or sapo-vl view {args.out}")
 
 
 def _run(args: argparse.Namespace) -> None:
