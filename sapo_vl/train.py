@@ -123,11 +123,14 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     constant = ConstantWatch()
     rest_s = 0.0  # what a step takes from its first update to its save, by the latest one
     while step < config.steps:
-        if told := stop.agreed(world):
-            raise ended(told, _state(source, scorer, accuracy_before))
-        if step > 0 and is_due(config.eval.every, step):  # behind the save, before which it could cost what was done
+        told = stop.agreed(world)
+        # Behind the save, before which it could cost what was done.
+        if not told and step > 0 and is_due(config.eval.every, step):
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
+            told = stop.agreed(world)  # it may be longer than a step
+        if told:
+            raise ended(told, _state(source, scorer, accuracy_before))
         # Of rollouts on their way, this would wait for them.
         held = _state(source, scorer, accuracy_before) if config.rollout.staleness == 0 else None
         with timer("rollout"):
