@@ -56,11 +56,12 @@ def test_a_module_under_a_launcher(tmp_path: Path) -> None:
     """Ranks are children of their launcher, and know each other."""
     (tmp_path / "ranks.py").write_text(
         "import os, torch\nfrom torch import distributed as d\nd.init_process_group('gloo')\n"
-        "t = torch.tensor([d.get_rank() + 1.0])\nd.all_reduce(t)\nprint('sum', t.item(), os.getppid(), flush=True)\n"
+        "t = torch.tensor([d.get_rank() + 1.0])\nd.all_reduce(t)\n"
+        "os.write(1, f'sum {t.item()} {os.getppid()}\\n'.encode())\n"  # whole, where print may be cut by the other's
         "d.destroy_process_group()\n"
     )
     printed = run_ranks(2, str(tmp_path / "ranks.py"))
-    said = re.findall(r"sum (\S+) (\d+)\n", printed)  # lines of two processes may run into each other
+    said = re.findall(r"sum (\S+) (\d+)\n", printed)
     assert len(said) == 2 and said[0] == said[1] and said[0][0] == "3.0"
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import logging
 import threading
 from collections import Counter
@@ -20,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from fake_vllm_server import FakeServer, Fault
-from helpers_launch import run_ranks
+from helpers_launch import ask_ranks
 from helpers_models import MODEL, make_policy, make_prompts
 
 from sapo_vl.distributed import World
@@ -582,9 +581,7 @@ def test_a_server_that_is_still_starting_is_waited_for(setup: Setup) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(400)
 def test_two_ranks_agree_on_the_servers_and_finish_together(seed: int) -> None:
-    printed = run_ranks(2, "server_ranks_worker.py", str(seed), timeout=300)
-    (line,) = [line for line in printed.splitlines() if line.startswith("RESULT ")]
-    seen = json.loads(line.removeprefix("RESULT "))
+    seen = ask_ranks(2, "server_ranks_worker.py", str(seed), timeout=300)
     every = [[0, 1], [0, 1]]  # marks of the servers that answered, by rank
     assert seen["both"] == {"by": every, "failed": [0, 0], "out": [[], []], "label": True}
     assert seen["one dies"] == {"by": [[1], [1]], "failed": [0, 0], "out": [[0], [0]], "label": True}

@@ -1,16 +1,15 @@
 """A real vLLM engine in the trainer's processes: what it samples, how it takes weights over, planted faults.
 
-One launch a case runs everything (vllm_worker.py) and prints what it saw; the tests here say what is right.
+One launch a case runs everything (vllm_worker.py) and writes down what it saw; the tests here say what is right.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 from typing import Any
 
 import pytest
-from helpers_launch import run_ranks
+from helpers_launch import ask_ranks
 from helpers_models import TOLERANCE, make_model, processor
 
 from sapo_vl.model.export import save_hf_folder
@@ -32,9 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     @functools.cache
     def result(model: str, ranks: int, stage: int, tensor_parallel: int, *checks: str) -> dict[str, Any]:
         arguments = (folder, model, stage, tensor_parallel, seed, *checks)
-        printed = run_ranks(ranks, "vllm_worker.py", *map(str, arguments), timeout=800, fresh=True)
-        (line,) = [line for line in printed.splitlines() if line.startswith("RESULT ")]
-        return json.loads(line.removeprefix("RESULT "))
+        return ask_ranks(ranks, "vllm_worker.py", *map(str, arguments), timeout=800, fresh=True)
 
     return result
 

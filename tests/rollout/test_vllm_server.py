@@ -1,16 +1,15 @@
 """A real vLLM server, started by `sapo-vl serve`: what it samples, how it takes weights over, its restart.
 
-One launch a case runs everything (server_worker.py) and prints what it saw; the tests here say what is right.
+One launch a case runs everything (server_worker.py) and writes down what it saw; the tests here say what is right.
 """
 
 from __future__ import annotations
 
 import functools
-import json
 from typing import Any
 
 import pytest
-from helpers_launch import run_ranks
+from helpers_launch import ask_ranks
 from helpers_models import TOLERANCE, make_model, processor
 
 from sapo_vl.model.export import save_hf_folder
@@ -30,10 +29,9 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 
     @functools.cache
     def result(script: str, ranks: int, *arguments: str | int) -> dict[str, Any]:
-        printed = run_ranks(ranks, script, str(folder), *map(str, arguments), timeout=1200, fresh=True)
-        (line,) = [line for line in printed.splitlines() if line.startswith("RESULT ")]
+        seen = ask_ranks(ranks, script, folder, *map(str, arguments), timeout=1200, fresh=True)
         assert not (folder / "run" / "weights_for_servers").exists(), "weights were left on disk"
-        return json.loads(line.removeprefix("RESULT "))
+        return seen
 
     def case(name: str) -> dict[str, Any]:
         kind, ranks, stage = CASES[name]

@@ -97,11 +97,16 @@ class Browser:
         raise AssertionError(f"not within {WAIT_S:.0f} s: {condition}; complaints: {self.complaints}")
 
     def place(self, selector: str) -> tuple[float, float]:
-        """The middle of an element on the screen, after it was scrolled to."""
+        """The middle of an element on the screen, after it was scrolled to. What a page draws once it knows its size
+        (ResizeObserver) moves what is below it, so frames are let pass until one leaves the element where it was."""
         found = f"document.querySelector({json.dumps(selector)})"
         box = self.run(
-            f"(() => {{ const e = {found}; e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
-            " return [b.left + b.width / 2, b.top + b.height / 2]; })()"
+            "(async () => { let at = []; for (;;) {"
+            f" const e = {found}; e.scrollIntoView({{block: 'center'}}); const b = e.getBoundingClientRect();"
+            " const now = [b.left + b.width / 2, b.top + b.height / 2];"
+            " if (now.every((v, i) => v === at[i])) return now;"
+            " at = now;"
+            " for (let i = 0; i < 2; i++) await new Promise(requestAnimationFrame); } })()"
         )
         return box[0], box[1]
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import random
 import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
+from typing import Any
 
 from zygote import RANKS_AHEAD, Forked, start
 
@@ -68,3 +71,13 @@ def run_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float = 
     """Runs tests/support/`script` on so many ranks: under torchrun, or bare for one. Returns what they printed."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
     return run_python(*launcher, SUPPORT / script, *arguments, timeout=timeout, fresh=fresh).stdout
+
+
+def ask_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float, fresh: bool = False) -> Any:
+    """What tests/support/`script` wrote as JSON to the path in its first argument. Lines of several processes on one
+    pipe may run into each other, so nothing is read from what they print."""
+    with tempfile.TemporaryDirectory() as folder:
+        out = Path(folder) / "result.json"
+        printed = run_ranks(ranks, script, out, *arguments, timeout=timeout, fresh=fresh)
+        assert out.exists(), printed[-6000:]
+        return json.loads(out.read_text())

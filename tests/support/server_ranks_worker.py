@@ -1,8 +1,8 @@
 """Runs on two ranks for test_server_faults.py: servers that fail while both ranks ask them.
 
-    server_ranks_worker.py SEED
+    server_ranks_worker.py OUT SEED
 
-The servers live in the main rank. Prints one line "RESULT {json}" there; what is right is decided by the test.
+The servers live in the main rank. It writes OUT, JSON; what is right is decided by the test.
 """
 
 from __future__ import annotations
@@ -95,10 +95,10 @@ class Ranks:
 def main() -> None:
     world = init_world()
     setup_logging(world)
-    ranks = Ranks(world, int(sys.argv[1]))
+    ranks = Ranks(world, int(sys.argv[2]))
     result = ranks.run()
     if world.is_main:
-        print("RESULT", json.dumps(result), flush=True)
+        Path(sys.argv[1]).write_text(json.dumps(result))
     for server in ranks.servers:
         server.close()
     shutdown_world()

@@ -1,9 +1,9 @@
 """Runs on every rank for test_vllm_server.py: a real vLLM server beside a real DeepSpeed engine.
 
-    server_worker.py FOLDER KIND STAGE SEED
+    server_worker.py OUT FOLDER KIND STAGE SEED
 
 FOLDER/KIND is a model folder. The main rank starts the server with `sapo-vl serve`, kills it and starts it again.
-Prints one line "RESULT {json}" on the main rank; what is right is decided by the test.
+The main rank writes OUT, JSON; what is right is decided by the test.
 """
 
 from __future__ import annotations
@@ -146,7 +146,7 @@ class Checks:
 
 
 def main() -> None:
-    folder, kind, stage, seed = sys.argv[1:5]
+    out, folder, kind, stage, seed = sys.argv[1:6]
     checks = Checks(Path(folder), kind, int(stage), int(seed))
     try:
         result = checks.run()
@@ -156,7 +156,7 @@ def main() -> None:
     finally:
         checks.stop()
     if checks.world.is_main:
-        print("RESULT", json.dumps(result), flush=True)
+        Path(out).write_text(json.dumps(result))
     shutdown_world()
 
 

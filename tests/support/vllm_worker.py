@@ -1,8 +1,8 @@
 """Runs on every rank for test_vllm.py: a real vLLM engine beside a real DeepSpeed engine.
 
-    vllm_worker.py FOLDER KIND STAGE TENSOR_PARALLEL SEED
+    vllm_worker.py OUT FOLDER KIND STAGE TENSOR_PARALLEL SEED
 
-FOLDER/KIND is a model folder; KIND+lora trains adapters on it. Prints one line "RESULT {json}" on the main rank; what
+FOLDER/KIND is a model folder; KIND+lora trains adapters on it. The main rank writes OUT, JSON; what
 is right is decided by the test.
 """
 
@@ -239,11 +239,11 @@ def measure_hot(checks: Checks) -> dict[str, Any]:
 
 
 def main() -> None:
-    folder, kind, stage, tensor_parallel, seed = sys.argv[1:6]
+    out, folder, kind, stage, tensor_parallel, seed = sys.argv[1:7]
     checks = Checks(Path(folder), kind, int(stage), int(tensor_parallel), int(seed))
-    result = {name: getattr(checks, name)() for name in sys.argv[6:]}
+    result = {name: getattr(checks, name)() for name in sys.argv[7:]}
     if checks.world.is_main:
-        print("RESULT", json.dumps(result), flush=True)
+        Path(out).write_text(json.dumps(result))
     checks.vllm.close()
     shutdown_world()
 
