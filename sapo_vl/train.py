@@ -124,15 +124,18 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     rest_s = 0.0  # what a step takes from its first update to its save, by the latest one
     while step < config.steps:
         told = stop.agreed(world)
+        evaluates = step > 0 and is_due(config.eval.every, step)
+        # Before the evaluation: a run that goes on here does it again. Of rollouts on their way, this waits for them.
+        held = None
+        if told or evaluates or config.rollout.staleness == 0:
+            held = _state(source, scorer, accuracy_before)
         # Behind the save, before which it could cost what was done.
-        if not told and step > 0 and is_due(config.eval.every, step):
+        if evaluates and not told:
             with timer("eval"), source.exclusive():
                 _evaluate(config, session, scorer, run_log, out, step)
             told = stop.agreed(world)  # it may be longer than a step
-        if told:
-            raise ended(told, _state(source, scorer, accuracy_before))
-        # Of rollouts on their way, this would wait for them.
-        held = _state(source, scorer, accuracy_before) if config.rollout.staleness == 0 else None
+        if told and held is not None:
+            raise ended(told, held)
         with timer("rollout"):
             drawn = source.next()
         drawn, found = _scored_and_resampled(config, drawn, feed, source, scorer, timer, world)

@@ -38,7 +38,8 @@ def dead(name: str) -> bool:
 @pytest.fixture(scope="module")
 def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Runs: `stale` and `resampled`; `stale_cut` and `resampled_cut`, the same cut off after step 2 and resumed;
-    `resampled_late`, the same that gave up step 4, with its rollouts in hand, and went on;
+    `resampled_late`, the same that gave up step 4, with its rollouts in hand, and went on; `stale_told`, the same that
+    found behind the evaluation after step 2 that it was to stop, and went on;
     `stale_trainer`; `plain`, neither; `one` and `two` ranks, which learn so little that they keep the same weights."""
     folder = tmp_path_factory.mktemp("training")
     settings = prepare(folder, int(request.config.option.seed)) | {
@@ -55,6 +56,7 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     runs = {
         "stale": stale,
         "stale_cut": stale,
+        "stale_told": stale | {"checkpoint.every": 4},
         "stale_trainer": stale | {"steps": 2, "rollout.old_logprobs": "trainer"},
         "resampled": resampled,
         "resampled_cut": resampled,
@@ -62,16 +64,20 @@ def folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
         "plain": plain | {"steps": 1},
         "one": still,
     }
+    # Before each step, and again behind an evaluation: the fourth time is before the third step.
+    told = {"resampled_late": ("too_late", STEPS), "stale_told": ("agreed", 4)}
     cut = {"stale_cut": "stale", "resampled_cut": "resampled"}
-    printed = run_all(folder, runs, cut=cut, gives_up={"resampled_late": STEPS})
-    assert printed.count("resuming from") == 3 and "sampled ahead" not in printed
-    assert f"resuming from {folder / 'resampled_late'}/checkpoints/step_{STEPS - 1:08d}" in printed
+    printed = run_all(folder, runs, cut=cut, told=told)
+    assert printed.count("resuming from") == 4 and "sampled ahead" not in printed
+    for name, step in (("resampled_late", STEPS - 1), ("stale_told", 2)):
+        assert f"resuming from {folder / name}/checkpoints/step_{step:08d}" in printed
     run_all(folder, {"two": still}, cut={}, ranks=2)
     return folder
 
 
 @pytest.mark.parametrize(
-    ("name", "resumed"), [("stale", "stale_cut"), ("resampled", "resampled_cut"), ("resampled", "resampled_late")]
+    ("name", "resumed"),
+    [("stale", "stale_cut"), ("stale", "stale_told"), ("resampled", "resampled_cut"), ("resampled", "resampled_late")],
 )
 def test_resumed_run_is_the_same_run(folder: Path, name: str, resumed: str) -> None:
     whole, cut = folder / name, folder / resumed

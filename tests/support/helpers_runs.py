@@ -62,15 +62,14 @@ def run_all(
     cut: Mapping[str, str],
     ranks: int = 1,
     fails: Mapping[str, str] | None = None,
-    gives_up: Mapping[str, int] | None = None,
+    told: Mapping[str, tuple[str, int]] | None = None,
 ) -> str:
     """Trains into folder/name for each name, in order; what was printed. `cut`: name -> the run that it resumes;
-    `fails`: name -> what the error says that it ends with; `gives_up`: name -> the step in which it is told that its
-    time is too short, and is started again."""
-    late = gives_up or {}
+    `fails`: name -> what the error says that it ends with; `told`: name -> which question to StopRequest is
+    the first to be answered with a signal, by its number among its kind; it stops, and is started again."""
     jobs = [
         {"out": str(folder / name), "settings": dict(settings), "fails": (fails or {}).get(name, "")}
-        | {"gives_up": late.get(name, 0)}
+        | {"told": (told or {}).get(name)}
         | ({"cut_from": str(folder / cut[name])} if name in cut else {})
         for name, settings in runs.items()
     ]

@@ -3,10 +3,10 @@
     train_worker.py RUNS.json
 
 RUNS.json is a list of {"out": folder, "settings": {key: value}, "cut_from": folder or none, "fails": text or none,
-"gives_up": step or none}.
+"told": [method, number] or none}.
 With "cut_from" the run folder is first made a copy of that one, as it lay on disk when the run died after its next to
-last checkpoint. With "fails" the run must end with an error that says so. With "gives_up" the run is told, with the
-rollouts of that step in hand, that it has no time for the rest of it; it is started again.
+last checkpoint. With "fails" the run must end with an error that says so. With "told" the run finds that it
+is to stop when it asks StopRequest with that method as often as that; it is started again.
 
 Processes that score read this file as well, so it loads nothing large before it is run.
 """
@@ -17,11 +17,12 @@ import contextlib
 import json
 import shutil
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 
-def run(out: Path, settings: dict[str, Any], cut_from: str, fails: str, gives_up: int, world: Any) -> None:
+def run(out: Path, settings: dict[str, Any], cut_from: str, fails: str, told: Any, world: Any) -> None:
     from sapo_vl.config import load_config
     from sapo_vl.learning.checkpoint import complete_checkpoints
     from sapo_vl.lifeline import Stopped, StopRequest
@@ -36,10 +37,10 @@ def run(out: Path, settings: dict[str, Any], cut_from: str, fails: str, gives_up
         (out / "summary.json").unlink()
     world.barrier()
     config = load_config(None, [f"{key}={value}" for key, value in settings.items()])
-    if gives_up:
+    if told:
         with Scorer(config.rewards, world) as scorer, contextlib.suppress(Stopped):
-            train(config, out, world, scorer, late(gives_up))
-            raise AssertionError("it was to give a step up")
+            train(config, out, world, scorer, told_at(*told))
+            raise AssertionError("it was to stop")
     with Scorer(config.rewards, world) as scorer:
         try:
             result = train(config, out, world, scorer, StopRequest(1))
@@ -52,18 +53,27 @@ def run(out: Path, settings: dict[str, Any], cut_from: str, fails: str, gives_up
         write_json(out / "summary.json", result)
 
 
-def late(step: int) -> Any:
+def told_at(method: str, number: int) -> Any:
     from sapo_vl.lifeline import StopRequest
 
-    class Late(StopRequest):
-        asked = 0
+    class Told(StopRequest):
+        def __init__(self) -> None:
+            super().__init__(1)
+            self.asked: Counter[str] = Counter()
+
+        def answer(self, asked: str) -> str:
+            self.asked[asked] += 1
+            return "SIGTERM" if self.asked[method] == number else ""
+
+        def agreed(self, world: Any) -> str:
+            return self.answer("agreed")
 
         def too_late(self, world: Any, rest_s: float) -> str:
-            self.asked += 1
-            assert (rest_s > 0) == (self.asked > 1), "known from the second step on"
-            return "SIGTERM" if self.asked == step else ""
+            told = self.answer("too_late")
+            assert (rest_s > 0) == (self.asked["too_late"] > 1), "known from the second step on"
+            return told
 
-    return Late(1)
+    return Told()
 
 
 def main() -> None:
@@ -81,7 +91,7 @@ def main() -> None:
             job["settings"],
             job.get("cut_from", ""),
             job.get("fails", ""),
-            job.get("gives_up", 0),
+            job.get("told"),
             world,
         )
     shutdown_world()
