@@ -45,6 +45,7 @@ PLAN: list[tuple[dict[str, Any], list[dict[str, Any]]]] = [
     ({"zero": 1}, THROUGH_THE_END),
     ({"zero": 1}, CHANGES),
     ({"zero": 1, "stage": "run"}, THROUGHOUT),
+    ({"zero": 1, "engine": "vllm"}, [at("sampling", "in", calls=3000), at("sync", nth=2)]),
     (
         {"stage": "sft", "kind": "moe", "zero": 2},
         [at("update", nth=3), at("save", "after"), at("final", "after")],

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -31,3 +33,13 @@ def set_random_state(state: dict[str, Any]) -> None:
     torch.set_rng_state(torch.tensor(state["torch"], dtype=torch.uint8))
     if "cuda" in state:
         torch.cuda.set_rng_state(torch.tensor(state["cuda"], dtype=torch.uint8))
+
+
+@contextmanager
+def kept_random_state() -> Iterator[None]:
+    """Around code of others that draws from these generators or seeds them: they are afterwards as they were."""
+    state = random_state()
+    try:
+        yield
+    finally:
+        set_random_state(state)

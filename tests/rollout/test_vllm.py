@@ -59,6 +59,7 @@ def test_engine_and_trainer_agree_before_and_after_three_syncs(run: Any, case: s
     for sync in seen["synced"]:
         assert min(sync["stale"][kind]["mean"] for kind in ("text", "image")) > FAR, "the weights hardly changed"
         assert largest(sync) < TOLERANCE
+        assert sync["random_state_kept"]
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -82,6 +83,7 @@ def test_rollouts_are_named_by_seed_and_problem(run: Any, case: str) -> None:
         assert len({tuple(ids) for ids in group}) > 1, "responses of a group are copies"
     assert all(a == b for a, b in seen["greedy"])
     assert not {i for group in seen["first"] for ids in group for i in ids} & set(seen["banned"])
+    assert seen["random_state_kept"] == [True] * 5, "what training draws next depends on the engine"
     assert largest(seen["hot"]) < TOLERANCE, "log-probs are not those of the law at temperature 1.7"
 
 
@@ -102,4 +104,5 @@ def test_every_planted_fault_is_found_and_named(run: Any, case: str) -> None:
 
 @pytest.mark.parametrize("case", ["dense", "moe"])
 def test_a_fresh_engine_is_the_last_resort(run: Any, case: str) -> None:
-    assert largest(run(*CASES[case])["faults"]["fresh"]) < TOLERANCE
+    fresh = run(*CASES[case])["faults"]["fresh"]
+    assert largest(fresh) < TOLERANCE and fresh["random_state_kept"]

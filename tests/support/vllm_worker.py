@@ -22,6 +22,7 @@ from helpers_models import MODEL, make_prompts
 
 from sapo_vl.distributed import init_world, shutdown_world
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.random_state import random_state
 from sapo_vl.learning.weights import ManifestError, check_manifests, manifest
 from sapo_vl.model.lora import LoraConfig
 from sapo_vl.rollout import RolloutConfig, SamplingParams
@@ -112,7 +113,9 @@ class Checks:
         for version in (2, 3, 4):
             perturb(self.session, self.seed + version)
             out["synced"].append({"stale": self.measure()})
+            before = random_state()
             self.vllm.sync(version)
+            out["synced"][-1]["random_state_kept"] = random_state() == before
             self.gate.after_sync(version)
             out["synced"][-1] |= self.measure() | {
                 "version": self.vllm.generate(self.prompts, SAMPLING)[0].rollouts[0].weight_version
@@ -123,17 +126,21 @@ class Checks:
         """The same seed gives the same responses, another seed and another temperature others; greedy is greedy."""
 
         def ids(**changes: Any) -> list[list[list[int]]]:
+            before = random_state()
             groups = self.vllm.generate(self.prompts, dataclasses.replace(SAMPLING, **changes))
+            kept.append(random_state() == before)
             return [[r.response_ids.tolist() for r in g.rollouts] for g in groups]
 
         def reversed_ids() -> list[list[list[int]]]:
             groups = self.vllm.generate(self.prompts[::-1], SAMPLING)
             return [[r.response_ids.tolist() for r in g.rollouts] for g in groups][::-1]
 
+        kept: list[bool] = []
         hot = measure_hot(self)
         return {
             "first": ids(), "again": ids(), "reversed": reversed_ids(), "other": ids(seed=4),
             "greedy": ids(temperature=0.0, n=2), "hot": hot, "banned": list(self.session.chat.banned_ids),
+            "random_state_kept": kept,
         }  # fmt: skip
 
     def faults(self) -> dict[str, Any]:
@@ -197,8 +204,9 @@ class Checks:
         """A second engine in the same process, on weights written to disk."""
         perturb(self.session, self.seed + 60)
         self.vllm._method = self.vllm.contract.SYNC_METHODS.index("fresh")
+        before = random_state()
         self.vllm.sync(11)
-        figures = self.measure()
+        figures = self.measure() | {"random_state_kept": random_state() == before}
         self.vllm._method = self.vllm.contract.SYNC_METHODS.index("repack")
         return figures
 

@@ -15,6 +15,7 @@ from typing import Any
 from torch import Tensor
 
 from sapo_vl.distributed import World
+from sapo_vl.learning.random_state import kept_random_state
 from sapo_vl.learning.weights import check_manifests
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.folder import write_weights
@@ -37,6 +38,9 @@ class EngineFailed(RuntimeError):
 
 class VllmEngine:
     """Follows the RolloutEngine protocol. `expected` is the name and shape of every weight the engine has.
+
+    vLLM seeds the generators of its process when it starts and draws from them, so after each call they are what they
+    were: training draws the same numbers whatever the engine did (LoRA's dropout), and so does a resumed run.
 
     `sync` uses the fastest way of taking weights over until `surer_sync` is called, which a parity check does when
     the engine's answers are not the trainer's.
@@ -73,6 +77,7 @@ class VllmEngine:
         """The name of the way in which weights are taken over."""
         return self.contract.sync_methods(self._on_cpu)[self._method]
 
+    @kept_random_state()
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams, on_group: OnGroup | None = None
     ) -> list[RolloutGroup]:
@@ -96,6 +101,7 @@ class VllmEngine:
         self._watch.record(out)
         return out
 
+    @kept_random_state()
     def sync(self, version: int) -> None:
         """All ranks together: every rank reads all weights, an engine over several keeps its part."""
         self.contract.wake(self.llm)
@@ -150,6 +156,7 @@ class VllmEngine:
         except RuntimeError as error:  # whatever went wrong inside, the engine cannot be used any more
             raise EngineFailed(f"vLLM failed while sampling {len(prompts)} prompts: {error}") from error
 
+    @kept_random_state()
     def _open(self, path: str) -> Any:
         return self.contract.open_engine(
             path,
