@@ -86,7 +86,7 @@ def test_a_batch_with_canaries_an_outage_and_what_was_known_before_it(server: Fa
 
 def test_an_outage_without_end_stops_the_run_by_the_rule_for_every_reward(server: FakeJudge, tmp_path: Path) -> None:
     """And soon: after a few responses nobody is asked any more, though each could have taken its deadline."""
-    with Scorer(scoring(params(server.url, tmp_path, retries=0, timeout_s=0.5, pause_s=3600))) as scorer:
+    with Scorer(scoring(params(server.url, tmp_path, retries=0, timeout_s=2, pause_s=3600))) as scorer:
         scorer.check(TASKS, "data")
         server.behave = server.hang
         before = len(server.asked)
