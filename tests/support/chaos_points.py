@@ -139,7 +139,8 @@ def _watch_files(out: Path, nth: int, die: Callable[[str], None], note: Callable
                 return
         elif event not in ("os.rename", "os.mkdir", "os.remove", "os.rmdir", "os.truncate"):
             return
-        path = os.fspath(args[0])
+        # os.truncate is told of a descriptor too, and vLLM takes an error in here for one of its own.
+        path = os.readlink(f"/proc/self/fd/{args[0]}") if isinstance(args[0], int) else os.fspath(args[0])
         if event in ("os.remove", "os.rmdir") and args[1] != -1:  # as shutil.rmtree does it
             path = f"{os.readlink(f'/proc/self/fd/{args[1]}')}/{path}"
         if busy[0] or not str(path).startswith(root) or ".lock" in str(path):
