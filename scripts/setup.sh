@@ -111,8 +111,8 @@ compile_all() {
     local message="compiling to bytecode" start=$SECONDS
     say "$message"
     # Not fatal: packages bring a few files that are no Python of this version, or templates of Python.
-    "$python" -I -m compileall -qq -j 0 "$venv"/lib/python3*/site-packages "$root"/{sapo_vl,rewards,data_recipes} ||
-        true
+    "$python" -I -m compileall -qq -j 0 "$venv"/lib/python3*/site-packages "$root"/{sapo_vl,rewards,data_recipes} \
+        >>"$log" 2>&1 || true
     say "$message: done in $((SECONDS - start)) s"
 }
 
