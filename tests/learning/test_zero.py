@@ -52,10 +52,12 @@ def test_weights_after_updates_are_the_same_however_deepspeed_works(name: str, f
 @pytest.mark.slow
 @pytest.mark.parametrize("name", SUMS)
 def test_float32_sums_keep_what_bfloat16_loses(name: str, folder: Path) -> None:
-    """Many micro-batches that are alike have as many times the gradient of one; in bfloat16 small terms get lost."""
-    one, many = load_file(folder / f"sums {name}.0")["norms"].tolist()
-    error = abs(many / (REPEATS * one) - 1)
-    assert error < 1e-5 if SUMS[name].grad_accum_dtype else error > 1e-4
+    """Many micro-batches that are alike have as many times the gradient of one; in bfloat16 small terms get lost. Of a
+    norm, what was lost in one place may make up for what was gained in another: hardly for every number of them."""
+    norms = load_file(folder / f"sums {name}.0")["norms"]
+    error = float((norms / (torch.tensor(REPEATS) * norms[0]) - 1).abs().max())
+    # 1e-7 in float32, some 1e-4 in bfloat16.
+    assert (error < 1e-5) == (SUMS[name].grad_accum_dtype == "float32"), norms
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ SUMS: Mapping[str, ZeroConfig] = {
     "2, float32": ZeroConfig(stage=2, grad_accum_dtype="float32"),
     "3, float32, on the host": ZeroConfig(stage=3, grad_accum_dtype="float32", **ON_HOST),
 }
-REPEATS = 48
+REPEATS = (1, 12, 20, 28, 36, 48)
 SHARES = [[[0], [2], [3]], [[1, 4]]]  # rank -> micro-batches -> groups
 TEMPERATURE = 1.2
 
@@ -83,14 +83,14 @@ def two_updates(name: str, folder: Path, seed: int, world: World) -> dict[str, T
 
 
 def sums(name: str, folder: Path, seed: int, world: World) -> dict[str, Tensor]:
-    """Norms of the gradient of one micro-batch, and of REPEATS times the same."""
+    """Norms of the gradient of so many times the same micro-batch as REPEATS says."""
     case = make_case("dense", seed)
     text = flat(case.chat, [with_old_logprobs(case, noise=0.3)[4]])
     engine = open_engine("dense", SUMS[name], Tuning(), "bfloat16", folder, world, case.chat.banned_ids)
     engine.optim = OPTIM.model_copy(update={"schedule": "linear"})
     engine.total_updates, engine.updates = 1, 1  # learning rate 0
     norms = []
-    for times in (1, REPEATS):
+    for times in REPEATS:
         objective = policy_objective(LossConfig(), global_denominators([text], world), UpdateStats())
         norms.append(engine.update([text] * times, text, objective).grad_norm)
     engine.ds.destroy()
