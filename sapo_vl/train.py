@@ -139,7 +139,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         with timer("rollout"):
             drawn = source.next()
         drawn, found = _scored_and_resampled(config, drawn, feed, source, scorer, timer, world)
-        if held is not None and (told := stop.too_late(world, rest_s)):
+        # With rollouts on their way, what is held would be of before them, and closing would wait for them.
+        if config.rollout.staleness == 0 and held is not None and (told := stop.too_late(world, rest_s)):
             raise ended(told, held)
         if step + 1 + config.rollout.staleness < config.steps:
             feed.prepare()  # beside the updates
