@@ -84,8 +84,6 @@ def build(name: str, device: str, dtype: torch.dtype) -> Any:
     torch.manual_seed(0)
     with torch.device(device):
         model = getattr(transformers, CLASSES[config.model_type])._from_config(text, dtype=dtype)
-    if hasattr(text, "num_experts"):
-        model.set_experts_implementation("grouped_mm" if device == "cuda" else "eager")
     return model.train()
 
 

@@ -59,8 +59,6 @@ def load(case: Case) -> Load:
     torch.set_num_threads(1)
     model: Any
     model, processor = build_model(case)
-    if case.kind == "moe":
-        model.set_experts_implementation("eager")
     config = ModelConfig(min_pixels=1024, max_pixels=1024 * 1024)
     model = prepare_model(model, config)
     chat = Chat(processor, model, config)

@@ -189,7 +189,7 @@ def first_updates(case: Case, folder: Path, trl_python: Path, threads: int) -> t
         write_rows(case, first, folder / "rows")
         paths = {"model": str(folder / "model"), "rows": str(folder / "rows"), "first": str(folder / "first.json")}
         config = peer_arguments(case, banned, folder / "trl")
-        spec = paths | {"moe": case.kind == "moe", "threads": threads, "config": config}
+        spec = paths | {"threads": threads, "config": config}
         (folder / "trl.json").write_text(json.dumps(spec))
         command = [trl_python, BENCH / "vs_trl_peer.py", folder / "trl.json"]
         theirs = Side("TRL's side", command, around, folder / "trl.log")

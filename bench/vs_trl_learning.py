@@ -127,12 +127,10 @@ def peer_spec(config: RunConfig, folder: Path) -> dict[str, Any]:
     save_rows(order, folder / "rows", rows)
     model = examine(config.model.path)
     chat = Chat.load(load_without_weights(model), config.model)
-    moe = is_moe(model.config)
     return {
         "model": config.model.path,
-        "moe": moe,
         "threads": 1,
-        "config": learning_arguments(config, moe, chat.banned_ids, folder / "trl"),
+        "config": learning_arguments(config, is_moe(model.config), chat.banned_ids, folder / "trl"),
         "rows": str(folder / "rows"),
         "data": {"path": config.data.path, "split": config.data.train_split},
         "rewards": config.rewards.model_dump(mode="json"),

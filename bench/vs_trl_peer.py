@@ -108,9 +108,8 @@ class WatchedTrainer(GRPOTrainer):
 def parts(spec: Mapping[str, Any]) -> dict[str, Any]:
     """Arguments of the trainer that both benches give it: model, settings, rows and processor."""
     torch.set_num_threads(spec["threads"])
-    extra = {"experts_implementation": "eager"} if spec["moe"] else {}
     return {
-        "model": AutoModelForImageTextToText.from_pretrained(spec["model"], dtype=torch.float32, **extra),
+        "model": AutoModelForImageTextToText.from_pretrained(spec["model"], dtype=torch.float32),
         "args": GRPOConfig(**spec["config"]),
         "train_dataset": datasets.load_from_disk(spec["rows"]),
         "processing_class": AutoProcessor.from_pretrained(spec["model"], padding_side="left"),

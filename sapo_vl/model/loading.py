@@ -20,6 +20,7 @@ from transformers.modeling_utils import set_zero3_state
 
 from sapo_vl.model.folder import GENERATION, ModelError, ModelFolder, examine, is_moe
 from sapo_vl.model.lora import LoraConfig, add_lora
+from sapo_vl.model.norms import replace_norms
 from sapo_vl.model.patches import embed_patches_by_product
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
 from sapo_vl.model.reading import read_weights
@@ -46,7 +47,7 @@ class ModelConfig(Strict):
     freeze: tuple[Part, ...] = ()  # parts that do not learn; with `lora` nothing but adapters does anyway
     lora: LoraConfig | None = None  # None = all parameters that are not frozen learn
     gradient_checkpointing: bool = False  # recompute layers in the backward pass: less memory, about 1/3 more time
-    experts_implementation: Literal["eager", "grouped_mm"] = "eager"  # of the MoE layers; grouped_mm on GPUs
+    experts_implementation: Literal["grouped_mm", "eager"] = "grouped_mm"  # of MoE layers; eager: a loop over experts
     min_pixels: int = Field(default=4 * 32 * 32, ge=1)  # images are scaled up to at least this many pixels
     max_pixels: int = Field(default=1024 * 32 * 32, ge=1)  # and down to at most this many
     max_prompt_tokens: int = Field(default=4096, ge=1)
@@ -118,6 +119,7 @@ def prepare_model(model: PreTrainedModel, config: ModelConfig) -> PreTrainedMode
     # Only the text model: the vision tower has its own attention over patches.
     model.set_attn_implementation({"text_config": SHARED_PREFIX_ATTENTION})
     embed_patches_by_product(base_model(model).model.visual)
+    replace_norms(base_model(model).model.language_model)
     freeze(model, config.freeze)
     if config.lora is not None:
         model = add_lora(model, config.lora)

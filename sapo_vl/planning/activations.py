@@ -54,10 +54,10 @@ def attention_transient_bytes(m: ModelSizes, row: Row) -> int:
 
 def norms_saved_bytes(m: ModelSizes, row: Row) -> int:
     """Of the two norms of a layer, those of queries and keys, and the inputs of the projections after them."""
-    # A norm keeps its input in float32 and its normalised value; in float32 the former is the residual itself.
     normed = 2 * m.hidden_width + m.query_width + m.key_width  # values per token that are normalised
     inputs = 2 * m.hidden_width + m.query_width  # what q/k/v, the gate, and o are given
-    return row.tokens * (normed * (FLOAT_BYTES + m.dtype_bytes) + inputs * m.dtype_bytes)
+    scales = 2 + m.heads + m.key_heads  # one number a row that is normalised
+    return row.tokens * ((normed + inputs) * m.dtype_bytes + scales * FLOAT_BYTES)
 
 
 def mlp_saved_bytes(m: ModelSizes, row: Row) -> int:

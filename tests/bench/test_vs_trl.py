@@ -122,8 +122,6 @@ def test_our_updates_are_those_that_trl_made(kind: str, cases: Any) -> None:
     case = cases.MINI[kind]
     recorded = json.loads((Path(__file__).parent / f"trl_{case.name}.json").read_text())
     model, processor = cases.build_model(case)
-    if kind == "moe":
-        model.set_experts_implementation("eager")
     config = ModelConfig(min_pixels=1024, max_pixels=1024 * 1024)
     model = prepare_model(model, config)
     chat = Chat(processor, model, config)

@@ -32,7 +32,6 @@ TINY = [
     "processes=1",
     "steps=1",
     "model.dtype=float32",
-    "model.experts_implementation=eager",
     "model.min_pixels=256",
     "model.max_pixels=4096",
     "model.max_prompt_tokens=300",
