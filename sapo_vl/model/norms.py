@@ -30,8 +30,8 @@ class _RmsNorm(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        """With g the gradient of y and s the scale: dw = sum of g * n over rows, dx = s * (g * w - n * mean(g * w * n)).
-        All in float32."""
+        """In float32. With g the gradient of y and s the scale: dw = sum of g * n over rows, and
+        dx = s * (g * w - n * mean(g * w * n))."""
         x, weight, scale = ctx.saved_tensors
         grad, wide_weight = grad.float(), weight.float()
         normed = x.float() * scale
