@@ -1,7 +1,7 @@
 """Writing the trained model as a Hugging Face folder, and proof that the folder is the model.
 
 The folder is read back before it gets its name: the same names, shapes and values as the weights that were sent, a
-config, processor and generation settings that load, and the log-probs of a probe from a model loaded afresh.
+config, processor and generation settings that load, and the log-probs of a probe from a model made of the files alone.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from sapo_vl.model.folder import (
     examine,
     write_weights,
 )
-from sapo_vl.model.loading import ModelConfig, load_model
+from sapo_vl.model.loading import ModelConfig, map_model
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup
 
@@ -196,7 +196,7 @@ def _prove(
     check_tokenizer(load_processor(str(beside)), written)
     if (beside / GENERATION).exists():
         GenerationConfig.from_pretrained(beside)
-    gap, why_not = (None, asked) if isinstance(asked, str) else _probe_gap(written, dtype, asked)
+    gap, why_not = (None, asked) if isinstance(asked, str) else (_probe_gap(written, dtype, asked), "")
     if gap is not None and not gap <= PROBE_LIMITS[dtype]:
         raise ModelError(
             f"a model loaded from what was written gives log-probs {gap:.3g} from the trained model's on average, more "
@@ -219,21 +219,11 @@ def check_values(folder: Path, sent: Mapping[str, tuple[tuple[int, ...], str]]) 
         raise ModelError(f"{len(wrong)} weights were not read back as they were written: {', '.join(wrong[:4])}")
 
 
-def _probe_gap(written: ModelFolder, dtype: str, asked: Asked) -> tuple[float | None, str]:
-    size = {"float32": 4, "bfloat16": 2}[dtype]
-    needed, free = written.numel * size, _free_memory()
-    if needed > 0.8 * free:
-        return None, f"a second copy takes {needed / 2**30:.1f} GiB, {free / 2**30:.1f} GiB of main memory are free"
-    loaded = load_model(ModelConfig(path=str(written.path), dtype=dtype), written)  # type: ignore[arg-type]
+def _probe_gap(written: ModelFolder, dtype: str, asked: Asked) -> float:
+    loaded = map_model(ModelConfig(path=str(written.path), dtype=dtype), written)  # type: ignore[arg-type]
     with torch.no_grad():
         given = PolicyModule(loaded, asked.banned_ids).eval()(asked.batch)[0].float()
-    return float((given - asked.logprobs).abs().mean()), ""
-
-
-def _free_memory() -> int:
-    """Bytes of main memory that can be had without swapping."""
-    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(lines["MemAvailable"].split()[0]) * 1024
+    return float((given - asked.logprobs).abs().mean())
 
 
 def _keep_unproved(beside: Path, out: Path) -> str:

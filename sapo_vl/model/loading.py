@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 import transformers
+from accelerate import init_empty_weights
 from pydantic import Field, field_validator
 from safetensors import SafetensorError
 from torch import nn
@@ -23,7 +24,7 @@ from sapo_vl.model.lora import LoraConfig, add_lora
 from sapo_vl.model.norms import replace_norms
 from sapo_vl.model.patches import embed_patches_by_product
 from sapo_vl.model.prefix_attention import SHARED_PREFIX_ATTENTION, register_attention
-from sapo_vl.model.reading import read_weights
+from sapo_vl.model.reading import assign_mapped, read_weights
 from sapo_vl.strict import Strict
 
 # By name: a config is read without the code of the models.
@@ -97,6 +98,23 @@ def _without_values(folder: ModelFolder, **settings: Any) -> Any:
         model = getattr(transformers, CLASSES[config.model_type])._from_config(config, **settings)
     model.tie_weights()
     return _with_generation(model, folder)
+
+
+def map_model(config: ModelConfig, folder: ModelFolder) -> PreTrainedModel:
+    """As `load_model` on the CPU, for a pass or two: the weights are the files themselves, mapped into memory, so that
+    a model larger than it can be run, as fast as the disk is read. The files must have the dtype of `config`, and must
+    stay as they are while the model lives. Raises ModelError."""
+    register_attention()
+    with init_empty_weights(include_buffers=False):
+        model = getattr(transformers, CLASSES[folder.config.model_type])._from_config(
+            copy.deepcopy(folder.config), dtype=DTYPES[config.dtype]
+        )
+    try:
+        assign_mapped(model, folder, DTYPES[config.dtype])
+    except (OSError, RuntimeError, SafetensorError) as e:
+        raise ModelError(f"{folder.path} cannot be mapped: {e}") from e
+    model.tie_weights()
+    return prepare_model(_with_generation(model, folder).eval(), config)
 
 
 def load_without_weights(folder: ModelFolder) -> Any:

@@ -17,7 +17,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from sapo_vl.model.errors import ModelError
-from sapo_vl.model.folder import EXPERT_WEIGHTS, ModelFolder
+from sapo_vl.model.folder import EXPERT_WEIGHTS, HEAD, ModelFolder
 
 SLICE_BYTES = 64 * 2**20  # read at a time, or one matrix of an expert
 
@@ -67,6 +67,25 @@ def read_weights(model: nn.Module, folder: ModelFolder, device: torch.device) ->
                         "ago; something writes into this folder"
                     )
                 _fill(part, view, turned=turned)
+
+
+def assign_mapped(model: nn.Module, folder: ModelFolder, dtype: torch.dtype) -> None:
+    """The parameters of `model` become views of the folder's files, mapped into memory and read where they are used.
+
+    Raises ModelError naming weights that the folder has not or has in another dtype; RuntimeError for another shape.
+    """
+    mapped: dict[str, Tensor] = {}
+    for file in sorted({w.file for w in folder.weights.values()}):
+        with safe_open(folder.path / file, framework="pt") as f:
+            for name in f.keys():  # noqa: SIM118
+                turned = folder.layout == "hub" and name.endswith(EXPERT_WEIGHTS)
+                mapped[name] = f.get_tensor(name).transpose(1, 2) if turned else f.get_tensor(name)
+    other = [name for name, value in mapped.items() if value.dtype != dtype]
+    if other:
+        raise ModelError(f"{folder.path}: {other[0]} is {mapped[other[0]].dtype}, not {dtype}")
+    lacking = model.load_state_dict(mapped, strict=False, assign=True).missing_keys
+    if missing := [name for name in lacking if not (folder.tied and name == HEAD)]:
+        raise ModelError(f"{folder.path} lacks {len(missing)} weights of the model, {missing[0]} among them")
 
 
 def _parts(model: nn.Module, folder: ModelFolder, device: torch.device) -> dict[str, _Part]:

@@ -251,7 +251,7 @@ def checkpoint(case: Case) -> Phase:
 
 
 def final(case: Case) -> Phase:
-    """Weights are streamed to rank 0 in shards and read back; a second copy for the probe only where it fits."""
+    """Weights are streamed to rank 0 in shards and read back; the probe runs on the files, mapped into memory."""
     m, c = case.sizes, case.config
     bucket = max(SHARD_BYTES, m.largest * m.dtype_bytes)
     on_gpu, on_host = _sleeping(case)
