@@ -16,16 +16,22 @@ from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
 from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextRMSNorm
 
 
+def _value(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
+    """y, and what x was multiplied by [..., 1]."""
+    wide = x.float()
+    scale = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+    normed = (wide * scale).to(x.dtype)
+    return (normed.mul_(weight) if weight.dtype == x.dtype else weight * normed), scale
+
+
 class _RmsNorm(torch.autograd.Function):
     """y = w * n(x), n(x) = x * (mean(x^2) + eps)^(-1/2) in float32, rounded to the dtype of x before w comes in."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, eps: float) -> Tensor:  # pyright: ignore[reportIncompatibleMethodOverride]
-        wide = x.float()
-        scale = wide.pow(2).mean(-1, keepdim=True).add_(eps).rsqrt_()
+        value, scale = _value(x, weight, eps)
         ctx.save_for_backward(x, weight, scale)
-        normed = (wide * scale).to(x.dtype)
-        return normed.mul_(weight) if weight.dtype == x.dtype else weight * normed
+        return value
 
     @staticmethod
     @once_differentiable
@@ -53,6 +59,8 @@ class RmsNorm(nn.Module):
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         """[..., H] -> [..., H]."""
+        if not torch.is_grad_enabled():  # a function of autograd costs as much as a small norm
+            return _value(hidden_states, self.weight, self.variance_epsilon)[0]
         return _RmsNorm.apply(hidden_states, self.weight, self.variance_epsilon)  # type: ignore[return-value]
 
 
