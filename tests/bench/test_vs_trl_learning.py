@@ -196,8 +196,8 @@ def test_trl_gets_the_rows_that_our_side_draws(learning: Any, tmp_path: Path) ->
         problem = problems.get(row["row"])
         assert row["prompt"][0]["content"] == problem.messages[0]["content"][-1]["text"]
         assert row["images"][0].tobytes() == problem.images[0].tobytes()
-    assert len(spec["first"]) == 4 and spec["moe"] and spec["rewards"]["combine"] == {"accuracy": 0.9, "format": 0.1}
-    assert spec["config"]["max_steps"] == 4 and spec["eos"]
+    assert len(spec["first"]) == 4 and spec["rewards"]["combine"] == {"accuracy": 0.9, "format": 0.1}
+    assert spec["config"]["max_steps"] == 4 and spec["config"]["router_aux_loss_coef"] == 0 and spec["eos"]
 
 
 def test_models_are_measured_by_the_job_itself(learning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
