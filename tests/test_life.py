@@ -62,10 +62,10 @@ def command(setup: Path, stage: str, out: Path, *overrides: str) -> tuple[str, .
 
 
 @contextmanager
-def started(*words: str) -> Iterator[Started]:
-    """A run in a session of its own; whatever is left of it at the end is killed."""
-    # Its ranks are not forks: what tells ranks apart reads how they were started.
-    process = start_python(*words, fresh=words[0] == "-c", fork_ranks=False)
+def started(*words: str, starts: int = 1) -> Iterator[Started]:
+    """A run in a session of its own, whose two ranks are started so often; what is left of it at the end is killed."""
+    # As many forks as there will be ranks: one that waits to be a rank would be taken for a process of the run.
+    process = start_python(*words, fresh=words[0] == "-c", forked_ranks=2 * starts)
     try:
         yield process
     finally:
@@ -273,7 +273,7 @@ def is_as(out: Path, whole: Path) -> None:
 def test_a_run_starts_itself_again_when_a_rank_dies(setup: Path, tmp_path: Path, undisturbed: Path) -> None:
     """Although it was told to begin anew: that was the first start."""
     out = tmp_path / "run"
-    with started(*command(setup, "train", out, *LONGER)) as process:
+    with started(*command(setup, "train", out, *LONGER), starts=2) as process:
         wait_for(lambda: bool(saved(out)), process)
         ranks_of(process)["0"].kill()
         printed, _ = process.communicate(timeout=LIMIT_S)
@@ -289,7 +289,8 @@ def test_a_stopped_rank_is_named_and_torchrun_starts_the_run_again(
 ) -> None:
     out = tmp_path / "run"
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2", "--max-restarts", "1")
-    with started(*launcher, *command(setup, "train", out, *LONGER, "checkpoint.stopped_s=2")) as process:
+    words = (*launcher, *command(setup, "train", out, *LONGER, "checkpoint.stopped_s=2"))
+    with started(*words, starts=2) as process:
         wait_for(lambda: bool(saved(out)), process)
         ranks = ranks_of(process)
         ranks["1"].suspend()

@@ -40,11 +40,11 @@ def environment() -> dict[str, str]:
 Started = Forked | subprocess.Popen[str]
 
 
-def start_python(*arguments: str | Path, fresh: bool = False, fork_ranks: bool = True) -> Started:
-    """This Python in a session of its own, with its errors in its output: a fork of one that has the libraries loaded
-    (see zygote.py; `fork_ranks`: its ranks too), or `fresh`."""
+def start_python(*arguments: str | Path, fresh: bool = False, forked_ranks: int = RANKS_AHEAD) -> Started:
+    """This Python in a session of its own, with its errors in its output: a fork of one that has the libraries loaded,
+    as so many of its ranks are (see zygote.py), or `fresh`."""
     if not fresh:
-        return start(list(map(str, arguments)), environment(), RANKS_AHEAD * fork_ranks)
+        return start(list(map(str, arguments)), environment(), forked_ranks)
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,

@@ -38,6 +38,7 @@ LIBRARIES = (
 ONCE = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")  # read when loading
 _NEW_NET, _NEW_UTS = 0x40000000, 0x04000000  # linux/sched.h
 RANKS_AHEAD = 8  # ranks forked before a launcher has threads: those of two ranks, four times started
+_ROOM = ("x" * 8000, "x" * 60_000)  # bytes that the server has for the arguments and the environment of a fork
 
 
 class Forked:
@@ -103,7 +104,7 @@ def _server(once: tuple[str | None, ...]) -> socket.socket:
     env = {k: v for k, v in os.environ.items() if k not in ONCE} | {k: v for k, v in zip(ONCE, once, strict=True) if v}
     root = Path(__file__).resolve().parents[2]
     env["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests" / "support")])
-    process = subprocess.Popen([sys.executable, __file__], stdin=theirs, env=env)
+    process = subprocess.Popen([sys.executable, __file__, _ROOM[0]], stdin=theirs, env=env | {"ROOM": _ROOM[1]})
     theirs.close()
     atexit.register(lambda: (ours.close(), process.wait()))
     return ours
@@ -212,6 +213,7 @@ def _become(arguments: Sequence[str], env: dict[str, str], cwd: str) -> NoReturn
     os.chdir(cwd)
     os.environ.clear()
     os.environ.update(env)
+    _look_like([sys.executable, *arguments], env)
     words = [word for word in arguments if word != "-u"]
     added = [path for path in env.get("PYTHONPATH", "").split(os.pathsep) if path and path not in sys.path]
     status: Any = 1
@@ -240,6 +242,17 @@ def _become(arguments: Sequence[str], env: dict[str, str], cwd: str) -> NoReturn
         sys.stderr.flush()
     finally:
         os._exit(status)
+
+
+def _look_like(arguments: Sequence[str], env: dict[str, str]) -> None:
+    """/proc says of this process what it says of one that was started so. Ranks are told apart by it."""
+    fields = Path("/proc/self/stat").read_text().rpartition(")")[2].split()
+    given = (arguments, [f"{name}={value}" for name, value in env.items()])
+    for (begin, end), words in zip((fields[45:47], fields[47:49]), given, strict=True):  # as proc(5) numbers them, - 3
+        room, data = int(end) - int(begin), b"".join(word.encode() + b"\0" for word in words)
+        if len(data) > room:
+            raise ValueError(f"a program's arguments or environment take {len(data)} bytes; there is room for {room}")
+        ctypes.memmove(int(begin), data.ljust(room, b"\0"), room)
 
 
 if __name__ == "__main__":
