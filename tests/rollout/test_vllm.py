@@ -31,7 +31,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
     @functools.cache
     def result(model: str, ranks: int, stage: int, tensor_parallel: int, *checks: str) -> dict[str, Any]:
         arguments = (folder, model, stage, tensor_parallel, seed, *checks)
-        return ask_ranks(ranks, "vllm_worker.py", *map(str, arguments), timeout=800, fresh=True)
+        return ask_ranks(ranks, "vllm_worker.py", *map(str, arguments), timeout=800, vllm=True)
 
     return result
 

@@ -14,7 +14,7 @@ from helpers_models import TOLERANCE, make_model, processor
 
 from sapo_vl.model.export import save_hf_folder
 
-# A server starts twice, in three processes that each import torch.
+# A server starts twice, in three processes; those of one start import vLLM each.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1500)]
 FAR = 0.01  # no stale weight may come near the tolerance of 1e-5
 CASES = {"moe": ("moe", 1, 1), "dense, 2 ranks, ZeRO-3": ("dense", 2, 3)}
@@ -29,7 +29,7 @@ def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
 
     @functools.cache
     def result(script: str, ranks: int, *arguments: str | int) -> dict[str, Any]:
-        seen = ask_ranks(ranks, script, folder, *map(str, arguments), timeout=1200, fresh=True)
+        seen = ask_ranks(ranks, script, folder, *map(str, arguments), timeout=1200, vllm=True)
         assert not (folder / "run" / "weights_for_servers").exists(), "weights were left on disk"
         return seen
 

@@ -40,11 +40,13 @@ def environment() -> dict[str, str]:
 Started = Forked | subprocess.Popen[str]
 
 
-def start_python(*arguments: str | Path, fresh: bool = False, forked_ranks: int = RANKS_AHEAD) -> Started:
+def start_python(
+    *arguments: str | Path, fresh: bool = False, forked_ranks: int = RANKS_AHEAD, vllm: bool = False
+) -> Started:
     """This Python in a session of its own, with its errors in its output: a fork of one that has the libraries loaded,
-    as so many of its ranks are (see zygote.py), or `fresh`."""
+    that of vLLM too if asked for, as so many of its ranks are (see zygote.py), or `fresh`."""
     if not fresh:
-        return start(list(map(str, arguments)), environment(), forked_ranks)
+        return start(list(map(str, arguments)), environment(), forked_ranks, vllm=vllm)
     return subprocess.Popen(
         [sys.executable, *map(str, arguments)],
         env=environment(), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
@@ -52,10 +54,10 @@ def start_python(*arguments: str | Path, fresh: bool = False, forked_ranks: int 
 
 
 def run_python(
-    *arguments: str | Path, timeout: float = 300, check: bool = True, fresh: bool = False
+    *arguments: str | Path, timeout: float = 300, check: bool = True, fresh: bool = False, vllm: bool = False
 ) -> subprocess.CompletedProcess[str]:
     """Runs this Python; kills the whole process group at the limit. Fails with the output if it exits non-zero."""
-    process = start_python(*arguments, fresh=fresh)
+    process = start_python(*arguments, fresh=fresh, vllm=vllm)
     try:
         output, _ = process.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
@@ -67,17 +69,17 @@ def run_python(
     return subprocess.CompletedProcess(list(map(str, arguments)), process.returncode or 0, output)
 
 
-def run_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float = 300, fresh: bool = False) -> str:
+def run_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float = 300, vllm: bool = False) -> str:
     """Runs tests/support/`script` on so many ranks: under torchrun, or bare for one. Returns what they printed."""
     launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", str(ranks)] if ranks > 1 else []
-    return run_python(*launcher, SUPPORT / script, *arguments, timeout=timeout, fresh=fresh).stdout
+    return run_python(*launcher, SUPPORT / script, *arguments, timeout=timeout, vllm=vllm).stdout
 
 
-def ask_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float, fresh: bool = False) -> Any:
+def ask_ranks(ranks: int, script: str, *arguments: str | Path, timeout: float, vllm: bool = False) -> Any:
     """What tests/support/`script` wrote as JSON to the path in its first argument. Lines of several processes on one
     pipe may run into each other, so nothing is read from what they print."""
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "result.json"
-        printed = run_ranks(ranks, script, out, *arguments, timeout=timeout, fresh=fresh)
+        printed = run_ranks(ranks, script, out, *arguments, timeout=timeout, vllm=vllm)
         assert out.exists(), printed[-6000:]
         return json.loads(out.read_text())

@@ -21,9 +21,10 @@ from typing import Any
 
 import numpy as np
 import yaml
-from helpers_launch import free_port
+from helpers_launch import environment, free_port
 from helpers_models import MODEL, make_prompts
 from vllm_worker import IMAGES, SAMPLING, numbers, perturb
+from zygote import Forked, start
 
 from sapo_vl.distributed import init_world, shutdown_world
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
@@ -36,19 +37,26 @@ from sapo_vl.session import open_session, setup_logging
 
 
 class Server:
-    """`sapo-vl serve` in a session of its own, so that all its processes can be killed at once."""
+    """`sapo-vl serve` in a session of its own, so that all its processes can be killed at once. Its three processes are
+    forks of one that has vLLM loaded, unless `fresh`."""
 
-    def __init__(self, config: Path, port: int) -> None:
-        self.config, self.port = config, port
-        self.process: subprocess.Popen[bytes] | None = None
+    def __init__(self, config: Path, port: int, fresh: bool) -> None:
+        self.config, self.port, self.fresh = config, port, fresh
+        self.process: subprocess.Popen[bytes] | Forked | None = None
         self._lock = threading.Lock()
         self._over = False
 
     def start(self) -> None:
-        command = [sys.executable, "-m", "sapo_vl", "serve", "--config", str(self.config), "--port", str(self.port)]
+        command = ["-m", "sapo_vl", "serve", "--config", str(self.config), "--port", str(self.port)]
         with self._lock, open(self.config.with_suffix(".log"), "ab") as log:
-            if not self._over:
+            if self._over:
+                return
+            if self.fresh:
+                command = [sys.executable, *command]
                 self.process = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            else:
+                self.process = start(command, environment(), forked_ranks=0, vllm=True, log=log)
+            self.fresh = False  # once is enough
 
     def kill(self, over: bool = False) -> None:
         with self._lock:
@@ -76,7 +84,7 @@ class Checks:
             max_new_tokens=32,
         )
         config = folder / f"{kind}.yaml"
-        self.server = Server(config, port)
+        self.server = Server(config, port, fresh=kind == "dense")
         if self.world.is_main:
             sections = {"model": model.model_dump(mode="json"), "rollout": rollout.model_dump(mode="json")}
             config.write_text(yaml.safe_dump(sections))

@@ -4,7 +4,8 @@ Loading them takes about ten seconds of a core for each launcher and each rank, 
 fork of a process that has loaded them, and has done nothing else, is the same program in the same state. Programs that
 a test starts in another way (the scripts, servers, workers of rewards) load them as ever.
 
-Client: `start(...)`. The server is this file as a program, with a socket as its standard input.
+Client: `start(...)`, in a program that is such a fork, too. The server is this file as a program, with a socket as its
+standard input. Programs that use vLLM are forks of a fork of it that has loaded vLLM as well.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ import array
 import atexit
 import contextlib
 import ctypes
+import fcntl
 import functools
+import importlib
 import json
+import multiprocessing.util
 import os
 import runpy
 import select
@@ -23,7 +27,8 @@ import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import IO, Any, NoReturn
 
@@ -35,6 +40,12 @@ LIBRARIES = (
     "transformers.models.qwen2_vl.image_processing_qwen2_vl", "sapo_vl.commands.cli", "sapo_vl.pipeline",
     "sapo_vl.launching", "sapo_vl.stages", "sapo_vl.sft", "sapo_vl.train", "sapo_vl.evaluation.run",
 )  # fmt: skip
+# What each process of a vLLM server has loaded beside those.
+VLLM = (
+    "vllm.entrypoints.openai.api_server", "vllm.v1.engine.core", "vllm.v1.executor.multiproc_executor",
+    "vllm.v1.worker.cpu_worker", "vllm.model_executor.models.qwen3_vl_moe",
+)  # fmt: skip
+ADDRESS = "ZYGOTE"  # variable that tells a program which server it is a fork of
 ONCE = ("OMP_NUM_THREADS", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TOKENIZERS_PARALLELISM")  # read when loading
 _NEW_NET, _NEW_UTS = 0x40000000, 0x04000000  # linux/sched.h
 RANKS_AHEAD = 8  # ranks forked before a launcher has threads: those of two ranks, four times started
@@ -82,72 +93,170 @@ class Forked:
         self.send_signal(signal.SIGKILL)
 
 
-def start(arguments: Sequence[str], env: dict[str, str], forked_ranks: int = RANKS_AHEAD, host: str = "") -> Forked:
+def start(
+    arguments: Sequence[str],
+    env: dict[str, str],
+    forked_ranks: int = RANKS_AHEAD,
+    host: str = "",
+    vllm: bool = False,
+    log: IO[bytes] | None = None,
+) -> Forked:
     """`python *arguments` in a session of its own. `forked_ranks`: so many that torchrun starts are forks, too. `host`:
-    in the network namespace of that name, on a machine that is called so."""
-    control = _server(tuple(env.get(name) for name in ONCE))
+    in the network namespace of that name, on a machine that is called so. `vllm`: has it loaded, and if it makes itself
+    a vLLM server, that one and its processes have. What it prints goes to `log`, or can be read from what this returns.
+    """
     output, output_there = os.pipe()
+    try:
+        nothing = os.open(os.devnull, os.O_RDONLY)
+        written = log.fileno() if log else output_there
+        more = {"ranks": forked_ranks, "host": host, "vllm": vllm}
+        pid, status = _ask(arguments, env, [nothing, written, written], more)
+        os.close(nothing)
+    finally:
+        os.close(output_there)
+    return Forked(arguments, pid, output, status)
+
+
+def run_in_place(arguments: Sequence[str]) -> int:
+    """`python *arguments` with the streams of this process; returns its exit status. For scripts that start it."""
+    _, status = _ask(arguments, dict(os.environ), [0, 1, 2], {"ranks": RANKS_AHEAD, "host": "", "vllm": False})
+    ended = int(os.read(status, 100))
+    return ended if ended >= 0 else 128 - ended
+
+
+def command_folder(folder: Path, env: dict[str, str]) -> dict[str, str]:
+    """Makes a folder whose `sapo-vl` is a fork, for the PATH of shell scripts; returns what these need to be told."""
+    folder.mkdir()
+    code = "import sys\nfrom zygote import run_in_place\nsys.exit(run_in_place(['-m', 'sapo_vl', *sys.argv[1:]]))\n"
+    (folder / "sapo-vl").write_text(f"#!{sys.executable}\n{code}")
+    (folder / "sapo-vl").chmod(0o755)
+    return {ADDRESS: _server(tuple(env.get(name) for name in ONCE))[1]}
+
+
+def _ask(arguments: Sequence[str], env: dict[str, str], streams: list[int], more: dict[str, Any]) -> tuple[int, int]:
+    """(process id, where its exit status can be read)."""
+    if ADDRESS in os.environ:
+        control = _connect(os.environ[ADDRESS])
+    else:
+        control = _server(tuple(env.get(name) for name in ONCE))[0]
     status, status_there = os.pipe()
-    request = {"arguments": list(arguments), "env": env, "cwd": os.getcwd(), "ranks": forked_ranks, "host": host}
-    with contextlib.ExitStack() as stack:
-        for fd in (output_there, status_there):
-            stack.callback(os.close, fd)
-        _send(control, json.dumps(request).encode(), [output_there, status_there])
-    return Forked(arguments, int(control.recv(100)), output, status)
+    try:
+        request = {"arguments": list(arguments), "env": env, "cwd": os.getcwd(), **more}
+        _send(control, json.dumps(request).encode(), [*streams, status_there])
+    finally:
+        os.close(status_there)
+    return int(control.recv(100)), status
 
 
 @functools.cache
-def _server(once: tuple[str | None, ...]) -> socket.socket:
-    """One for each combination of what is read while the libraries are loaded. It ends with this process."""
+def _connect(name: str) -> socket.socket:
+    control = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    control.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    control.connect("\0" + name)
+    return control
+
+
+@functools.cache
+def _server(once: tuple[str | None, ...]) -> tuple[socket.socket, str]:
+    """A connection to the server for a combination of what is read while the libraries are loaded, and its address.
+    It ends with this process."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
     env = {k: v for k, v in os.environ.items() if k not in ONCE} | {k: v for k, v in zip(ONCE, once, strict=True) if v}
     root = Path(__file__).resolve().parents[2]
     env["PYTHONPATH"] = os.pathsep.join([str(root), str(root / "tests" / "support")])
-    process = subprocess.Popen([sys.executable, __file__, _ROOM[0]], stdin=theirs, env=env | {"ROOM": _ROOM[1]})
+    env |= {"ROOM": _ROOM[1], ADDRESS: f"sapo-vl tests {os.getpid()} {time.monotonic_ns()}"}
+    process = subprocess.Popen([sys.executable, __file__, _ROOM[0]], stdin=theirs, env=env)
     theirs.close()
     atexit.register(lambda: (ours.close(), process.wait()))
-    return ours
+    return ours, env[ADDRESS]
 
 
 def _send(control: socket.socket, data: bytes, fds: list[int]) -> None:
     control.sendmsg([data], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
 
 
-def _serve(control: socket.socket) -> None:
+def _serve(control: socket.socket, listener: socket.socket | None) -> None:
+    """Until the other end of `control` is closed. One that has vLLM has no listener: the other asks it."""
+    has_vllm = listener is None
     woken, wake = os.pipe()
     for fd in (woken, wake):
         os.set_blocking(fd, False)
     signal.signal(signal.SIGCHLD, lambda *_: None)
     signal.set_wakeup_fd(wake)
     statuses: dict[int, int] = {}
+    clients = [control]
+    with_vllm, vllm_pid = None, 0
     while True:
-        ready, _, _ = select.select([control, woken], [], [])
+        ready, _, _ = select.select([*clients, woken, *filter(None, [listener])], [], [])
         if woken in ready:
             os.read(woken, 1000)
             _reap(statuses)
-        if control in ready:
-            data, fds, _, _ = socket.recv_fds(control, 1 << 20, 2)
-            if not data:
+        if listener is not None and listener in ready:
+            clients.append(listener.accept()[0])
+        for client in [c for c in clients if c in ready]:
+            data, fds, _, _ = socket.recv_fds(client, 1 << 20, 4)
+            if not data and client is control:
+                if with_vllm is not None:
+                    with_vllm.close()
+                    os.waitpid(vllm_pid, 0)
                 return
-            request, (output, status) = json.loads(data), fds
-            if not (pid := os.fork()):
-                signal.set_wakeup_fd(-1)
-                signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-                os.setsid()
-                nothing = os.open(os.devnull, os.O_RDONLY)
-                for fd, to in ((nothing, 0), (output, 1), (output, 2)):
-                    os.dup2(fd, to)
-                for fd in (nothing, *fds, woken, wake, control.fileno(), *statuses.values()):
+            if not data:
+                clients.remove(client)
+                client.close()
+                continue
+            request, (*streams, status) = json.loads(data), fds
+            held = [*fds, woken, wake, *(c.fileno() for c in clients), *statuses.values()]
+            held += [end.fileno() for end in (listener, with_vllm) if end is not None]
+            if request["vllm"] and not has_vllm:
+                if with_vllm is None:
+                    with_vllm, vllm_pid = _fork_with_vllm(held)
+                _send(with_vllm, data, fds)
+                client.send(with_vllm.recv(100))
+                for fd in fds:
                     os.close(fd)
+                continue
+            if not (pid := os.fork()):
+                for to, fd in enumerate(streams):
+                    os.dup2(fd, to)
+                _leave(held)
+                os.setsid()
                 if request["host"]:
                     _move(request["host"])
+                if has_vllm:
+                    _fork_as_a_server_does()
                 if request["ranks"]:
                     _fork_ranks(request["ranks"])
                 _become(request["arguments"], request["env"], request["cwd"])
-            os.close(output)
+            for fd in streams:
+                os.close(fd)
             statuses[pid] = status
-            control.send(str(pid).encode())
+            client.send(str(pid).encode())
+
+
+def _leave(held: list[int]) -> None:
+    """In a fork of the server: what only the server needs is closed."""
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for fd in held:
+        os.close(fd)
+
+
+def _fork_with_vllm(held: list[int]) -> tuple[socket.socket, int]:
+    """A connection to a fork of this server that has vLLM loaded, and its process id."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+    if not (pid := os.fork()):
+        _leave([*held, ours.fileno()])
+        os.environ.update(VLLM_LOGGING_LEVEL="ERROR", VLLM_NO_USAGE_STATS="1")
+        # As `sapo-vl serve` has it. Read when torch is loaded.
+        importlib.import_module("torch._dynamo").config.disable = True
+        for module in VLLM:
+            importlib.import_module(module)
+        _serve(theirs, None)
+        os._exit(0)
+    theirs.close()
+    return ours, pid
 
 
 def _move(host: str) -> None:
@@ -168,21 +277,7 @@ def _reap(statuses: dict[int, int]) -> None:
 
 def _fork_ranks(count: int) -> None:
     """Children of this process, forked while it has no threads, wait to be a rank that torchrun starts."""
-    spare: list[tuple[int, int]] = []  # (process, where to write what it shall be)
-    for _ in range(count):
-        told, tell = os.pipe()
-        if not (pid := os.fork()):
-            for fd in (tell, *(fd for _, fd in spare)):
-                os.close(fd)
-            with os.fdopen(told, "rb") as file:
-                data = file.read()
-            if not data:  # the launcher is gone, or has ended
-                os._exit(0)
-            os.setsid()
-            request = json.loads(data)
-            _become(request["arguments"], request["env"], os.getcwd())
-        os.close(told)
-        spare.append((pid, tell))
+    spare = _spares(count)
 
     from torch.distributed.elastic.multiprocessing.subprocess_handler import subprocess_handler
 
@@ -191,12 +286,73 @@ def _fork_ranks(count: int) -> None:
     def popen(args: Sequence[str], env: dict[str, str], **options: Any) -> subprocess.Popen[bytes]:
         if args[0] != sys.executable or options.get("stdout") or options.get("stderr") or not spare:
             return original(args, env=env, **options)
-        pid, tell = spare.pop(0)
-        with os.fdopen(tell, "w") as file:
-            json.dump({"arguments": args[1:], "env": env}, file)
-        return _child(pid, args)
+        return _child(_tell(spare.pop(0), args[1:], env, []), args)
 
     subprocess_handler.Popen = popen  # type: ignore[assignment]
+
+
+def _fork_as_a_server_does(processes: int = 2) -> None:
+    """A vLLM server replaces `sapo-vl serve`; it starts its engine with multiprocessing's "spawn", and that its worker.
+    Here they are this process, its child and the child of that."""
+    replace, spawn = os.execve, multiprocessing.util.spawnv_passfds
+    spare = _spares(1, lambda: _fork_as_a_server_does(processes - 1)) if processes else []
+
+    def execve(path: str, args: Sequence[str], env: dict[str, str]) -> NoReturn:
+        if path != sys.executable:
+            replace(path, args, env)
+        _become(args[1:], env, os.getcwd())
+
+    def spawnv_passfds(path: Any, args: Sequence[Any], passed: Sequence[int]) -> int:
+        if "--multiprocessing-fork" not in args or not spare:
+            return spawn(path, args, passed)
+        return _tell(spare.pop(0), args[args.index("-c") :], dict(os.environ), list(passed))
+
+    os.execve, multiprocessing.util.spawnv_passfds = execve, spawnv_passfds  # type: ignore[assignment]
+
+
+Spare = tuple[int, socket.socket]  # a process, and the connection by which it is told what it shall be
+
+
+def _spares(count: int, first: Callable[[], None] = lambda: None) -> list[Spare]:
+    """Children of this process, forked while it has no threads. What is to be done `first` each does at once."""
+    spare: list[Spare] = []
+    for _ in range(count):
+        told, tell = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        tell.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
+        if not (pid := os.fork()):
+            for end in (tell, *(end for _, end in spare)):
+                end.close()
+            first()
+            data, fds, _, _ = socket.recv_fds(told, 1 << 20, 100)
+            told.close()
+            if not data:  # the process that forked this one is gone, or has ended
+                os._exit(0)
+            request = json.loads(data)
+            if request["fds"]:
+                _place(fds, request["fds"])
+            else:
+                os.setsid()
+            _become(request["arguments"], request["env"], os.getcwd())
+        told.close()
+        spare.append((pid, tell))
+    return spare
+
+
+def _tell(spare: Spare, arguments: Sequence[str], env: dict[str, str], fds: list[int]) -> int:
+    pid, tell = spare
+    with tell:
+        _send(tell, json.dumps({"arguments": list(arguments), "env": env, "fds": fds}).encode(), fds)
+    return pid
+
+
+def _place(fds: Sequence[int], numbers: Sequence[int]) -> None:
+    """Gives descriptors the numbers that they have in the process they come from."""
+    high = [fcntl.fcntl(fd, fcntl.F_DUPFD, 1 + max([*fds, *numbers])) for fd in fds]
+    for fd in fds:
+        os.close(fd)
+    for fd, number in zip(high, numbers, strict=True):
+        os.dup2(fd, number)
+        os.close(fd)
 
 
 def _child(pid: int, args: Sequence[str]) -> subprocess.Popen[bytes]:
@@ -211,6 +367,7 @@ def _child(pid: int, args: Sequence[str]) -> subprocess.Popen[bytes]:
 def _become(arguments: Sequence[str], env: dict[str, str], cwd: str) -> NoReturn:
     """`python *arguments`, from here to its end. What Python does then is left out but for what a program asked for."""
     os.chdir(cwd)
+    env = {ADDRESS: os.environ[ADDRESS]} | env
     os.environ.clear()
     os.environ.update(env)
     _look_like([sys.executable, *arguments], env)
@@ -222,6 +379,9 @@ def _become(arguments: Sequence[str], env: dict[str, str], cwd: str) -> NoReturn
             sys.argv = words[1:]
             sys.path[:] = [cwd, *added, *sys.path[1:]]
             runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        elif words[0] == "-c":
+            sys.argv = ["-c", *words[2:]]
+            exec(words[1], {"__name__": "__main__"})
         else:
             sys.argv = words
             sys.path[:] = [str(Path(words[0]).parent), *added, *sys.path[1:]]
@@ -256,10 +416,11 @@ def _look_like(arguments: Sequence[str], env: dict[str, str]) -> None:
 
 
 if __name__ == "__main__":
-    import importlib
-
     for library in LIBRARIES:
         importlib.import_module(library)
     importlib.import_module("sapo_vl.learning.engine").import_muon_as_it_is()
     getattr(importlib.import_module("deepspeed.ops"), "__compatible_ops__")  # noqa: B009  (asks a C compiler: a second)
-    _serve(socket.socket(fileno=os.dup(0)))
+    listening = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    listening.bind("\0" + os.environ[ADDRESS])
+    listening.listen()
+    _serve(socket.socket(fileno=os.dup(0)), listening)
