@@ -117,22 +117,6 @@ def start(
     return Forked(arguments, pid, output, status)
 
 
-def run_in_place(arguments: Sequence[str]) -> int:
-    """`python *arguments` with the streams of this process; returns its exit status. For scripts that start it."""
-    _, status = _ask(arguments, dict(os.environ), [0, 1, 2], {"ranks": RANKS_AHEAD, "host": "", "vllm": False})
-    ended = int(os.read(status, 100))
-    return ended if ended >= 0 else 128 - ended
-
-
-def command_folder(folder: Path, env: dict[str, str]) -> dict[str, str]:
-    """Makes a folder whose `sapo-vl` is a fork, for the PATH of shell scripts; returns what these need to be told."""
-    folder.mkdir()
-    code = "import sys\nfrom zygote import run_in_place\nsys.exit(run_in_place(['-m', 'sapo_vl', *sys.argv[1:]]))\n"
-    (folder / "sapo-vl").write_text(f"#!{sys.executable}\n{code}")
-    (folder / "sapo-vl").chmod(0o755)
-    return {ADDRESS: _server(tuple(env.get(name) for name in ONCE))[1]}
-
-
 def _ask(arguments: Sequence[str], env: dict[str, str], streams: list[int], more: dict[str, Any]) -> tuple[int, int]:
     """(process id, where its exit status can be read)."""
     if ADDRESS in os.environ:
