@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
 import sys
+import tempfile
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,11 +21,13 @@ import deepspeed
 import numpy as np
 import torch
 from helpers_models import MODEL, make_prompts
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sapo_vl.distributed import init_world, shutdown_world
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.learning.random_state import random_state
 from sapo_vl.learning.weights import ManifestError, check_manifests, manifest
+from sapo_vl.model.folder import write_weights
 from sapo_vl.model.lora import LoraConfig
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.rollout.base import ParityConfig
@@ -61,6 +65,35 @@ def said(action: Callable[[], object]) -> str:
     except (ParityError, ManifestError) as error:
         return f"{type(error).__name__}: {error}"
     return ""
+
+
+class CopiedFrom(TorchDispatchMode):
+    """Counts the bytes that are copied out of the mapped safetensors files of a folder."""
+
+    def __init__(self, folder: Path) -> None:
+        super().__init__()
+        self._folder = str(folder.resolve())
+        self.nbytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        sources = [a for a in args if isinstance(a, torch.Tensor) and a.device.type == "cpu"]
+        made = out if isinstance(out, torch.Tensor) else None
+        if made is None or made.device.type == "meta":  # vLLM tries every copy on the meta device first, to count
+            return out
+        for source in sources:
+            if source.untyped_storage().data_ptr() != made.untyped_storage().data_ptr() and self._mapped(source):
+                self.nbytes += source.nbytes
+        return out
+
+    def _mapped(self, tensor: torch.Tensor) -> bool:
+        with open("/proc/self/maps") as maps:
+            for line in maps:
+                if self._folder in line:
+                    begin, end = (int(word, 16) for word in line.split(maxsplit=1)[0].split("-"))
+                    if begin <= tensor.data_ptr() < end:
+                        return True
+        return False
 
 
 class Checks:
@@ -142,6 +175,25 @@ class Checks:
             "greedy": ids(temperature=0.0, n=2), "hot": hot, "banned": list(self.session.chat.banned_ids),
             "random_state_kept": kept,
         }  # fmt: skip
+
+    def parts(self) -> dict[str, Any]:
+        """New weights from a folder, as a server takes them; how much of it each rank's worker copied."""
+        path = Path(self.world.gather(tempfile.mkdtemp())[0])
+        perturb(self.session, self.seed + 70)
+        weights = dict(self.vllm._checked_weights())
+        if self.world.is_main:
+            write_weights(iter(weights.items()), path)
+        self.world.barrier()
+        given = {"folder": str(path), "tensors": str(len(weights))}
+        with CopiedFrom(path) as seen:
+            said = self.vllm.llm.collective_rpc("sapo_load_weights", kwargs=given)
+        self.world.barrier()
+        if self.world.is_main:
+            shutil.rmtree(path)  # as a trainer does soon after
+        self.vllm.llm.collective_rpc("sapo_repack_cpu")
+        self.vllm.contract.reset_caches(self.vllm.llm)
+        total = sum(w.nbytes for w in weights.values())
+        return {"said": said, "shares": self.world.gather(seen.nbytes / total)} | self.measure()
 
     def faults(self) -> dict[str, Any]:
         """Each fault planted in turn; what noticed it, in its own words."""

@@ -53,7 +53,7 @@ class WorkerExtension:
                 count += len(f.keys())
         if count != int(tensors):
             return f"{folder} has {count} of {tensors} tensors as this server sees it; is the file system shared?"
-        self.reload_weights(weights_iterator=_tensors(files))
+        self.reload_weights(weights_iterator=mapped_tensors(files))
         self._sapo_folder = folder
         return ""
 
@@ -85,7 +85,12 @@ class WorkerExtension:
         return len(stale)
 
 
-def _tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+def mapped_tensors(files: list[Path]) -> Iterator[tuple[str, Tensor]]:
+    """Tensors that lie in their files: what is copied out of one is read, the rest of it is not.
+
+    vLLM's loaders copy what a worker keeps, so a worker among several reads its part. The workers of one machine share
+    what the kernel has read. A file may be deleted as soon as its tensors are let go.
+    """
     for path in files:
         with safe_open(path, framework="pt") as f:
             for name in f.keys():  # noqa: SIM118
