@@ -156,6 +156,11 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
             "cold_start trains all weights and model.lora only adapters; run them as two configs",
         ),
         (
+            c.rollout.server.adapters_only and c.model.lora is None,
+            "rollout.server.adapters_only=true without model.lora: all weights learn, so all must be handed over; set "
+            "adapters_only=false, or model.lora",
+        ),
+        (
             {"vision", "merger", "language", "lm_head"} <= set(c.model.freeze) and c.model.lora is None,
             f"model.freeze={list(c.model.freeze)} leaves nothing to learn; take a part out, or set model.lora",
         ),

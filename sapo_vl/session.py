@@ -24,7 +24,7 @@ from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.inference import for_inference, inference_config
 from sapo_vl.learning.optim import ON_CPU, OptimConfig, Tuning, ZeroConfig, deepspeed_config
 from sapo_vl.learning.tuning import tune
-from sapo_vl.learning.weights import check_manifests, hub_weights, manifest
+from sapo_vl.learning.weights import check_manifests, hub_adapters, hub_weights, manifest
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.folder import ModelFolder, examine, is_moe
 from sapo_vl.model.loading import DTYPES, ModelConfig, ModelError, base_model, load_model, load_without_weights
@@ -33,9 +33,11 @@ from sapo_vl.model.reading import folder_weights
 from sapo_vl.model.routing import Replay, RouteSpec, attach_routing
 from sapo_vl.rollout import RolloutConfig, RolloutEngine, TransformersEngine
 from sapo_vl.rollout.schedule import free_share
+from sapo_vl.rollout.vllm.adapters import AdapterSource
 from sapo_vl.rollout.vllm.contract import check_route_source
-from sapo_vl.rollout.vllm.engine import VllmEngine, Weights
+from sapo_vl.rollout.vllm.engine import VllmEngine
 from sapo_vl.rollout.vllm.server import VllmServerEngine
+from sapo_vl.rollout.vllm.transfer import Weights
 
 log = logging.getLogger(__name__)
 PACKAGES = ("torch", "transformers", "deepspeed", "accelerate", "datasets", "peft", "qwen-vl-utils", "pillow")
@@ -151,7 +153,10 @@ def open_rollouts(
         return _own_engine(engine.module, chat, config, engine.zero.stage, world)
     check_manifests(manifest(engine), {name: weight.shape for name, weight in folder.weights.items()})
     weights = functools.partial(hub_weights, engine)
-    return _open_vllm(model_config, folder, config, chat, weights, world, out, routes)
+    adapters = None
+    if config.server.adapters_only and model_config.lora is not None:
+        adapters = AdapterSource(functools.partial(hub_adapters, engine), folder.path, folder.stored_bytes)
+    return _open_vllm(model_config, folder, config, chat, weights, world, out, routes, adapters)
 
 
 def _own_engine(policy: PolicyModule, chat: Chat, config: RolloutConfig, stage: int, world: World) -> RolloutEngine:
@@ -173,8 +178,9 @@ def _open_vllm(
     world: World,
     out: Path | None,
     routes: RouteSpec | None = None,
+    adapters: AdapterSource | None = None,
 ) -> RolloutEngine:
-    """vLLM in process, or servers; `weights` are those that a sync hands over."""
+    """vLLM in process, or servers; a sync hands `weights` over, to servers `adapters` if there are."""
     expected = {name: weight.shape for name, weight in folder.weights.items()}
     limits: dict[str, Any] = {
         "max_new_tokens": config.max_new_tokens,
@@ -185,6 +191,7 @@ def _open_vllm(
         return VllmEngine(model_config, config.vllm, chat, weights, expected, world, **limits)
     if out is None:
         raise ValueError("rollout.engine=vllm_server needs a run folder to hand weights over in")
+    limits["adapters"] = adapters
     return VllmServerEngine(model_config, config.server, chat, weights, expected, world, out, **limits)
 
 

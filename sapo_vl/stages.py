@@ -46,7 +46,7 @@ from sapo_vl.record.model_card import write_model_card
 from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.record.run_log import METRICS_FILE, RunLog, check_trackers, read_metrics, write_json
 from sapo_vl.restarts import life, resume_of
-from sapo_vl.rollout.vllm.contract import load_contract
+from sapo_vl.rollout.vllm.contract import check_transfer, load_contract
 from sapo_vl.room import check_room
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import check_replay, open_sampling, open_session, peak_memory, setup_logging, versions
@@ -73,6 +73,8 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
         device = "cuda" if torch.cuda.is_available() else "cpu"
         check_replay(config.replay, folder, config.rollout.engine, device)
         carried_files(folder, config.model.dtype)  # a dry export: what the end would refuse is known now
+    if config.rollout.engine == "vllm_server":
+        check_transfer(config.rollout.server.transfer, on_cpu=not torch.cuda.is_available())
     if config.rollout.engine != "transformers":
         check_layout_for_vllm(folder)
     if stage != "eval":

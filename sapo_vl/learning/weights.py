@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sapo_vl.learning.engine import PolicyEngine, gathered
 from sapo_vl.model.folder import SHARD_BYTES, hub_layout
-from sapo_vl.model.lora import adapters, merged_state
+from sapo_vl.model.lora import adapters, merged_state, runtime_name
 
 
 class ManifestError(ValueError):
@@ -24,6 +24,16 @@ class _Piece:
 
     parameters: dict[str, Any]  # by the name in the model's state dict
     nbytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class HubAdapter:
+    """The adapter of one weight, as model.lora.merged takes it: of the layout that the model has in memory."""
+
+    name: str  # of the weight, in hub folders
+    a: Tensor
+    b: Tensor
+    scaling: float
 
 
 @torch.no_grad()
@@ -52,6 +62,28 @@ def in_hub_layout(
     for bucket in _buckets(_pieces(model), bucket_bytes):
         state = whole({name: p for piece in bucket for name, p in piece.parameters.items()})
         yield from hub_layout(merged_state(state, pairs)).items()
+
+
+@torch.no_grad()
+def hub_adapters(engine: PolicyEngine, bucket_bytes: int = SHARD_BYTES) -> Iterator[HubAdapter]:
+    """The adapters of the policy, in no more than `bucket_bytes` at a time. All ranks iterate together.
+
+    Gathered ones are copies, as in `hub_weights`.
+    """
+    stage = engine.zero.stage
+    own = dict(engine.module.hf.named_parameters())
+    pairs = adapters(engine.module.hf)
+    pieces = [_Piece({n: own[n] for n in (p.a, p.b)}, _bytes(own[p.a]) + _bytes(own[p.b])) for p in pairs.values()]
+    names = {pair.a: (runtime_name(name), pair) for name, pair in pairs.items()}
+    for bucket in _buckets(pieces, bucket_bytes):
+        with gathered([p for piece in bucket for p in piece.parameters.values()], stage):
+            whole = {
+                n: p.detach().clone() if stage == 3 else p.detach() for b in bucket for n, p in b.parameters.items()
+            }
+        for piece in bucket:
+            first, second = piece.parameters
+            name, pair = names[first]
+            yield HubAdapter(name, whole[first], whole[second], pair.scaling)
 
 
 def manifest(engine: PolicyEngine) -> dict[str, tuple[int, ...]]:

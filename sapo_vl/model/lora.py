@@ -188,8 +188,13 @@ def merged_state(state: Mapping[str, Tensor], adapters: Mapping[str, Adapter]) -
         if name in adapters:
             adapter = adapters[name]
             value = merged(value, state[adapter.a], state[adapter.b], adapter.scaling)
-        out[name.removeprefix(PREFIX).replace(".base_layer", "")] = value
+        out[runtime_name(name)] = value
     return out
+
+
+def runtime_name(name: str) -> str:
+    """What a weight is called in the plain model, by its name inside peft."""
+    return name.removeprefix(PREFIX).replace(".base_layer", "")
 
 
 def merged(weight: Tensor, a: Tensor, b: Tensor, scaling: float) -> Tensor:

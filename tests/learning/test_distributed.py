@@ -243,6 +243,7 @@ def test_streamed_weights_have_their_adapters_in_them(name: str, launched: dict[
     assert len(changed) == 3 * (6 if "moe" in name else 2), "every adapter of the three layers matters"
     for record in seen(launched, name, 2):
         assert record["manifest"] == {n: list(t.shape) for n, t in found.items()}
+        assert record["adapters alone"], "merged by a server, they are not the weights that are streamed"
 
 
 @pytest.mark.parametrize("name", ["moe-3-lora", "moe-3-lora-more"])

@@ -30,7 +30,7 @@ from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.failures import RolloutStopped
 from sapo_vl.rollout.vllm import handover
 from sapo_vl.rollout.vllm.config import ServerConfig
-from sapo_vl.rollout.vllm.handover import reading_s
+from sapo_vl.rollout.vllm.handover import reading_s, stored_bytes
 from sapo_vl.rollout.vllm.pool import STRIKES, Pool
 from sapo_vl.rollout.vllm.server import ServersUnusable, VllmServerEngine
 from sapo_vl.types import Finish, Prompt, RolloutGroup
@@ -509,8 +509,8 @@ def test_a_disk_that_takes_no_weights_is_named(setup: Setup, monkeypatch: pytest
         next(weights)
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("sapo_vl.rollout.vllm.handover.write_weights", full)
-    engine._weights = noted
+    monkeypatch.setattr("sapo_vl.rollout.vllm.transfer.write_weights", full)
+    engine._transfer._weights = noted
     with pytest.raises(ServersUnusable, match="No space left on device"):
         engine.sync(1)
     assert read == list(WEIGHTS), "the other ranks would wait for the rest"
@@ -522,7 +522,8 @@ def test_servers_have_longer_for_large_weights(tmp_path: Path) -> None:
     for part in range(2):
         with (tmp_path / f"part_{part}").open("wb") as file:
             file.truncate(235_000_000_000)  # sparse: it takes no room
-    assert reading_s(tmp_path, 600.0) == 9400.0 and reading_s(tmp_path, 20_000.0) == 20_000.0
+    size = stored_bytes(tmp_path)
+    assert reading_s(size, 600.0) == 9400.0 and reading_s(size, 20_000.0) == 20_000.0
 
 
 def test_a_server_is_given_that_time(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -87,3 +87,13 @@ def test_a_restarted_server_answers_only_from_the_current_weights(run: Any, case
     seen = run(case)["restarted"]
     assert seen["after"] == seen["before"]
     assert largest(seen) < TOLERANCE
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_adapters_alone_make_the_trainers_model_of_the_servers_own(run: Any, case: str) -> None:
+    """Experts' among them. What the server had before, all weights of another run, is nowhere left."""
+    seen = run(case)["adapters"]
+    assert seen["method"] == "repack", "what vLLM's CPU build packs is packed anew in this way too"
+    assert min(seen["stale"][kind]["mean"] for kind in ("text", "image")) > FAR, "the weights hardly changed"
+    assert largest(seen) < TOLERANCE
+    assert seen["written"] < 0.5 * seen["whole"]

@@ -32,13 +32,14 @@ from sapo_vl.learning.engine import Objective, ObjectiveFn, PolicyEngine, gather
 from sapo_vl.learning.objectives import global_denominators, policy_objective
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
 from sapo_vl.learning.replay import FlipStats
-from sapo_vl.learning.weights import hub_weights, manifest
+from sapo_vl.learning.weights import hub_adapters, hub_weights, manifest
 from sapo_vl.losses import LossConfig
 from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.lora import LoraConfig
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.rollout.schedule import Held
+from sapo_vl.rollout.vllm.adapters import adapted_weights, write_adapters
 from sapo_vl.session import Session, open_session, setup_logging
 from sapo_vl.types import RolloutGroup
 
@@ -262,9 +263,20 @@ def check_updates(variant: Variant, name: str, folder: Path, seed: int, world: W
     if variant.model.get("lora"):
         session.engine.updates = LR_ONE
         out["second"] = updates.update(updates.batches(split))
-        save(world, dict(hub_weights(session.engine)), folder / f"{name}.second.safetensors")
+        second = dict(hub_weights(session.engine))
+        save(world, second, folder / f"{name}.second.safetensors")
+        out["adapters alone"] = merged_elsewhere(session, folder / f"{name}.{world.rank}.adapters", second)
     session.engine.ds.destroy()
     return out
+
+
+def merged_elsewhere(session: Session, sent: Path, whole: dict[str, Tensor]) -> bool:
+    """Whether a server that is sent the adapters alone ends with these weights, to the bit."""
+    sent.mkdir()
+    count = write_adapters(hub_adapters(session.engine, bucket_bytes=20_000), sent)
+    cpu = torch.device("cpu")
+    taken = dict(adapted_weights(session.folder.path, sent, count, torch.float32, cpu))
+    return taken.keys() == whole.keys() and all(torch.equal(taken[n], w) for n, w in whole.items())
 
 
 def check_replay(updates: Updates, split: Sequence[Sequence[Sequence[int]]], seed: int) -> dict[str, Any]:

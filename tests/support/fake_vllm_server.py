@@ -51,6 +51,7 @@ class FakeServer:
         self.hung: set[str] = set()  # routes that never answer
         self.label = "default"
         self.folder = ""  # whose weights it has
+        self.base = ""  # which model it says it was started from
         self.labels: list[str] = []  # all that it was given
         self.paused = False
         self.asked: list[dict[str, Any]] = []  # bodies of all requests to generate
@@ -153,7 +154,11 @@ class FakeServer:
             self.paused = path == "/pause"
         if name == "sapo_settings":
             return {"results": [self.settings]}
-        if name == "sapo_load_weights":
+        if name == "sapo_base":
+            return {"results": [self.base]}
+        if name == "sapo_load_adapters" and body["kwargs"]["base"] != self.base:
+            return {"results": ["another model"]}
+        if name in ("sapo_load_weights", "sapo_load_adapters"):
             assert self.paused
             self.folder = body["kwargs"]["folder"]
             files = sorted(Path(body["kwargs"]["folder"]).glob("*.safetensors"))

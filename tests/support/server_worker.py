@@ -28,10 +28,14 @@ from zygote import Forked, start
 
 from sapo_vl.distributed import init_world, shutdown_world
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
+from sapo_vl.learning.weights import hub_weights
+from sapo_vl.model.loading import ModelConfig
+from sapo_vl.model.lora import LoraConfig
 from sapo_vl.rollout import RolloutConfig, SamplingParams
 from sapo_vl.rollout.base import ParityConfig
 from sapo_vl.rollout.parity import ParityGate, measure
 from sapo_vl.rollout.vllm.config import ServerConfig, VllmConfig
+from sapo_vl.rollout.vllm.handover import stored_bytes
 from sapo_vl.rollout.vllm.server import VllmServerEngine
 from sapo_vl.session import open_session, setup_logging
 
@@ -90,22 +94,24 @@ class Checks:
             config.write_text(yaml.safe_dump(sections))
             self.server.start()
         try:
-            self.session = open_session(
-                model, OptimConfig(), ZeroConfig(stage=stage), rollout, self.world,  # type: ignore[arg-type]
-                total_updates=1, seed=seed, out=folder / "run",
-            )  # fmt: skip
-            assert isinstance(self.session.rollouts, VllmServerEngine)
-            self.engine = self.session.rollouts
-            everyone = make_prompts(self.session.chat, np.random.default_rng(seed), IMAGES * self.world.size)
-            share = len(everyone) // self.world.size
-            self.prompts = everyone[self.world.rank * share :][:share]
-            s = self.session
-            self.gate = ParityGate(
-                ParityConfig(every=1), s.engine, s.chat, s.rollouts, self.prompts, self.world, "float32"
-            )
+            self.open(model, rollout, stage, folder / "run")
         except BaseException:
             self.stop()
             raise
+
+    def open(self, model: ModelConfig, rollout: RolloutConfig, stage: int, out: Path) -> None:
+        self.model, self.rollout, self.stage, self.out = model, rollout, stage, out
+        self.session = open_session(
+            model, OptimConfig(), ZeroConfig(stage=stage), rollout, self.world,  # type: ignore[arg-type]
+            total_updates=1, seed=self.seed, out=out,
+        )  # fmt: skip
+        assert isinstance(self.session.rollouts, VllmServerEngine)
+        self.engine = self.session.rollouts
+        everyone = make_prompts(self.session.chat, np.random.default_rng(self.seed), IMAGES * self.world.size)
+        share = len(everyone) // self.world.size
+        self.prompts = everyone[self.world.rank * share :][:share]
+        s = self.session
+        self.gate = ParityGate(ParityConfig(every=1), s.engine, s.chat, s.rollouts, self.prompts, self.world, "float32")
 
     def stop(self) -> None:
         self.server.kill(over=True)
@@ -140,6 +146,28 @@ class Checks:
             out["synced"].append(seen)
         out["method"] = self.engine.sync_method
         out["restarted"] = self.restart()
+        self.engine.close()
+        out["adapters"] = self.adapters()
+        return out
+
+    def adapters(self) -> dict[str, Any]:
+        """Another run on the same server, which has other weights by now: it is handed adapters alone."""
+        model = self.model.model_copy(update={"lora": LoraConfig(rank=4)})
+        server = self.rollout.server.model_copy(update={"adapters_only": True})
+        self.open(model, self.rollout.model_copy(update={"server": server}), self.stage, self.out)
+        self.engine.sync(0)
+        self.gate.after_sync(0)
+        perturb(self.session, self.seed + 5, ".lora_")
+        out: dict[str, Any] = {"stale": self.measure()}
+        started = time.monotonic()
+        self.engine.sync(1)
+        out["seconds"] = time.monotonic() - started
+        self.gate.after_sync(1)
+        out |= self.measure()
+        assert self.engine._package is not None
+        out["written"] = stored_bytes(self.engine._package.folder)
+        out["whole"] = sum(value.nbytes for _, value in hub_weights(self.session.engine))
+        out["method"] = self.engine.sync_method
         self.engine.close()
         return out
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ipaddress
+from typing import Literal
 from urllib.parse import urlsplit
 
 from pydantic import Field, field_validator, model_validator
@@ -41,6 +42,11 @@ class ServerConfig(Strict):
     startup_s: float = Field(default=600.0, ge=0)  # waited for servers at the start, and when none is left
     retries: int = Field(default=2, ge=0)  # times that a prompt without an answer is sent again
     max_in_flight: int = Field(default=64, ge=1)  # prompts of one rank at one server
+    # The way of new weights. "disk": through sync_dir. "nccl": from GPU to GPU, where trainer and servers have them.
+    transfer: Literal["disk", "nccl"] = "disk"
+    nccl_address: str = "127.0.0.1"  # with "nccl": this trainer's main machine, as servers reach it
+    # With model.lora: a sync hands over adapters alone, and servers merge them into the model they were started from.
+    adapters_only: bool = False
     sync_dir: str = ""  # folder for new weights that trainer and servers both see; "" = inside the run folder
 
     @field_validator("urls")
@@ -58,6 +64,23 @@ class ServerConfig(Strict):
             raise ValueError(
                 f"rollout.server.urls: {far[0]} is not on this machine. Weights are handed over through routes that "
                 "ask for no key; set rollout.server.allow_remote=true if nobody else can reach that network"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _ways_that_go_together(self) -> ServerConfig:
+        if self.transfer != "nccl":
+            return self
+        if self.adapters_only:
+            raise ValueError(
+                "rollout.server.transfer=nccl with rollout.server.adapters_only=true: adapters alone go through a "
+                "file; set transfer=disk, or adapters_only=false"
+            )
+        far = [url for url in self.urls if not is_loopback(urlsplit(url).hostname or "")]
+        if far and is_loopback(self.nccl_address):
+            raise ValueError(
+                f"rollout.server.nccl_address={self.nccl_address} with {far[0]} in rollout.server.urls: that server "
+                "would look for the trainer on its own machine; give the address of the trainer's main machine"
             )
         return self
 

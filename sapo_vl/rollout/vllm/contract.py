@@ -51,6 +51,26 @@ def check_route_source(engine: str, *, on_cpu: bool) -> None:
         )
 
 
+class TransferMissing(VllmMissing):
+    """Weights cannot take the configured way from here. Says what is needed."""
+
+
+def check_transfer(transfer: str, *, on_cpu: bool) -> None:
+    """Raises TransferMissing if this process cannot take part in rollout.server.transfer=`transfer`."""
+    if transfer != "nccl":
+        return
+    if on_cpu:
+        raise TransferMissing(
+            "rollout.server.transfer=nccl: NCCL goes from GPU to GPU, and there is none here; set "
+            "rollout.server.transfer=disk"
+        )
+    if not is_installed():
+        raise TransferMissing(
+            "rollout.server.transfer=nccl: the trainer sends with vLLM's own code, and vLLM is not installed here: run "
+            "`bash scripts/setup.sh --gpu`, or set rollout.server.transfer=disk"
+        )
+
+
 def load_contract(version: str | None = None) -> ModuleType:
     """The module for `version` (default: the installed one). Raises VllmMissing for one that is not known."""
     version = version or installed_version()

@@ -6,16 +6,15 @@ import asyncio
 import logging
 import shutil
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import httpx
 from safetensors import SafetensorError
-from torch import Tensor
 
-from sapo_vl.model.folder import write_weights
 from sapo_vl.rollout.vllm.client import Refusal, ServerFault, open_http
+from sapo_vl.rollout.vllm.package import Package
 from sapo_vl.rollout.vllm.v0_32_http import Wanted, check_settings, hand_over, is_up
 
 log = logging.getLogger(__name__)
@@ -23,15 +22,7 @@ log = logging.getLogger(__name__)
 POLL_S = 1.0  # between two looks at a server that is not up
 REPORT_S = 30.0  # between two lines about waiting
 SLOW_DISK = 50e6  # bytes a second that servers read from a shared disk at the worst
-
-
-@dataclass(frozen=True, slots=True)
-class Package:
-    """A set of weights on disk."""
-
-    folder: Path
-    tensors: int
-    label: str  # what servers call these weights in every answer; no two packages of any run share one
+T = TypeVar("T")
 
 
 class WeightFolder:
@@ -42,17 +33,17 @@ class WeightFolder:
         root.mkdir(parents=True, exist_ok=True)
         self.keep(None)
 
-    def write(self, label: str, weights: Iterator[tuple[str, Tensor]]) -> Path:
-        """The new folder, under its name only when complete. Raises OSError (a full disk, say) or what `weights`
-        raises; `weights` is always read to its end, since other ranks read along."""
+    def write(self, label: str, items: Iterator[T], write: Callable[[Iterator[T], Path], object]) -> Path:
+        """The new folder, under its name only when complete. Raises OSError (a full disk, say) or what `items`
+        raises; `items` is always read to its end, since other ranks read along."""
         part = self._root / f"weights-{label}.part"
-        part.mkdir()
         try:
-            write_weights(weights, part)
+            part.mkdir()
+            write(items, part)
         except (OSError, SafetensorError) as error:
-            for _ in weights:
+            for _ in items:
                 pass
-            shutil.rmtree(part)
+            shutil.rmtree(part, ignore_errors=True)
             raise OSError(f"cannot write new weights into {part}: {error}") from error
         return part.rename(self._root / f"weights-{label}")
 
@@ -106,7 +97,7 @@ async def deliver(
     """
     give_up = time.monotonic() + wait_s
     report = time.monotonic() + REPORT_S
-    within = reading_s(package.folder, timeout_s)
+    within = reading_s(package.reads, timeout_s)
     taken: dict[str, str] = {}
     pending = list(urls)
     async with open_http() as http:
@@ -123,9 +114,13 @@ async def deliver(
             await asyncio.sleep(POLL_S)
 
 
-def reading_s(folder: Path, timeout_s: float) -> float:
-    """The time a server has to read the weights in `folder`: `timeout_s`, more where they are that large."""
-    return max(timeout_s, sum(path.stat().st_size for path in folder.iterdir()) / SLOW_DISK)
+def reading_s(nbytes: int, timeout_s: float) -> float:
+    """The time a server has to read so much: `timeout_s`, more where it is that large."""
+    return max(timeout_s, nbytes / SLOW_DISK)
+
+
+def stored_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.iterdir())
 
 
 async def _give(
@@ -135,9 +130,7 @@ async def _give(
     try:
         if reason := await is_up(http, url):
             return reason, True
-        await hand_over(
-            http, url, str(package.folder), package.tensors, package.label, repack=repack, timeout_s=timeout_s
-        )
+        await hand_over(http, url, package, repack=repack, timeout_s=timeout_s)
     except Refusal as refusal:
         return str(refusal), False  # it is there and cannot: the same weights will not do better the next time
     except ServerFault as fault:

@@ -9,7 +9,7 @@ from typing import Any
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import RolloutConfig
 from sapo_vl.rollout.vllm.config import is_loopback
-from sapo_vl.rollout.vllm.contract import check_route_source
+from sapo_vl.rollout.vllm.contract import check_route_source, check_transfer
 from sapo_vl.rollout.vllm.v0_32 import engine_settings
 
 
@@ -35,6 +35,7 @@ def serve_command(
     vllm = rollout.vllm
     if routes:
         check_route_source("vllm_server", on_cpu=on_cpu)
+    check_transfer(rollout.server.transfer, on_cpu=on_cpu)
     longest = model.max_prompt_tokens + rollout.max_new_tokens
     settings = engine_settings(model.path, model, vllm, longest, on_cpu=on_cpu, routes=routes)
     settings |= {
@@ -45,6 +46,8 @@ def serve_command(
         "enable_scale_out": True,
         "disable_uvicorn_access_log": True,
     }
+    if rollout.server.transfer == "nccl":
+        settings["weight_transfer_config"] = {"backend": "nccl"}
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     for name, value in settings.items():
         command += _option(name.replace("_", "-"), value)

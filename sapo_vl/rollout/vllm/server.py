@@ -1,9 +1,7 @@
 """Rollouts from vLLM servers that are already running, over HTTP.
 
-**Weights** go through the file system: the main rank writes them into a folder (whole or absent), and every server
-reads it. Servers answer under a label that names one sync of one run, so an answer from any other weights is
-recognised. vLLM also takes weights over NCCL (`/init_weight_transfer_engine` and its kin), which would spare a GPU
-cluster the way over the disk; that is not built here.
+**Weights** take one of the ways of transfer.py. Servers answer under a label that names one sync of one run, so an
+answer from any other weights is recognised.
 
 **When servers fail.** Each rank sends its own prompts to the server with the least to do. dispatch.py says what
 happens to a prompt that gets no answer, pool.py when a server is out of use. If prompts are left over when a rank can
@@ -15,33 +13,32 @@ FAILED and the reason; the step goes on without them, and the run stops past rol
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import secrets
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from torch import Tensor
-
 from sapo_vl.distributed import World
-from sapo_vl.learning.weights import check_manifests
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.routing import RouteSpec
 from sapo_vl.rollout.base import OnGroup, SamplingParams
 from sapo_vl.rollout.failures import FailureWatch
+from sapo_vl.rollout.vllm.adapters import AdapterSource, base_digest
 from sapo_vl.rollout.vllm.config import ServerConfig
+from sapo_vl.rollout.vllm.contract import check_transfer
 from sapo_vl.rollout.vllm.dispatch import Batch, Dispatcher
 from sapo_vl.rollout.vllm.engine import request_seed
-from sapo_vl.rollout.vllm.handover import Package, WeightFolder, check_servers, deliver
+from sapo_vl.rollout.vllm.handover import Package, check_servers
+from sapo_vl.rollout.vllm.nccl import NcclTransfer
 from sapo_vl.rollout.vllm.pool import Pool
 from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
+from sapo_vl.rollout.vllm.transfer import CannotPack, DiskTransfer, Transfer, Weights
 from sapo_vl.rollout.vllm.v0_32 import sampling_fields, sync_methods
 from sapo_vl.rollout.vllm.v0_32_http import Wanted
 from sapo_vl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
-Weights = Callable[[], Iterator[tuple[str, Tensor]]]  # hub names, hub layout, whole on every rank
 
 # A server that somebody else started cannot be started afresh.
 METHODS = ("reload", "repack")
@@ -71,17 +68,23 @@ class VllmServerEngine:
         max_new_tokens: int,
         max_failed_share: float,
         routes: RouteSpec | None = None,
+        adapters: AdapterSource | None = None,
     ) -> None:
-        """Waits for all servers and looks at their settings. Raises ServersUnusable on all ranks."""
+        """With `adapters`, a sync hands over those and not `weights`.
+
+        Waits for all servers and looks at their settings. Raises ServersUnusable on all ranks.
+        """
+        check_transfer(config.transfer, on_cpu=world.device.type == "cpu")
         # Its own collectives: with rollout.staleness=1 `generate` runs in a thread beside the trainer's.
         self.chat, self.world, self.config = chat, world.apart(), config
         self.weight_version = 0
-        self._weights, self._expected, self._routes = weights, expected, routes
+        self._routes = routes
         self._watch = FailureWatch(max_failed_share)
         self._method = 0
         self._methods = [method for method in sync_methods(world.device.type == "cpu") if method in METHODS]
         self._run, self._syncs = self.world.gather(secrets.token_hex(4))[0], 0
         self._package: Package | None = None
+        base = base_digest(str(adapters.base)) if adapters else ""
         self._vocab_size = self._check(
             Wanted(
                 dtype=model.dtype,
@@ -89,9 +92,15 @@ class VllmServerEngine:
                 min_pixels=model.min_pixels,
                 max_pixels=model.max_pixels,
                 routes=routes is not None,
+                transfer=config.transfer,
+                base=base,
             )
         )
-        self._folder = WeightFolder(weights_root(config, run_folder)) if world.is_main else None
+        self._transfer: Transfer
+        if config.transfer == "nccl":
+            self._transfer = NcclTransfer(config, weights, expected, self.world)
+        else:
+            self._transfer = DiskTransfer(config, weights, expected, self.world, run_folder, adapters, base)
         self._pool = Pool(config.urls, world.rank, "it has no weights of this run yet")
         self._dispatcher = Dispatcher(self._pool, config, self._run, world.rank)
 
@@ -132,11 +141,10 @@ class VllmServerEngine:
         A server that cannot take the weights is out of use until it does. Raises ServersUnusable on all ranks if
         none could, after waiting `startup_s` for those that were not there, or if the weights cannot be written.
         """
-        self._package = self._write(version)
+        self._package = self._pack(version)
         self._pool.expect(f"it has not taken the weights of version {version}")
         self._bring_up()
-        if self._folder:
-            self._folder.keep(self._package.folder)  # for a server that comes back before the next sync
+        self._transfer.keep(self._package)  # for a server that comes back before the next sync
         self.weight_version = version
         if not self._pool.usable:
             raise ServersUnusable(f"no server took the weights of version {version}: {self._pool}")
@@ -149,9 +157,8 @@ class VllmServerEngine:
         return self.sync_method
 
     def close(self) -> None:
-        """Deletes the weights on disk. The servers go on running."""
-        if self._folder:
-            self._folder.remove()
+        """Leaves no weights on disk. The servers go on running."""
+        self._transfer.close()
 
     def _check(self, wanted: Wanted) -> int:
         """The vocabulary of the served model."""
@@ -181,7 +188,8 @@ class VllmServerEngine:
             finished,
         )
         for turn in range(1 + self.config.retries):
-            if turn or not self._pool.usable:
+            # Without a copy of them, weights are handed over at a sync alone: in a step, the trainer's may be newer.
+            if (turn or not self._pool.usable) and self._transfer.while_training:
                 self._bring_up()
             if not self._pool.usable:
                 break
@@ -199,51 +207,22 @@ class VllmServerEngine:
         """Gives the current weights to all servers that are out, and notes on all ranks which took them."""
         package = self._package
         assert package is not None
-        took: dict[str, str] = {}
+        took = self._transfer.deliver(
+            list(self._pool.out),
+            package,
+            repack=self.sync_method == "repack",
+            wait_s=0.0 if self._pool.usable else self.config.startup_s,
+        )
         if self.world.is_main:
-            took = asyncio.run(
-                deliver(
-                    list(self._pool.out),
-                    package,
-                    repack=self.sync_method == "repack",
-                    timeout_s=self.config.timeout_s,
-                    wait_s=0.0 if self._pool.usable else self.config.startup_s,
-                )
-            )
             for url, reason in took.items():
                 if reason:
                     log.warning("rollout server %s did not take the weights %s: %s", url, package.label, reason)
-        self._pool.settle(self.world.gather(took)[0])
+        self._pool.settle(took)
 
-    def _write(self, version: int) -> Package:
+    def _pack(self, version: int) -> Package:
         """Raises ManifestError or ServersUnusable, on all ranks."""
         self._syncs += 1
-        label = f"{self._run}-{self._syncs}-v{version}"
-        sent: dict[str, tuple[int, ...]] = {}
-        folder, fault = Path(), ""
-        if self._folder:
-            try:
-                folder = self._folder.write(label, self._noted(sent))
-            except OSError as error:
-                fault = str(error)
-        else:
-            for _ in self._noted(sent):  # all ranks read together, see hub_weights
-                pass
-        check_manifests(sent, self._expected)
-        folder, fault = self.world.gather((folder, fault))[0]
-        if fault:
-            raise ServersUnusable(f"the weights of version {version} cannot be handed over: {fault}")
-        return Package(folder=folder, tensors=len(sent), label=label)
-
-    def _noted(self, sent: dict[str, tuple[int, ...]]) -> Iterator[tuple[str, Tensor]]:
-        for name, value in self._weights():
-            sent[name] = tuple(value.shape)
-            yield name, value
-
-
-def weights_root(config: ServerConfig, run_folder: Path) -> Path:
-    """The folder for the weights of this run alone. In a `sync_dir` that several runs share, each has its own."""
-    if not config.sync_dir:
-        return run_folder.resolve() / "weights_for_servers"
-    name = hashlib.blake2b(str(run_folder.resolve()).encode(), digest_size=6).hexdigest()
-    return Path(config.sync_dir).resolve() / f"sapo_vl-{name}"
+        try:
+            return self._transfer.pack(f"{self._run}-{self._syncs}-v{version}")
+        except CannotPack as error:
+            raise ServersUnusable(f"the weights of version {version} cannot be handed over: {error}") from error

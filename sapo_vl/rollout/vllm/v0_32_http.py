@@ -24,11 +24,13 @@ from PIL import Image
 from pydantic import BaseModel, Field, ValidationError
 
 from sapo_vl.rollout.vllm.client import BadAnswer, NoAnswer, Refusal, ServerFault, Unreachable, ask
+from sapo_vl.rollout.vllm.package import Package
 from sapo_vl.rollout.vllm.responses import Answer, Sample
 from sapo_vl.types import Prompt
 
 VERSION = "0.32"
 GENERATE = "/inference/v1/generate"
+BASE_S = 120.0  # for a look into every tensor of a model folder
 PROBE_S = 10.0  # for what takes no time in a server that is alive
 NO_LOGPROB = -9999.0  # vLLM writes this for a log-prob that is missing, -inf or NaN
 
@@ -147,6 +149,8 @@ class Wanted:
     min_pixels: int
     max_pixels: int
     routes: bool = False  # the experts of every token come with the answers
+    transfer: str = "disk"  # as rollout.server.transfer
+    base: str = ""  # which model it was started from, see Package; "" = any of the same shapes
 
 
 class _Rpc(BaseModel):
@@ -160,6 +164,7 @@ class _Settings(BaseModel):
     vocab_size: int
     image_size: dict[str, int]
     routes: bool = False
+    transfer: str = ""
 
 
 async def is_up(http: httpx.AsyncClient, url: str) -> str:
@@ -196,6 +201,11 @@ async def check_settings(http: httpx.AsyncClient, url: str, wanted: Wanted) -> i
         if refusal.status == 404:
             raise ServerFault(f"it has no {GENERATE} (--enable-scale-out)") from None
     faults = [text for wrong, text in _differences(settings, wanted) if wrong]
+    if wanted.base and wanted.base not in await rpc(http, url, "sapo_base", within=BASE_S):
+        faults.append(
+            "it was started from another model than the run trains, to which rollout.server.adapters_only adds the "
+            "run's adapters; start it with the run's model.path"
+        )
     if faults:
         raise ServerFault("; ".join(faults))
     return settings.vocab_size
@@ -228,25 +238,63 @@ def _differences(found: _Settings, wanted: Wanted) -> list[tuple[bool, str]]:
             "it was started without --enable-return-routed-experts, which replay=r3 needs (`sapo-vl serve` with the "
             "same config sets it)",
         ),
+        (
+            wanted.transfer != "disk" and found.transfer != wanted.transfer,
+            f"its --weight-transfer-config is of {found.transfer or 'nothing'}, rollout.server.transfer is "
+            f"{wanted.transfer} (`sapo-vl serve` with the same config sets it)",
+        ),
     ]
 
 
-async def hand_over(
-    http: httpx.AsyncClient, url: str, folder: str, tensors: int, label: str, *, repack: bool, timeout_s: float
-) -> None:
-    """The server takes over the weights in `folder` and answers under `label` from now on. Raises ServerFault.
+async def hand_over(http: httpx.AsyncClient, url: str, package: Package, *, repack: bool, timeout_s: float) -> None:
+    """The server takes over the weights of `package`, which it reads, and answers under its label from now on.
+
+    Raises ServerFault.
+    """
+    await _pause(http, url)
+    kwargs = {"folder": str(package.folder), "tensors": str(package.tensors)}
+    method = "sapo_load_weights"
+    if package.base:
+        method, kwargs = "sapo_load_adapters", kwargs | {"base": package.base}
+    said = await rpc(http, url, method, within=timeout_s, kwargs=kwargs)
+    if faults := [text for text in said if text]:
+        raise ServerFault(str(faults[0])[:500])
+    if repack:
+        await rpc(http, url, "sapo_repack_cpu", within=timeout_s)
+    await settle(http, url, package)
+
+
+async def begin_update(http: httpx.AsyncClient, url: str, name: str, group: str) -> bool:
+    """The server stops, to be sent the weights called `name`; whether it is the process that joined `group`."""
+    await _pause(http, url)
+    said = await rpc(http, url, "sapo_expect", within=PROBE_S, kwargs={"folder": name, "group": group})
+    return bool(group) and not any(said)
+
+
+async def joined(http: httpx.AsyncClient, url: str, group: str) -> None:
+    """The server's workers note the group that they have joined, for begin_update."""
+    await rpc(http, url, "sapo_joined", within=PROBE_S, kwargs={"group": group})
+
+
+async def worker_count(http: httpx.AsyncClient, url: str) -> int:
+    said = _json(await ask(http, url, "GET", "/get_world_size", within=PROBE_S)).get("world_size")
+    if not isinstance(said, int) or said < 1:
+        raise BadAnswer(f"it says that it has {said!r} workers")
+    return said
+
+
+async def _pause(http: httpx.AsyncClient, url: str) -> None:
+    await ask(http, url, "POST", "/pause", within=PROBE_S, params={"mode": "abort"})
+
+
+async def settle(http: httpx.AsyncClient, url: str, package: Package) -> None:
+    """A paused server that has taken the weights of `package` drops what is old, gets the label and goes on.
 
     The label is set last: one that failed on the way still answers under its old label, which nobody accepts, and
     stays paused. Then the weights are asked for again: what took them and what took the label may be two processes, one
     of which was started in between or stands behind the same address. One that is started later has neither.
     """
-    await ask(http, url, "POST", "/pause", within=PROBE_S, params={"mode": "abort"})
-    kwargs = {"folder": folder, "tensors": str(tensors)}
-    said = await rpc(http, url, "sapo_load_weights", within=timeout_s, kwargs=kwargs)
-    if faults := [text for text in said if text]:
-        raise ServerFault(str(faults[0])[:500])
-    if repack:
-        await rpc(http, url, "sapo_repack_cpu", within=timeout_s)
+    label = package.label
     # What was computed under the old weights: KV of prefixes, processed images, outputs of the vision tower.
     if not _json(await ask(http, url, "POST", "/reset_prefix_cache", within=PROBE_S)).get("success"):
         raise ServerFault("its prefix cache could not be reset: something holds blocks of it")
@@ -257,7 +305,7 @@ async def hand_over(
     seen = _json(await ask(http, url, "GET", "/weight_info", within=PROBE_S)).get("weight_version")
     if seen != label:
         raise ServerFault(f"it says that it has weights {seen!r}, given were {label!r}")
-    said = await rpc(http, url, "sapo_has", within=PROBE_S, kwargs={"folder": folder})
+    said = await rpc(http, url, "sapo_has", within=PROBE_S, kwargs={"folder": str(package.folder)})
     if faults := [text for text in said if text]:
         raise ServerFault(f"{str(faults[0])[:400]}, given were those of {label!r}")
 

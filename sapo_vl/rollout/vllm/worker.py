@@ -22,9 +22,11 @@ class WorkerExtension:
     # Of vLLM's worker.
     model_runner: Any
     vllm_config: Any
+    device: Any
     reload_weights: Any
 
-    _sapo_folder = ""  # what sapo_load_weights took over last
+    _sapo_folder = ""  # what was taken over last
+    _sapo_group = ""  # the trainer's name for the NCCL group that this process is in
 
     def sapo_settings(self) -> dict[str, Any]:
         """The settings that a trainer depends on, for it to compare with its own."""
@@ -37,6 +39,7 @@ class WorkerExtension:
             "vocab_size": int(model.get_vocab_size()),
             "image_size": dict(processor.get("size") or {}),
             "routes": bool(self.vllm_config.aux_output_config.enable_return_routed_experts),
+            "transfer": str(getattr(self.vllm_config.weight_transfer_config, "backend", "")),
         }
 
     def sapo_load_weights(self, folder: str, tensors: str) -> str:
@@ -57,10 +60,52 @@ class WorkerExtension:
         self._sapo_folder = folder
         return ""
 
+    def sapo_base(self) -> str:
+        """Says which model this process was started from."""
+        from sapo_vl.rollout.vllm.adapters import base_digest
+
+        model = self.vllm_config.model_config
+        return base_digest(model.model, model.revision)
+
+    def sapo_load_adapters(self, folder: str, tensors: str, base: str) -> str:
+        """Takes over the model of `base` (as sapo_base says it) with the adapters in `folder`, so many tensors.
+
+        Returns "", or why it did not begin.
+        """
+        # transformers comes with it, which servers of whole weights need not import for us.
+        from sapo_vl.model.errors import ModelError
+        from sapo_vl.model.folder import local_folder
+        from sapo_vl.rollout.vllm.adapters import adapted_weights
+
+        model = self.vllm_config.model_config
+        try:
+            if self.sapo_base() != base:
+                return (
+                    f"the model it was started from, {model.model}, is not the one that the run trains; start it with "
+                    "the run's model.path"
+                )
+            path = local_folder(model.model, model.revision)
+            weights = adapted_weights(path, Path(folder), int(tensors), model.dtype, self.device)
+        except ModelError as error:
+            return str(error)
+        self.reload_weights(weights_iterator=weights)
+        self._sapo_folder = folder
+        return ""
+
     def sapo_has(self, folder: str) -> str:
         """Returns "" if the weights are those of `folder`, else what they are: those of a process that was started
         again since are not."""
         return "" if self._sapo_folder == folder else f"its weights are of {self._sapo_folder or 'its start'!r}"
+
+    def sapo_expect(self, folder: str, group: str) -> str:
+        """Notes the weights that are sent over NCCL next, by a name. Noted before: a process that is started again on
+        the way is none that has them. Returns "" if this process is in `group`."""
+        self._sapo_folder = folder
+        return "" if self._sapo_group == group else f"it is in {self._sapo_group or 'no group'!r}"
+
+    def sapo_joined(self, group: str) -> None:
+        """Notes the group that vLLM's transfer engine has just joined."""
+        self._sapo_group = group
 
     def sapo_repack_cpu(self) -> int:
         """Builds anew the packed copies of weights that a reload leaves behind in vLLM's CPU build.
