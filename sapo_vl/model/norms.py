@@ -12,8 +12,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
-from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextRMSNorm
 
 
 def _value(x: Tensor, weight: Tensor, eps: float) -> tuple[Tensor, Tensor]:
@@ -66,6 +64,10 @@ class RmsNorm(nn.Module):
 
 def replace_norms(language_model: nn.Module) -> int:
     """Changes the norms of a Qwen3-VL language model in place; returns how many. Those of another class stay."""
+    # Here, where a model is there already: a config is read without the code of the models.
+    from transformers.models.qwen3_vl.modeling_qwen3_vl import Qwen3VLTextRMSNorm
+    from transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe import Qwen3VLMoeTextRMSNorm
+
     norms = [m for m in language_model.modules() if type(m) in (Qwen3VLTextRMSNorm, Qwen3VLMoeTextRMSNorm)]
     for module in norms:
         module.__class__ = RmsNorm
