@@ -102,7 +102,8 @@ def _without_values(folder: ModelFolder, **settings: Any) -> Any:
 
 def map_model(config: ModelConfig, folder: ModelFolder) -> PreTrainedModel:
     """As `load_model` on the CPU, for a pass or two: the weights are the files themselves, mapped into memory, so that
-    a model larger than it can be run, as fast as the disk is read. The files must have the dtype of `config`, and must
+    a model larger than it can be run, as fast as the disk is read; experts that lie as on the hub are copied a layer at
+    a time. The files must have the dtype of `config`, and must
     stay as they are while the model lives. Raises ModelError."""
     register_attention()
     with init_empty_weights(include_buffers=False):

@@ -86,6 +86,26 @@ def assign_mapped(model: nn.Module, folder: ModelFolder, dtype: torch.dtype) -> 
     lacking = model.load_state_dict(mapped, strict=False, assign=True).missing_keys
     if missing := [name for name in lacking if not (folder.tied and name == HEAD)]:
         raise ModelError(f"{folder.path} lacks {len(missing)} weights of the model, {missing[0]} among them")
+    for module in model.modules():
+        turned = [p for p in module.parameters(recurse=False) if not p.is_contiguous()]
+        if turned:
+            _straighten_while_used(module, turned)
+
+
+def _straighten_while_used(module: nn.Module, turned: list[nn.Parameter]) -> None:
+    """The experts of a layer are copied in order for its pass, so that products add up as in a loaded model."""
+    views = [p.data for p in turned]
+
+    def before(*_: Any) -> None:
+        for p in turned:
+            p.data = p.data.contiguous()
+
+    def after(*_: Any) -> None:
+        for p, view in zip(turned, views, strict=True):
+            p.data = view
+
+    module.register_forward_pre_hook(before)
+    module.register_forward_hook(after)
 
 
 def _parts(model: nn.Module, folder: ModelFolder, device: torch.device) -> dict[str, _Part]:

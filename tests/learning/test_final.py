@@ -67,9 +67,7 @@ def trained(kind: Kind, seed: int, path: Path) -> Trained:
 def test_what_is_written_is_what_was_trained(kind: Kind, seed: int, tmp_path: Path) -> None:
     t = trained(kind, seed, tmp_path / "source")
     proof = save_model(t.engine, t.folder, "float32", tmp_path / "final", make_probe(t.chat))
-    assert proof.weights == len(t.state) and proof.probe == "" and proof.probe_gap is not None
-    # The experts of the hub's layout are multiplied as they lie in the file, so products may add up in another order.
-    assert proof.probe_gap <= (0 if kind == "dense" else 1e-6)
+    assert proof.weights == len(t.state) and proof.probe_gap == 0 and proof.probe == ""
     stock = AutoModelForImageTextToText.from_pretrained(tmp_path / "final")
     found = dict(stock.named_parameters())
     assert found.keys() == t.state.keys() and all(torch.equal(found[n], v) for n, v in t.state.items())
