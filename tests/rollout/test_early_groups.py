@@ -133,8 +133,9 @@ class Sharing:
 
     rank, size = 1, 2
 
-    def gather(self, mine: list[Prompt]) -> list[list[Prompt]]:
-        return [[group(f"other{i}").prompt for i in range(3)], mine]
+    def gather(self, mine: list[Any]) -> list[list[Any]]:
+        others = [group(f"other{i}").prompt if isinstance(mine[0], Prompt) else 0 for i in range(3)]
+        return [others, mine]
 
 
 @pytest.mark.parametrize("sharing", [World.alone(), Sharing()], ids=["alone", "two ranks"])
@@ -144,6 +145,7 @@ def test_an_engine_over_several_ranks_tells_each_of_its_own(sharing: Any, monkey
     engine: Any = VllmEngine.__new__(VllmEngine)
     engine.contract = SimpleNamespace(wake=nothing, sleep=nothing, sampling=nothing, generate=v0_32.generate)
     engine.llm, engine._sharing, engine._routes, engine._vocab_size = FakeLLM(), sharing, None, 1000
+    engine._shares_memory = False
     engine.chat = SimpleNamespace(eos_ids=(40, 41, 42, 43, 44, 45), banned_ids=(), decode=str)
     engine._watch, engine.weight_version = SimpleNamespace(record=nothing), 5
     prompts = [group(name).prompt for name in "abc"]
@@ -155,3 +157,18 @@ def test_an_engine_over_several_ranks_tells_each_of_its_own(sharing: Any, monkey
     assert [g.prompt.problem.id for g in groups] == ["a", "b", "c"]
     first = 43 if sharing.size > 1 else 40
     assert [int(g.rollouts[0].response_ids[0]) for g in groups] == [first, first + 1, first + 2]
+
+
+@pytest.mark.parametrize("broken", ["here", "there"])
+def test_a_prompt_that_one_rank_cannot_prepare_is_told_to_all(broken: str) -> None:
+    def prepare(llm: Any, prompts: list[Prompt]) -> list[bytes]:
+        if broken == "here":
+            raise ValueError("no such image")
+        return [b"fine"]
+
+    told = {"here": ["", "ValueError: no such image"], "there": ["OSError: disk", ""]}[broken]
+    engine: Any = VllmEngine.__new__(VllmEngine)
+    engine.llm, engine.contract = None, SimpleNamespace(prepare=prepare)
+    engine._sharing = SimpleNamespace(size=2, rank=1, gather=lambda mine: told if mine == told[1] else None)
+    with pytest.raises(RuntimeError, match="no such image" if broken == "here" else "disk"):
+        engine._prepared([group("a").prompt])

@@ -41,7 +41,7 @@ CASES = {
     "dense": ("dense", 1, 1, 1, *ONE_RANK),
     "moe": ("moe", 1, 1, 1, *ONE_RANK),
     "moe with adapters, 2 ranks, ZeRO-3": ("moe+lora", 2, 3, 1, "syncs"),
-    "moe, one engine over 2 ranks": ("moe-wide", 2, 1, 2, "syncs", "sampling", "parts"),
+    "moe, one engine over 2 ranks": ("moe-wide", 2, 1, 2, "syncs", "sampling", "shared", "parts"),
     "moe, 2 engines over 2 ranks each, ZeRO-3": ("moe-wide", 4, 3, 2, "syncs"),
 }
 
@@ -85,6 +85,15 @@ def test_rollouts_are_named_by_seed_and_problem(run: Any, case: str) -> None:
     assert not {i for group in seen["first"] for ids in group for i in ids} & set(seen["banned"])
     assert seen["random_state_kept"] == [True] * 4, "what training draws next depends on the engine"
     assert largest(seen["hot"]) < TOLERANCE, "log-probs are not those of the law at temperature 1.7"
+
+
+def test_images_are_processed_by_one_rank_of_an_engine(run: Any) -> None:
+    seen = run(*CASES["moe, one engine over 2 ranks"])["shared"]
+    images = seen["images"]
+    once, each, again = seen["batches"]
+    assert min(images) > 0 and once["processed"] == again["processed"] == images
+    assert each["processed"] == [sum(images)] * 2
+    assert once["responses"] == each["responses"] == again["responses"]
 
 
 def test_a_worker_copies_only_its_part_of_a_folder(run: Any) -> None:

@@ -176,6 +176,27 @@ class Checks:
             "random_state_kept": kept,
         }  # fmt: skip
 
+    def shared(self) -> dict[str, Any]:
+        """Two batches whose images are prepared once for all ranks, one without; who processed how many images."""
+        renderer, processed = self.vllm.llm.renderer, 0
+        process = renderer._process_multimodal
+
+        def counted(prompt: Any, data: Any, *others: Any, **more: Any) -> Any:
+            nonlocal processed
+            processed += len(data["image"])
+            return process(prompt, data, *others, **more)
+
+        renderer._process_multimodal = counted
+        batches = []
+        for shares in (True, False, True):
+            self.vllm._shares_memory &= shares
+            groups = self.vllm.generate(self.prompts, SAMPLING)
+            responses = [[r.response_ids.tolist() for r in g.rollouts] for g in groups]
+            batches.append({"processed": self.world.gather(processed), "responses": self.world.gather(responses)})
+            self.vllm._shares_memory, processed = True, 0
+        renderer._process_multimodal = process
+        return {"batches": batches, "images": self.world.gather(sum(len(p.images) for p in self.prompts))}
+
     def parts(self) -> dict[str, Any]:
         """New weights from a folder, as a server takes them; how much of it each rank's worker copied."""
         path = Path(self.world.gather(tempfile.mkdtemp())[0])

@@ -26,6 +26,7 @@ from sapo_vl.rollout.failures import FailureWatch
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.contract import load_contract
 from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
+from sapo_vl.rollout.vllm.shared import Bytes, can_share, share
 from sapo_vl.types import Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
@@ -65,6 +66,7 @@ class VllmEngine:
         self.weight_version = 0
         self._weights, self._expected, self._routes = weights, expected, routes
         self._sharing = world.neighbours(config.tensor_parallel)  # the ranks of this engine
+        self._shares_memory = can_share(self._sharing)
         self._watch = FailureWatch(max_failed_share)
         self._on_cpu = world.device.type == "cpu"
         self._max_model_len = model.max_prompt_tokens + max_new_tokens
@@ -136,25 +138,42 @@ class VllmEngine:
         self, prompts: Sequence[Prompt], params: SamplingParams, finished: Callable[[int, Answer], None]
     ) -> None:
         """`finished` is told of the answer to each of this rank's prompts."""
-        mine = range(len(prompts))
-        if self._sharing.size > 1:
-            # The ranks of one engine must hand it the same requests in the same order.
-            shares = self._sharing.gather([_as_vllm_reads_it(p) for p in prompts])
-            start = sum(len(share) for share in shares[: self._sharing.rank])
-            mine = range(start, start + len(prompts))
-            prompts = [p for share in shares for p in share]
-        requests = [
-            self.contract.sampling(
-                params, request_seed(p.problem.id, params.seed), self.chat.eos_ids, self.chat.banned_ids
-            )
-            for p in prompts
-        ]
+        contract, sharing = self.contract, self._sharing
+        # The ranks of one engine must hand it the same requests in the same order.
+        shares = sharing.gather([request_seed(p.problem.id, params.seed) for p in prompts])
+        before = sum(len(share) for share in shares[: sharing.rank])
+        mine = range(before, before + len(prompts))
+        seeds = [seed for share in shares for seed in share]
+        requests = [contract.sampling(params, seed, self.chat.eos_ids, self.chat.banned_ids) for seed in seeds]
+
+        def answered(i: int, answer: Answer) -> None:
+            if i in mine:
+                finished(i - before, answer)
+
         try:
-            self.contract.generate(
-                self.llm, prompts, requests, lambda i, answer: finished(i - mine[0], answer) if i in mine else None
-            )
+            if sharing.size > 1 and self._shares_memory:
+                contract.generate_prepared(self.llm, self._prepared(prompts), requests, answered)
+            else:
+                everyones = sharing.gather([as_vllm_reads_it(p) for p in prompts])
+                contract.generate(self.llm, [p for share in everyones for p in share], requests, answered)
         except RuntimeError as error:  # whatever went wrong inside, the engine cannot be used any more
-            raise EngineFailed(f"vLLM failed while sampling {len(prompts)} prompts: {error}") from error
+            raise EngineFailed(f"vLLM failed while sampling {len(requests)} prompts: {error}") from error
+
+    def _prepared(self, prompts: Sequence[Prompt]) -> list[list[memoryview]]:
+        """The prompts of all ranks of this engine; each rank processes the images of its own alone."""
+        fault: Exception | None = None
+        buffers: Sequence[Bytes] = ()
+        try:
+            buffers = self.contract.prepare(self.llm, prompts)
+        except Exception as error:  # raised below, on all ranks: the others would wait for this one
+            fault = error
+        faults = self._sharing.gather(f"{type(fault).__name__}: {fault}" if fault else "")
+        if any(faults):
+            raise RuntimeError(next(f for f in faults if f)) from fault
+        shared = share(self._sharing, buffers)
+        if shared is None:
+            raise RuntimeError("the ranks of this engine can no longer read each other's memory")
+        return shared
 
     @kept_random_state()
     def _open(self, path: str) -> Any:
@@ -182,7 +201,7 @@ class VllmEngine:
             shutil.rmtree(folder)
 
 
-def _as_vllm_reads_it(prompt: Prompt) -> Prompt:
+def as_vllm_reads_it(prompt: Prompt) -> Prompt:
     """The prompt without the patches of its images, eight times their bytes, and without the problem's own images."""
     problem = dataclasses.replace(prompt.problem, images=())
     return dataclasses.replace(prompt, problem=problem, pixel_values=None, image_grid_thw=None)

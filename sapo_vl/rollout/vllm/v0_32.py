@@ -20,6 +20,7 @@ from sapo_vl.rollout.base import SamplingParams
 from sapo_vl.rollout.vllm.at_a_time import responses_at_a_time
 from sapo_vl.rollout.vllm.config import VllmConfig
 from sapo_vl.rollout.vllm.responses import Answer, Sample
+from sapo_vl.rollout.vllm.shared import Bytes
 from sapo_vl.types import Prompt
 
 # Far below any logit: e^-100 is nothing, and vLLM takes no bias beyond it.
@@ -161,6 +162,32 @@ def generate(
     soon as it is finished. What `LLM.generate` does, which tells of none before the last."""
     first = llm.request_counter.counter  # requests are named by it, one after the other
     llm.enqueue([request(p) for p in prompts], list(params), use_tqdm=False)
+    return _answers(llm, first, len(prompts), on_answer)
+
+
+def prepare(llm: Any, prompts: Sequence[Prompt]) -> list[Bytes]:
+    """The prompts as the engine takes them, with images processed, for `generate_prepared` of any process."""
+    from sapo_vl.rollout.vllm import v0_32_prepared  # loads vLLM
+
+    return v0_32_prepared.prepare(llm, [request(p) for p in prompts])
+
+
+def generate_prepared(
+    llm: Any,
+    prepared: Sequence[Sequence[Bytes]],
+    params: Sequence[Any],
+    on_answer: Callable[[int, Answer], None] | None = None,
+) -> list[Answer]:
+    """`generate` for the prompts of several calls of `prepare`, one after the other; arrays stay in their buffers."""
+    from sapo_vl.rollout.vllm import v0_32_prepared
+
+    first = llm.request_counter.counter
+    v0_32_prepared.enqueue(llm, prepared, params)
+    return _answers(llm, first, len(params), on_answer)
+
+
+def _answers(llm: Any, first: int, count: int, on_answer: Callable[[int, Answer], None] | None) -> list[Answer]:
+    """Runs the engine until the `count` requests from number `first` on are answered."""
     answers: dict[int, Answer] = {}
     while llm.llm_engine.has_unfinished_requests():
         for output in llm.llm_engine.step():
@@ -169,7 +196,7 @@ def generate(
                 answers[i] = _answer(output)
                 if on_answer is not None:
                     on_answer(i, answers[i])
-    return [answers[i] for i in range(len(prompts))]
+    return [answers[i] for i in range(count)]
 
 
 def _answer(output: Any) -> Answer:
