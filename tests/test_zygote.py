@@ -6,10 +6,12 @@ import os
 import re
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
-from helpers_launch import run_python, run_ranks, start_python
+from helpers_launch import SUPPORT, environment, run_python, run_ranks, start_python
+from zygote import ADDRESS, address
 
 pytestmark = pytest.mark.slow
 
@@ -50,6 +52,20 @@ def test_as_one_that_was_started(tmp_path: Path, how: str, status: int) -> None:
     # Standard error comes first or last, and a traceback has the lines of what runs a program above it.
     lines = [[line for line in one.stdout.splitlines() if not line.startswith("  ")] for one in ended]
     assert sorted(lines[0]) == sorted(lines[1])
+
+
+def test_a_script_finds_the_command_as_a_fork(tmp_path: Path) -> None:
+    env = environment()
+    env |= {"PATH": f"{SUPPORT / 'bin'}:{Path(sys.executable).parent}:{env['PATH']}", ADDRESS: address(env)}
+    script = (
+        "cat | sapo-vl --help > help; echo $?; sapo-vl nothing 2> errors; echo $?; sapo-vl recipe check . 2>&1; echo $?"
+    )
+    ended = subprocess.run(
+        ["bash", "-c", script], cwd=tmp_path, env=env, input="", capture_output=True, text=True, check=True
+    )
+    statuses = [line for line in ended.stdout.splitlines() if line.isdigit()]
+    assert statuses[:2] == ["0", "2"] and statuses[2] != "0" and ended.stderr == ""
+    assert "usage: sapo-vl" in (tmp_path / "help").read_text() and "nothing" in (tmp_path / "errors").read_text()
 
 
 def test_a_module_under_a_launcher(tmp_path: Path) -> None:

@@ -11,12 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from helpers_launch import environment, run_python
+from helpers_launch import SUPPORT, environment, run_python
+from zygote import ADDRESS, address
 
 from sapo_vl.record.run_log import read_metrics
 
 ROOT = Path(__file__).resolve().parents[2]
 STEPS = ROOT / "scripts" / "walkthrough_steps.sh"
+COMMANDS = SUPPORT / "bin"
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(1400)]
 
 
@@ -24,11 +26,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(1400)]
 def walked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
     """The folder of the walk-through, and what it printed."""
     out = tmp_path_factory.mktemp("walk") / "through"
-    paths = {"PATH": f"{Path(sys.executable).parent}:{environment()['PATH']}", "HF_DATASETS_OFFLINE": "1"}
+    env = environment()
+    env |= {"PATH": f"{COMMANDS}:{Path(sys.executable).parent}:{env['PATH']}", ADDRESS: address(env)}
     ended = subprocess.run(
-        ["bash", str(STEPS), str(out)],
-        env=environment() | paths, capture_output=True, text=True, timeout=1300, check=False,
-    )  # fmt: skip
+        ["bash", str(STEPS), str(out)], env=env, capture_output=True, text=True, timeout=1300, check=False
+    )
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr[-6000:]
     return out, ended.stdout
 
