@@ -98,6 +98,18 @@ class RunConfig(Strict):
         """YAML 1.1 reads a bare `no` as false."""
         return "no" if value is False else value
 
+    @property
+    def old_passes(self) -> int:
+        """How many mini-batches of a step, the last ones, go through the model before its first update, for pi_old or
+        its routes. The first one's own update gives the same, as no weight has changed and nothing is drawn; with
+        replay=r2 it is recorded all the same, and the padded layout is the reference without such tricks.
+        """
+        if self.rollout.old_logprobs != "trainer" and self.replay != "r2":
+            return 0
+        dropout = self.model.lora is not None and self.model.lora.dropout > 0
+        first = self.replay == "r2" or dropout or not self.batch.shared_prefix
+        return self.batch.mini_batches if first else self.batch.mini_batches - 1
+
     @model_validator(mode="after")
     def _no_contradictions(self) -> RunConfig:
         faults = [text for wrong, text in _contradictions(self) if wrong]

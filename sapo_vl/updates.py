@@ -86,20 +86,23 @@ def deal_groups(config: RunConfig, session: Session, groups: Sequence[RolloutGro
 def pack_mini_batches(config: RunConfig, session: Session, dealt: Dealt, spare: Prompt) -> list[MiniBatch]:
     """The micro-batches of this rank in each update of the step. `spare`: any prompt, for what is run to no effect.
 
-    With old_logprobs=trainer, pi_old is taken here, for all mini-batches, before the first update; and with replay=r2
-    the experts that it goes through. With replay=r3 that pass and the updates go through those of the rollouts.
+    With old_logprobs=trainer, pi_old is taken here, before the first update; and with replay=r2 the experts that it
+    goes through. With replay=r3 that pass and the updates go through those of the rollouts. The first mini-batch needs
+    no such pass where its own update gives the same: see RunConfig.old_passes.
     """
     chat, shared = session.chat, config.batch.shared_prefix
     # Not a response of the batch: an engine that failed may have given none.
     spare_batch = make_micro_batches([[filler(spare, chat.eos_ids[0])]], chat, shared)[0]
     out = []
-    for rows in dealt.updates:
+    for left, rows in zip(range(config.batch.mini_batches, 0, -1), dealt.updates, strict=True):
         micro = make_micro_batches(rows, chat, shared)
         if config.replay == "r3":
             micro = micro.changed([{"replay": True}] * len(micro))
-        if config.rollout.old_logprobs == "trainer" or config.replay == "r2":
+        if left <= config.old_passes:
             taken = session.engine.logprobs(micro, spare_batch, config.rollout.temperature, record_routes=True)
             micro = micro.changed([_of_old_policy(config, old) for old in taken])
+        elif config.rollout.old_logprobs == "trainer":
+            micro = micro.changed([{"old_logprobs": None}] * len(micro))
         out.append(MiniBatch(micro_batches=micro, filler=spare_batch))
     return out
 

@@ -413,3 +413,22 @@ def test_a_config_cannot_be_changed_after_it_was_checked():
     config = load_config(None)
     with pytest.raises(ValueError, match=re.escape("frozen")):
         config.steps = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("settings", "passes"),
+    [
+        ([], 0),
+        (["replay=r3", "model.tiny=moe"], 0),
+        (["replay=r2", "model.tiny=moe"], 4),
+        (["rollout.old_logprobs=trainer"], 3),
+        (["rollout.old_logprobs=trainer", "replay=r3", "model.tiny=moe"], 3),
+        (["rollout.old_logprobs=trainer", "replay=r2", "model.tiny=moe"], 4),
+        (["rollout.old_logprobs=trainer", "model.lora.dropout=0"], 3),
+        (["rollout.old_logprobs=trainer", "model.lora.dropout=0.1"], 4),
+        (["rollout.old_logprobs=trainer", "batch.shared_prefix=false"], 4),
+        (["rollout.old_logprobs=trainer", "batch.mini_batches=1"], 0),
+    ],
+)
+def test_which_mini_batches_take_a_pass_for_pi_old(settings: list[str], passes: int) -> None:
+    assert load_config(None, ["batch.mini_batches=4", "rollout.prompts_per_step=16", *settings]).old_passes == passes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections.abc import Sequence
 
@@ -67,6 +68,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if wrong := [text for text in rest if text.startswith("-") or "=" not in text or not args.takes_pairs]:
         parser.error(f"unexpected {' '.join(wrong)}")
     args.pairs, args.parser = rest, parser
+    # DeepSpeed's lines, the first of them as it is imported, go to standard output, which is for what a command prints.
+    logging.getLogger("DeepSpeed").addFilter(_to_standard_error)
     try:
         return args.run(args) or 0
     except _bad_input() as error:
@@ -76,6 +79,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if str(stopped):
             print(f"sapo-vl {args.command}: {stopped}", file=sys.stderr)
         return stopped.status
+
+
+def _to_standard_error(record: logging.LogRecord) -> bool:
+    """A filter that prints the record itself, and lets no handler have it."""
+    print(f"{record.name} {record.levelname}: {record.getMessage()}", file=sys.stderr)
+    return False
 
 
 def make_parser() -> argparse.ArgumentParser:

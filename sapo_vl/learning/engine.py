@@ -111,8 +111,8 @@ class PolicyEngine:
     ) -> UpdateResult:
         """Backward over this rank's micro-batches, then one step on all ranks.
 
-        Micro-batches with `replay` go through their old_routes; `on_routes` is shown the routing of those that have
-        old_routes.
+        Micro-batches with `replay` go through their old_routes; `on_routes` is shown the routing of those whose old one
+        is known: they have old_routes, or no old_logprobs.
 
         Ranks with fewer micro-batches run `filler` in their place, without the objective and with zero gradient,
         since sharded engines communicate in every forward and backward. A non-finite loss anywhere is made to
@@ -128,7 +128,8 @@ class PolicyEngine:
             batch = (micro_batches[i] if real else filler).to(self.world.device)
             last = i + 1 == rounds
             self.ds.set_gradient_accumulation_boundary(last)
-            tape = self._tape(batch) if batch.old_routes is not None else None
+            old_is_known = batch.old_routes is not None or batch.old_logprobs is None
+            tape = self._tape(batch) if old_is_known else None
             logprobs, entropy = self.ds(batch, temperature=temperature, tape=tape)
             if tape is not None and on_routes is not None:
                 on_routes(batch, tape)

@@ -76,10 +76,10 @@ def policy_objective(
 
     def objective(mb: MicroBatch, logprobs: Tensor, entropy: Tensor) -> Objective:
         mask = mb.mask()
-        rollout_logprobs = mb.padded(mb.rollout_logprobs)
+        old, rollout_logprobs = mb.old(logprobs), mb.padded(mb.rollout_logprobs)
         x = LossInput(
             logprobs=mb.padded(logprobs),
-            old_logprobs=mb.padded(mb.old_logprobs),
+            old_logprobs=mb.padded(old),
             advantages=mb.advantages[:, None].expand(mask.shape),
             mask=mask,
             rollout_logprobs=rollout_logprobs,
@@ -91,7 +91,7 @@ def policy_objective(
             # A plain product: the weights are finite, and a NaN of the trainer's own must not hide under a 0.
             per_token = per_token * weights.values
             mismatch.stats.add_weights(mb, weights)
-        before_updates = {"old": mb.old_logprobs, "current": logprobs.detach(), None: None}[mismatch.measured]
+        before_updates = {"old": old, "current": logprobs.detach(), None: None}[mismatch.measured]
         if before_updates is not None:
             mismatch.stats.add_gap(mb, before_updates - mb.rollout_logprobs)
         if reference is not None:

@@ -25,10 +25,12 @@ class FlipStats:
         self._sums = np.zeros((len(CLASSES), 1 + 2 * self._layers))
 
     def add(self, mb: MicroBatch, tape: RouteTape) -> None:
-        """The routing of one micro-batch, which has old_routes, in the forward pass of the update."""
-        assert mb.old_routes is not None
+        """The routing of one micro-batch in the forward pass of the update. Without old_routes, that pass is the old
+        policy's own."""
+        assert mb.old_routes is not None or mb.old_logprobs is None
+        of_old = tape.used if mb.old_routes is None else mb.old_routes
         # As int: torch cannot index uint16 everywhere.
-        old, used, native = (routes.int()[mb.predictor_index] for routes in (mb.old_routes, tape.used, tape.native))
+        old, used, native = (routes.int()[mb.predictor_index] for routes in (of_old, tape.used, tape.native))
         columns = [torch.ones(len(old), 1, device=old.device), other_set(used, old), other_set(native, old)]
         per_token = torch.cat([c.float() for c in columns], dim=1).cpu().numpy().astype(np.float64)  # [N, 1 + 2L]
         advantage = np.repeat(mb.advantages.cpu().numpy(), mb.lengths.cpu().numpy())

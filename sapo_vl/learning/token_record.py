@@ -60,12 +60,13 @@ class TokenRecord:
         logprobs: log pi_theta; gate: f'(r) of the loss; trainer: log-probs under the weights before the first update
         (None = not known, the engine's gap neither); counts: bool, False for a token that a correction has dropped.
         """
+        old = mb.old(logprobs)
         gap = torch.full_like(logprobs, torch.nan) if trainer is None else mb.rollout_logprobs - trainer
         gap = torch.where(torch.isfinite(gap), gap, torch.nan)
-        columns = {"gate": gate, "logp_old": mb.old_logprobs, "logp_new": logprobs, "entropy": entropy, "gap": gap}
+        columns = {"gate": gate, "logp_old": old, "logp_new": logprobs, "entropy": entropy, "gap": gap}
         stacked = torch.stack([columns[name].detach().float() for name in _HALVES])
         halves = stacked.clamp(-HALF_MAX, HALF_MAX).half().cpu().numpy()
-        ratio = bounded_ratio(logprobs.float() - mb.old_logprobs.float()).cpu().numpy()
+        ratio = bounded_ratio(logprobs.float() - old.float()).cpu().numpy()
         mask = counts.cpu().numpy().astype(np.uint8)
         ends = np.cumsum(mb.lengths.cpu().numpy())
         for rollout, end in zip((r for g in mb.groups for r in g.rollouts), ends, strict=True):

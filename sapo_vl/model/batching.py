@@ -49,7 +49,9 @@ class MicroBatch:
     targets: Tensor  # [N] int64 response tokens
     lengths: Tensor  # [B] int64 tokens of each response; they sum to N
     rollout_logprobs: Tensor  # [N] float32, as the engine recorded them: log pi_rollout, the law that was sampled from
-    old_logprobs: Tensor  # [N] float32, log pi_old of the loss: the recorded ones, or the trainer's own
+    # [N] float32, log pi_old of the loss: the recorded ones, or the trainer's own. None = those of the update's own
+    # forward pass, since no weight has changed.
+    old_logprobs: Tensor | None
     advantages: Tensor  # [B] float32
     groups: tuple[RolloutGroup, ...]  # what was packed, for naming offenders and for diagnostics
     # [T, L, k] flat, or [B * row length, L, k] padded: the experts that the old policy went through, by the engine's
@@ -65,6 +67,10 @@ class MicroBatch:
             if isinstance(value, Tensor | PrefixLayout):
                 moved[f.name] = value.to(device)
         return dataclasses.replace(self, **moved)
+
+    def old(self, logprobs: Tensor) -> Tensor:
+        """[N] log pi_old, without gradient; `logprobs` [N] is what the update's forward pass gave."""
+        return logprobs.detach() if self.old_logprobs is None else self.old_logprobs
 
     def padded(self, flat: Tensor, fill: float = 0.0) -> Tensor:
         """[N] -> [B, Rmax], response by response."""

@@ -48,7 +48,7 @@ def largest_token_budget(case: Case) -> int:
 
     def holds(tokens: int) -> bool:
         other = with_setting(case, "batch.tokens_per_micro_batch", tokens)
-        return update(other).fits and (case.config.rollout.old_logprobs != "trainer" or old_logprobs(other).fits)
+        return update(other).fits and (not case.config.old_passes or old_logprobs(other).fits)
 
     return _largest(holds, MOST_TOKENS)
 

@@ -83,7 +83,7 @@ def phases(case: Case) -> list[Phase]:
     found = [loading(case), rollout(case)]
     if case.config.rollout.engine == "vllm":
         found.append(asleep(case))
-    if case.config.rollout.old_logprobs == "trainer":
+    if case.config.old_passes:
         found.append(old_logprobs(case))
     return [*found, update(case), sync(case), checkpoint(case), final(case), evaluation(case)]
 

@@ -25,8 +25,8 @@ def phase_seconds(case: Case, rates: Rates = STATED) -> dict[str, float]:
         "checkpoint": (file_bytes + states) / (rates.disk_bytes_per_s * case.machine.hosts),
         "final": 2 * file_bytes / rates.disk_bytes_per_s,
     }
-    if c.rollout.old_logprobs == "trainer":
-        found["old log-probs"] = pass_seconds(case, rates, passes=1)
+    if c.old_passes:
+        found["old log-probs"] = c.old_passes / c.batch.mini_batches * pass_seconds(case, rates, passes=1)
     return found
 
 

@@ -79,7 +79,7 @@ def measure(
     own = engine.logprobs(batches, pack([filler(prompts[0], chat.eos_ids[0])], blank), params.temperature)
     gaps: dict[str, list[np.ndarray]] = {kind: [] for kind in KINDS}
     for batch, (logprobs, _, _) in zip(batches, own, strict=True):
-        difference = (batch.old_logprobs - logprobs.float().cpu()).abs().numpy()
+        difference = (batch.rollout_logprobs - logprobs.float().cpu()).abs().numpy()
         gaps["image" if batch.has_images else "text"].append(difference)
     everyone = world.gather((gaps, refused))
     found = {}

@@ -133,13 +133,13 @@ def test_the_tiny_moe_has_three_layers_that_route(seed: int) -> None:
 RUN = {"model_kind": "moe", "batch.mini_batches": 2, "optim.lr": 3e-3, "rollout.old_logprobs": "trainer"}
 
 
-def run(folder: Path, seed: int, settings: dict[str, Any]) -> list[dict[str, Any]]:
+def run(folder: Path, seed: int, settings: dict[str, Any], before: str = "") -> list[dict[str, Any]]:
     """Rewards that tell the responses of every group apart, whatever a model says that knows nothing."""
     folder.mkdir(exist_ok=True)
     reward = "from rewards.base import RewardOutput\n\n\ndef f(x):\n    return RewardOutput(sum(x.token_ids) % 7 / 6)\n"
     (folder / "reward.py").write_text(reward)
     given = {"rewards.path": f"{folder / 'reward.py'}:f", "rewards.by_task": '{"*": custom}'}
-    return short_run(folder, seed, {**RUN, **given, **settings})
+    return short_run(folder, seed, {**RUN, **given, **settings}, before)
 
 
 @pytest.mark.slow
@@ -181,3 +181,33 @@ def test_ratios_start_at_exactly_one_with_r3(tmp_path: Path, seed: int) -> None:
 def starts_at_one(step: dict[str, Any]) -> bool:
     names = ("routing/flip", "log_ratio/pos/max_abs", "log_ratio/neg/max_abs", "ratio/mean_abs_dev")
     return [step[name] for name in names] == [0.0] * 4
+
+
+COUNTS_PASSES = """
+import os
+os.environ.update(RANK="0", LOCAL_RANK="0", WORLD_SIZE="1", MASTER_ADDR="127.0.0.1", MASTER_PORT="0")  # the rank itself
+from sapo_vl.learning.engine import PolicyEngine
+logprobs = PolicyEngine.logprobs
+def counted(*given, **more):
+    print("A PASS")
+    return logprobs(*given, **more)
+PolicyEngine.logprobs = counted
+"""
+PASSES_FOR_ALL = (
+    "from sapo_vl.config import RunConfig\nRunConfig.old_passes = property(lambda c: c.batch.mini_batches)\n"
+)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["moe", "dense"])
+def test_the_first_mini_batch_needs_no_pass_of_its_own(kind: str, tmp_path: Path, seed: int) -> None:
+    """Two updates a step, with that pass and without it: they learn the same and are measured alike, to the bit."""
+    settings = {"model_kind": kind, "mismatch.correction": "icepop"}
+    ways = {"without": COUNTS_PASSES, "with": COUNTS_PASSES + PASSES_FOR_ALL}
+    without, other = (run(tmp_path / name, seed, settings, before) for name, before in ways.items())
+    for a, b in zip(without, other, strict=True):
+        names = {name for name in a if not name.startswith(("seconds", "tokens_per_s", "time"))}
+        assert len(names) > 50 and {name: a[name] for name in names} == {name: b[name] for name in names}
+    assert without[-1]["grad_norm"] > 0 and without[-1]["ratio/mean_abs_dev"] > 0
+    passes = [(tmp_path / name / "printed").read_text().count("A PASS") for name in ways]
+    assert passes == [len(without) + 1, 2 * len(without) + 1], "and the probe of final/"

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import importlib
 import json
+import logging
 import re
 from pathlib import Path
 
@@ -270,6 +272,17 @@ def test_no_size_is_an_error_that_lists_them() -> None:
     with pytest.raises(ModelError, match="--size with one of qwen3_vl_4b"):
         find_config(ModelConfig(), "mine")
     assert len(SIZES) == 5
+
+
+def test_json_is_all_that_stands_in_standard_output(capfd: pytest.CaptureFixture[str]) -> None:
+    """As `sapo-vl plan --json | jq` needs it, while a library has something to say."""
+    importlib.import_module("deepspeed")
+    argv = ["plan", "--config", str(CONFIGS / "qwen3_vl_4b.yaml"), "--gpus", "8", "--memory", "80", "--json"]
+    assert main(argv) == 0
+    logging.getLogger("DeepSpeed").error("a line of %s", "the library's")
+    printed = capfd.readouterr()
+    assert json.loads(printed.out)["machine"]["ranks"] == 8
+    assert "a line of the library's" in printed.err
 
 
 def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:

@@ -28,10 +28,10 @@ SHORT: dict[str, Any] = {
 }
 
 
-def short_run(folder: Path, seed: int, settings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def short_run(folder: Path, seed: int, settings: Mapping[str, Any], before: str = "") -> list[dict[str, Any]]:
     """The metrics of each step of a tiny model that knows nothing, on counting and on text-only problems.
 
-    It is dense, unless the settings say `model_kind`.
+    It is dense, unless the settings say `model_kind`. `before`: what the program does first.
     """
     seed %= 10_000
     settings = dict(settings)
@@ -42,6 +42,12 @@ def short_run(folder: Path, seed: int, settings: Mapping[str, Any]) -> list[dict
     build_tiny_model(kind, folder / "data", folder / "model", seed)
     paths = {"seed": seed, "model.path": folder / "model", "data.path": folder / "data"}
     pairs = [f"{key}={value}" for key, value in {**SHORT, **paths, **settings}.items()]
-    run_python("-m", "sapo_vl", "train", "--out", folder / "out", *pairs)
+    program = (
+        ["-c", f"{before}\nimport runpy\nrunpy.run_module('sapo_vl', run_name='__main__')"]
+        if before
+        else ["-m", "sapo_vl"]
+    )
+    printed = run_python(*program, "train", "--out", folder / "out", *pairs).stdout
+    (folder / "printed").write_text(printed)
     rows = [json.loads(line) for line in (folder / "out" / "metrics.jsonl").read_text().splitlines()]
     return [row for row in rows if row["phase"] == "train"]
