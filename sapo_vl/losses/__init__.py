@@ -24,6 +24,7 @@ from sapo_vl.losses.kl import kl_k3
 from sapo_vl.losses.minirl import MiniRlConfig, minirl
 from sapo_vl.losses.reduce import Denominators, Reduction
 from sapo_vl.losses.sapo import SapoConfig, sapo
+from sapo_vl.losses.sapo_auto import SapoAutoConfig
 from sapo_vl.losses.vespo import VespoConfig, vespo
 from sapo_vl.strict import Strict
 
@@ -33,6 +34,7 @@ LossFunction = Callable[[LossInput, Any], LossOutput]
 
 LOSSES: dict[str, tuple[LossFunction, type[LossParams]]] = {
     "sapo": (sapo, SapoConfig),
+    "sapo_auto": (sapo, SapoAutoConfig),
     "grpo": (grpo, GrpoConfig),
     "gspo": (gspo, GspoConfig),
     "gspo_token": (gspo_token, GspoConfig),

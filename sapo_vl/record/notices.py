@@ -31,7 +31,16 @@ TASK_SHARE = 0.95
 BLANK_RISE = 0.05
 # Below which median of f'(r) too much of a sign's gradient is held back, by loss. A clip of whole responses is shut for
 # half of them as a rule.
-GATE_BOUNDS = {"sapo": 0.9, "grpo": 0.8, "dapo": 0.8, "dr_grpo": 0.8, "gspo": 0.1, "gspo_token": 0.1, "vespo": 0.1}
+GATE_BOUNDS = {
+    "sapo": 0.9,
+    "sapo_auto": 0.9,
+    "grpo": 0.8,
+    "dapo": 0.8,
+    "dr_grpo": 0.8,
+    "gspo": 0.1,
+    "gspo_token": 0.1,
+    "vespo": 0.1,
+}
 OTHER_GATE_BOUND = 0.5
 
 

@@ -40,6 +40,21 @@ def test_dapo_and_dr_grpo_by_hand(name, ratio, advantage, value, gradient):
 
 
 @pytest.mark.parametrize(
+    ("ratio", "advantage", "value", "gradient", "gate"),
+    [
+        (2.0, 2.0, -5.848469, -3.145791, 0.786448),  # tau 1, u = 1: 4 sigmoid(u), sech^2(u/2)
+        (0.5, 2.0, -3.0, -1.0, 1.0),  # on its way back: f = 2 - 1/2
+        # tau 1.05, u = -0.525: g = 0.934140, g(tau) = 0.768110; f = 1.904762 + (-0.488822 + 0.384055) / 0.231890
+        (0.5, -2.0, 2.905918, 0.7159856, 0.7159856),
+        (1.5, -2.0, 4.809524, 3.0, 1.0),
+    ],
+)
+def test_sapo_auto_by_hand(ratio, advantage, value, gradient, gate):
+    found = token("sapo_auto", -1.0, -1.0 - math.log(ratio), -9.0, advantage)
+    assert found == pytest.approx((value, gradient, ratio, gate), rel=1e-5)
+
+
+@pytest.mark.parametrize(
     ("ratio", "advantage", "params", "value", "gradient", "gate"),
     [
         # -w A log pi with log pi = -1/2
@@ -188,7 +203,19 @@ def paper_vespo(lp: Tensor, old: Tensor, mu: Tensor, a: Tensor, m: Tensor) -> Te
     return -phi * a * lp
 
 
+def one_sided(lp: Tensor, old: Tensor, mu: Tensor, a: Tensor, m: Tensor) -> Tensor:
+    """The ratio itself, but for a token that has gone the way of its advantage: up under SAPO's gate; down under that
+    gate less its height at r = 0, stretched to begin at 1."""
+    r = (lp - old).exp()
+    up = 4 * torch.sigmoid(r - 1)
+    floor = 1 / math.cosh(1.05 / 2) ** 2
+    down = 2 / 1.05 + (4 / 1.05 * (torch.sigmoid(1.05 * (r - 1)) - 0.5) - floor * (r - 1)) / (1 - floor)
+    free = torch.where(a > 0, 2.0, 2 / 1.05) + r - 1
+    return -a * torch.where((a > 0) & (r > 1), up, torch.where((a <= 0) & (r < 1), down, free))
+
+
 PAPERS = {
+    "sapo_auto": (one_sided, {}),
     "dapo": (lambda *x: clipped(*x, 0.2, 0.28), {}),
     "dr_grpo": (lambda *x: clipped(*x, 0.2, 0.2), {}),
     "cispo": (paper_cispo, {}),
@@ -227,6 +254,7 @@ def test_each_loss_is_reduced_as_its_paper_does_unless_told_otherwise():
     reductions = {name: row[1].own_reduction for name, row in LOSSES.items()}
     assert reductions == {
         "sapo": "sequence_mean",
+        "sapo_auto": "sequence_mean",
         "grpo": "sequence_mean",
         "gspo": "sequence_mean",
         "gspo_token": "sequence_mean",
