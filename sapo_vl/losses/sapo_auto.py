@@ -9,7 +9,7 @@ from sapo_vl.losses.sapo import SapoConfig
 
 class SapoAutoConfig(SapoConfig):
     """SAPO's settings with other defaults: of the gates that were tried, those that held best at 16 updates a rollout
-    batch and a high learning rate (docs/results/gates). A token on its way back to r = 1 is not damped, so that a
+    batch and a high learning rate (docs/results.md). A token on its way back to r = 1 is not damped, so that a
     policy that has drifted can return; and a token that is pushed down is let go as its probability ends."""
 
     sides: Literal["both", "outward"] = "outward"
