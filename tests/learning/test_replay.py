@@ -208,6 +208,8 @@ def test_the_first_mini_batch_needs_no_pass_of_its_own(kind: str, tmp_path: Path
     for a, b in zip(without, other, strict=True):
         names = {name for name in a if not name.startswith(("seconds", "tokens_per_s", "time"))}
         assert len(names) > 50 and {name: a[name] for name in names} == {name: b[name] for name in names}
+    one, two = ((tmp_path / name / "out/final/model.safetensors").read_bytes() for name in ways)
+    assert one == two
     assert without[-1]["grad_norm"] > 0 and without[-1]["ratio/mean_abs_dev"] > 0
     passes = [(tmp_path / name / "printed").read_text().count("A PASS") for name in ways]
     assert passes == [len(without) + 1, 2 * len(without) + 1], "and the probe of final/"

@@ -13,6 +13,7 @@ import pytest
 from sapo_vl.distributed import World
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.source import RolloutSource
+from sapo_vl.rollout.vllm import engine as vllm_engine
 from sapo_vl.rollout.vllm import v0_32
 from sapo_vl.rollout.vllm.engine import VllmEngine
 from sapo_vl.scoring.early import EarlyResults
@@ -172,3 +173,24 @@ def test_a_prompt_that_one_rank_cannot_prepare_is_told_to_all(broken: str) -> No
     engine._sharing = SimpleNamespace(size=2, rank=1, gather=lambda mine: told if mine == told[1] else None)
     with pytest.raises(RuntimeError, match="no such image" if broken == "here" else "disk"):
         engine._prepared([group("a").prompt])
+
+
+def test_without_room_for_what_is_prepared_each_rank_prepares_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(vllm_engine, "share", lambda world, buffers: None)
+    monkeypatch.setattr(v0_32, "request", lambda prompt: prompt)
+    nothing = lambda *_: None  # noqa: E731
+    engine: Any = VllmEngine.__new__(VllmEngine)
+    engine.llm, engine._shares_memory, engine._sharing = FakeLLM(), True, SharingAll()
+    engine.chat = SimpleNamespace(eos_ids=(), banned_ids=())
+    engine.contract = SimpleNamespace(sampling=nothing, generate=v0_32.generate, prepare=lambda *_: [b"x"])
+    answered: list[int] = []
+    params = SamplingParams(n=1, max_new_tokens=3, temperature=1.0)
+    engine._sample([group(name).prompt for name in "abc"], params, lambda i, _: answered.append(i))
+    assert sorted(answered) == [0, 1, 2]
+
+
+class SharingAll(Sharing):
+    """As Sharing, and the other rank has no fault to tell."""
+
+    def gather(self, mine: Any) -> list[Any]:
+        return ["", mine] if isinstance(mine, str) else super().gather(mine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gc
 import os
 import threading
@@ -82,6 +83,22 @@ def test_every_rank_reads_what_every_rank_wrote(seed: int) -> None:
 def test_no_rank_shares_where_one_cannot_be_read(lie: Any) -> None:
     assert on_ranks([[b"a"], [b"b"], [b"c"]], {1: lie}) == [None] * RANKS
     assert shared_mappings() == 0
+
+
+@pytest.mark.parametrize("call", ["memfd_create", "write"])
+def test_no_rank_shares_where_one_cannot_write(call: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The others are told, and do not wait for it."""
+    real, full = getattr(os, call), threading.Semaphore(1)
+
+    def fails_once(*given: Any) -> Any:
+        if full.acquire(blocking=False):
+            raise OSError(errno.ENOSPC, "no room")
+        return real(*given)
+
+    files = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, call, fails_once)
+    assert on_ranks([[b"a"], [b"b"], [b"c"]]) == [None] * RANKS
+    assert len(os.listdir("/proc/self/fd")) == files
 
 
 def test_a_world_of_one_shares_with_itself() -> None:

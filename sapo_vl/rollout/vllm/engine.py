@@ -151,16 +151,18 @@ class VllmEngine:
                 finished(i - before, answer)
 
         try:
-            if sharing.size > 1 and self._shares_memory:
-                contract.generate_prepared(self.llm, self._prepared(prompts), requests, answered)
+            prepared = self._prepared(prompts) if sharing.size > 1 and self._shares_memory else None
+            if prepared is not None:
+                contract.generate_prepared(self.llm, prepared, requests, answered)
             else:
                 everyones = sharing.gather([as_vllm_reads_it(p) for p in prompts])
                 contract.generate(self.llm, [p for share in everyones for p in share], requests, answered)
         except RuntimeError as error:  # whatever went wrong inside, the engine cannot be used any more
             raise EngineFailed(f"vLLM failed while sampling {len(requests)} prompts: {error}") from error
 
-    def _prepared(self, prompts: Sequence[Prompt]) -> list[list[memoryview]]:
-        """The prompts of all ranks of this engine; each rank processes the images of its own alone."""
+    def _prepared(self, prompts: Sequence[Prompt]) -> list[list[memoryview]] | None:
+        """The prompts of all ranks of this engine; each rank processes the images of its own alone. None on all of
+        them where one has no room for it."""
         fault: Exception | None = None
         buffers: Sequence[Bytes] = ()
         try:
@@ -172,7 +174,7 @@ class VllmEngine:
             raise RuntimeError(next(f for f in faults if f)) from fault
         shared = share(self._sharing, buffers)
         if shared is None:
-            raise RuntimeError("the ranks of this engine can no longer read each other's memory")
+            log.warning("no shared memory for %d prompts: each rank of this engine prepares them all", len(prompts))
         return shared
 
     @kept_random_state()

@@ -25,22 +25,37 @@ def can_share(world: World) -> bool:
 
 
 def share(world: World, buffers: Sequence[Bytes]) -> list[list[memoryview]] | None:
-    """The buffers of every rank, in rank order; None on all ranks if one of them cannot read what another wrote.
+    """The buffers of every rank, in rank order; None on all ranks if one cannot write, or read what another wrote.
 
     All ranks call it together, with any number of buffers of any sizes. Views can be written to, and nobody else sees
     that. The memory is freed when the last view is gone, or all its processes; it is on no file system.
     """
-    key = secrets.token_bytes(KEY_BYTES)
-    fd = os.memfd_create("sapo_vl_shared")
+    file = _written(buffers)
     try:
-        _write(fd, [key, *buffers])
-        places = world.gather((os.getpid(), fd, key, [memoryview(b).nbytes for b in buffers]))
+        places = world.gather(file and (os.getpid(), *file, [memoryview(b).nbytes for b in buffers]))
         read: list[list[memoryview]] = []
         with suppress(OSError):  # told by the number of those that were read
-            read = [_read(f"/proc/{pid}/fd/{number}", start, sizes) for pid, number, start, sizes in places]
+            read = [_read(f"/proc/{p[0]}/fd/{p[1]}", p[2], p[3]) for p in places if p is not None]
         return read if all(world.gather(len(read) == world.size)) else None  # behind it, nobody needs the number
     finally:
+        if file:
+            os.close(file[0])
+
+
+def _written(buffers: Sequence[Bytes]) -> tuple[int, bytes] | None:
+    """(number of the open file, its key); None where the system allows no such file, or has no room: the other ranks
+    are told, who would wait for this one if it raised."""
+    key = secrets.token_bytes(KEY_BYTES)
+    try:
+        fd = os.memfd_create("sapo_vl_shared")
+    except OSError:
+        return None
+    try:
+        _write(fd, [key, *buffers])
+    except OSError:
         os.close(fd)
+        return None
+    return fd, key
 
 
 def _write(fd: int, buffers: Sequence[Bytes]) -> None:
