@@ -14,6 +14,7 @@ Letters: L MoE layers, k experts a token goes through, E experts; T, P, R as in 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -106,6 +107,41 @@ class RouteTape:
     @property
     def used(self) -> Tensor:
         return self.native if self._replay is None else self._replay
+
+
+class RouterMargins:
+    """While entered: how near every forward pass of a model comes to a tie between experts.
+
+    The margin of a pass is the smallest gap between the probabilities of the last chosen and the first rejected expert,
+    over its tokens and layers.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        self._routers: list[Any] = [m for name, m in model.named_modules() if name.endswith("mlp.gate")]
+        self._margins: list[list[Tensor]] = [[] for _ in self._routers]  # by router, then pass
+        self._hooks: list[Any] = []
+
+    def __enter__(self) -> RouterMargins:
+        for router, margins in zip(self._routers, self._margins, strict=True):
+            self._hooks.append(router.register_forward_hook(_margin_hook(margins)))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for hook in self._hooks:
+            hook.remove()
+
+    def of_pass(self, i: int) -> float:
+        """Of the forward pass number `i` since it was entered; infinite for a dense model."""
+        return min((float(margins[i]) for margins in self._margins), default=math.inf)
+
+
+def _margin_hook(margins: list[Tensor]) -> Callable[..., None]:
+    def look(router: Any, _args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
+        logits = output[0].detach()
+        nearest = torch.softmax(logits, dim=-1, dtype=torch.float32).topk(router.top_k + 1, dim=-1).values
+        margins.append((nearest[:, -2] - nearest[:, -1]).min())
+
+    return look
 
 
 def attach_routing(model: nn.Module) -> RouteSpec | None:

@@ -32,7 +32,7 @@ from sapo_vl.model.batching import MicroBatch
 from sapo_vl.model.errors import ModelError
 from sapo_vl.model.loading import ModelConfig, base_model
 from sapo_vl.model.policy import PolicyModule
-from sapo_vl.model.routing import RouteError, RouteSpec, RouteTape, attach_routing, gate_weights
+from sapo_vl.model.routing import RouteError, RouterMargins, RouteSpec, RouteTape, attach_routing, gate_weights
 from sapo_vl.rollout import SamplingParams, TransformersEngine
 from sapo_vl.types import RolloutGroup
 
@@ -51,6 +51,32 @@ def routed_case(seed: int, config: ModelConfig = MODEL) -> Case:
 
 def largest_gap(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max())
+
+
+class Given(nn.Module):
+    """A router that gives out what it is given, as probabilities."""
+
+    top_k = 2
+
+    def forward(self, probabilities: Tensor) -> tuple[Tensor, None, None]:
+        return probabilities.log() + 3.0, None, None
+
+
+def test_the_margin_of_a_pass_is_the_smallest_of_its_tokens_and_layers() -> None:
+    model = nn.ModuleDict({str(i): nn.ModuleDict({"mlp": nn.ModuleDict({"gate": Given()})}) for i in range(2)})
+    routers: list[Any] = [m for m in model.modules() if isinstance(m, Given)]
+    with RouterMargins(model) as margins:
+        routers[0](torch.tensor([[0.1, 0.2, 0.3, 0.4], [0.6, 0.05, 0.25, 0.1]]))  # 0.3 - 0.2, 0.25 - 0.1
+        routers[1](torch.tensor([[0.01, 0.5, 0.27, 0.22], [0.7, 0.2, 0.0, 0.1]]))  # 0.27 - 0.22, 0.2 - 0.1
+        for router in routers:
+            router(torch.tensor([[0.25, 0.25, 0.25, 0.25]]))
+    routers[0](torch.tensor([[0.25, 0.25, 0.25, 0.25]]))  # nobody looks any more
+    assert margins.of_pass(0) == pytest.approx(0.05, abs=1e-6) and margins.of_pass(1) == 0.0
+    with pytest.raises(IndexError):
+        margins.of_pass(2)
+    with RouterMargins(nn.Linear(2, 2)) as margins:
+        pass
+    assert margins.of_pass(0) == float("inf")
 
 
 def random_routes(case: Case) -> list[RolloutGroup]:

@@ -41,11 +41,13 @@ def gate(dtype: str, *gaps: tuple[float, float], limit: float = 0.0, engine: Eng
     """(mean, quantile) of text prompts, check after check."""
     unused: Any = None
     made = Given(ParityConfig(limit=limit), unused, unused, engine or Engine(), [unused], World.alone(), dtype)  # type: ignore[arg-type]
-    made.reports = [
-        ParityReport(gaps={"text": Gap(tokens=9, mean=mean, quantile=quantile, largest=9.0)}, refused=())
-        for mean, quantile in gaps
-    ]
+    made.reports = [report(Gap(tokens=9, mean=mean, quantile=quantile, largest=9.0)) for mean, quantile in gaps]
     return made
+
+
+def report(gap: Gap) -> ParityReport:
+    """Of text prompts, none of them near a tie."""
+    return ParityReport(gaps={"text": gap}, settled={"text": gap}, refused=())
 
 
 def test_a_bfloat16_tail_is_a_metric_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
@@ -81,3 +83,28 @@ def test_what_can_be_mended_is(caplog: pytest.LogCaptureFixture) -> None:
 def test_beside_gpus_nothing_is_written_to_the_disk_to_mend_a_gap() -> None:
     assert sync_methods(on_cpu=True) == ("reload", "repack", "fresh")
     assert sync_methods(on_cpu=False) == ("reload",)
+
+
+@pytest.mark.parametrize(
+    ("everything", "settled", "limit", "passes"),
+    [
+        (0.02, 1e-6, 1e-4, True),  # one prompt is routed near a tie, and the engine went through another expert
+        (0.02, 2e-4, 1e-4, False),  # those that are not near one must agree all the same
+        (0.20, 1e-6, 1e-4, False),  # another expert moves no response by so much
+        (0.02, None, 1e-4, True),  # all are near one
+        (0.20, None, 1e-4, False),
+        (0.20, 1e-6, 0.3, True),  # the user's own limit is wider
+    ],
+)
+def test_near_a_tie_of_the_router_the_limit_is_that_of_bfloat16(
+    everything: float, settled: float | None, limit: float, passes: bool
+) -> None:
+    whole = Gap(tokens=9, mean=1e-3, quantile=everything, largest=9.0)
+    part = {} if settled is None else {"text": Gap(tokens=6, mean=1e-3, quantile=settled, largest=9.0)}
+    found = ParityReport(gaps={"text": whole}, settled=part, refused=())
+    assert found.bad(limit) == (() if passes else ("text",))
+
+
+def test_where_no_prompt_is_near_a_tie_the_limit_is_for_all() -> None:
+    gap = Gap(tokens=9, mean=1e-3, quantile=0.02, largest=9.0)
+    assert report(gap).bad(1e-4) == ("text",)

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from sapo_vl.model.batching import MicroBatch, pack, pad
 from sapo_vl.model.chat import Chat
-from sapo_vl.model.loading import ModelConfig, base_model, prepare_model
+from sapo_vl.model.loading import ModelConfig, prepare_model
 from sapo_vl.model.policy import PolicyModule
-from sapo_vl.model.routing import RouteSpec
+from sapo_vl.model.routing import RouterMargins, RouteSpec
 from sapo_vl.model.tiny import build_tiny, tiny_processor, train_tokenizer
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup
 
@@ -198,20 +198,10 @@ def router_margin(policy: PolicyModule, micro_batches: Sequence[MicroBatch]) -> 
 
     Infinite for a dense model.
     """
-    margins = [float("inf")]
-
-    def look(module: Any, _inputs: Any, output: tuple[Tensor, ...]) -> None:
-        ordered = output[0].float().softmax(-1).sort(dim=-1, descending=True).values
-        margins.append(float((ordered[:, module.top_k - 1] - ordered[:, module.top_k]).min()))
-
-    gates = [m for name, m in base_model(policy.hf).named_modules() if name.endswith("mlp.gate")]
-    handles = [gate.register_forward_hook(look) for gate in gates]
-    with torch.no_grad():
+    with torch.no_grad(), RouterMargins(policy.hf) as margins:
         for mb in micro_batches:
             policy(mb)
-    for handle in handles:
-        handle.remove()
-    return min(margins)
+    return min(margins.of_pass(i) for i in range(len(micro_batches)))
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,8 @@ def perturb(session: Session, seed: int, part: str = "") -> None:
 
 
 def numbers(report: ParityReport) -> dict[str, Any]:
-    return {kind: dataclasses.asdict(gap) for kind, gap in report.gaps.items()} | {"refused": list(report.refused)}
+    """The gaps of prompts that are not routed near a tie, where another order of summation may choose other experts."""
+    return {kind: dataclasses.asdict(gap) for kind, gap in report.settled.items()} | {"refused": list(report.refused)}
 
 
 def said(action: Callable[[], object]) -> str:
