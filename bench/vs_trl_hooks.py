@@ -19,6 +19,7 @@ import sapo_vl.train as training
 from sapo_vl.config import RunConfig
 from sapo_vl.learning.engine import UpdateResult
 from sapo_vl.learning.moving import Dealt
+from sapo_vl.model.batching import groups_in
 from sapo_vl.session import Session
 from sapo_vl.types import Prompt, RolloutGroup
 from sapo_vl.updates import MiniBatch, pack_mini_batches, run_update
@@ -103,9 +104,9 @@ def watch(stepper: Stepper, first: FirstStep | None) -> None:
         counted["session"] = session
         pack_own = pack_mini_batches if first is None or counted["step"] else first.pack
         batches = pack_own(config, session, dealt, spare)
-        micro = [mb for batch in batches for mb in batch.micro_batches]
-        counted["tokens"] = sum(len(mb.targets) for mb in micro)
-        counted["live"] = sum(len(mb.groups) for mb in micro)
+        groups = [group for batch in batches for group in groups_in(batch.micro_batches)]
+        counted["tokens"] = sum(len(r.response_ids) for group in groups for r in group.rollouts)
+        counted["live"] = len(groups)
         return batches
 
     def update(config: RunConfig, session: Session, batch: MiniBatch, *rest: Any) -> Any:

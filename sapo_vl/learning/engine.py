@@ -95,6 +95,10 @@ class PolicyEngine:
             config=deepspeed_config(optim, zero, dtype, tuning),
             dist_init_required=False,
         )[0]
+        self._learning = learning
+        self._clips = zero.stage == 0 and dtype == "float32"  # in DeepSpeed's place
+        if zero.stage == 0 and world.size == 1:
+            self.ds.enable_backward_allreduce = False  # one rank's sum with itself: every gradient copied three times
         self._peak_lrs = [group["lr"] for group in self.ds.optimizer.param_groups]
 
     @property
@@ -120,7 +124,8 @@ class PolicyEngine:
         """
         rounds = int(self.world.max(len(micro_batches)))
         lr = self._set_lr()
-        self.ds.train()
+        if not self.module.training:
+            self.ds.train()
         losses: list[Tensor] = []
         offenders: list[tuple[int, int]] = []
         for i in range(rounds):
@@ -204,13 +209,14 @@ class PolicyEngine:
         """(whether the update was applied, global gradient norm before clipping)."""
         if self.zero.stage == 0:
             # Gradients are whole and equal on every rank here; DeepSpeed checks none of them without ZeRO.
-            grads = [p.grad for p in self.ds.module.parameters() if p.grad is not None]
-            norm = float(torch.nn.utils.get_total_norm(grads))
-            if not torch.isfinite(torch.tensor(norm)):
+            norm = torch.nn.utils.get_total_norm([p.grad for p in self._learning if p.grad is not None])
+            if not torch.isfinite(norm):
                 self.ds.zero_grad()
-                return False, norm
+                return False, float(norm)
+            if self._clips:
+                torch.nn.utils.clip_grads_with_norm_(self._learning, self.optim.clip, norm)
             self.ds.step()
-            return True, norm
+            return True, float(norm)
         self.ds.step()
         applied = bool(self.ds.was_step_applied())
         return applied, float(self.ds.get_global_grad_norm() or 0.0)

@@ -115,13 +115,15 @@ def deepspeed_config(optim: OptimConfig, zero: ZeroConfig, dtype: str, tuning: T
             "params": common | {"muon_lr": optim.muon_lr, "momentum": optim.muon_momentum, "torch_adam": True},
         }
     else:
-        optimizer = {"type": "AdamW", "params": common | {"torch_adam": not tuning.cpu_adam}}
+        kind = {"torch_adam": False} if tuning.cpu_adam else {"torch_adam": True, "fused": True}
+        optimizer = {"type": "AdamW", "params": common | kind}
     sums = {"data_types": {"grad_accum_dtype": "fp32"}} if zero.grad_accum_dtype else {}
     return (
         _shards(zero, dtype, tuning)
         | sums
         | {
-            "gradient_clipping": optim.clip,
+            # Without ZeRO the norm is known before DeepSpeed's step, see PolicyEngine; in bfloat16 its optimizer clips.
+            "gradient_clipping": 0.0 if zero.stage == 0 and dtype == "float32" else optim.clip,
             "optimizer": optimizer,
             "zero_force_ds_cpu_optimizer": False,
             "zero_allow_untested_optimizer": True,

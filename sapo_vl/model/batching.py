@@ -233,16 +233,17 @@ def pack(groups: Sequence[RolloutGroup], blank: tuple[Tensor, Tensor]) -> MicroB
     start = 0
     for group in groups:
         prompt = group.prompt
-        ids.append(prompt.ids)
-        positions.append(prompt.positions)
+        lengths = np.array([len(r.response_ids) for r in group.rollouts])
+        firsts = np.cumsum(lengths) - lengths
+        places = np.arange(lengths.sum())  # in the group's responses, one behind the other
+        ids += [prompt.ids, *(r.response_ids for r in group.rollouts)]
+        within = places - np.repeat(firsts, lengths)
+        positions += [prompt.positions, np.broadcast_to(prompt.next_position + within, (3, len(within)))]
         last = start + len(prompt.ids) - 1
-        start += len(prompt.ids)
-        for r in group.rollouts:
-            n = len(r.response_ids)
-            ids.append(r.response_ids)
-            positions.append(np.broadcast_to(prompt.next_position + np.arange(n), (3, n)))
-            predictors.append(np.concatenate([[last], np.arange(start, start + n - 1)]))
-            start += n
+        predicted_by = last + places
+        predicted_by[firsts] = last
+        predictors.append(predicted_by)
+        start = last + 1 + len(places)
     pixel_values, grid, has_images = _images([g.prompt for g in groups], blank)
     return MicroBatch(
         ids=torch.from_numpy(np.concatenate(ids))[None],

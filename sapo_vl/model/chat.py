@@ -294,7 +294,7 @@ class Chat:
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """The text of a response, special tokens left out: what the chat template opened, then the ids decoded."""
-        return self.opened + self.tokenizer.decode(list(map(int, ids)), skip_special_tokens=True)
+        return self.opened + self.tokenizer.decode(np.asarray(ids, np.int64), skip_special_tokens=True)
 
     def blank_pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest image there is: pixel_values [merge^2, patch_dim] of zeros and its grid [1, 3]."""
