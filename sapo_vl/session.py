@@ -166,6 +166,7 @@ def _own_engine(policy: PolicyModule, chat: Chat, config: RolloutConfig, stage: 
         device=world.device,
         cache_bytes=functools.partial(free_share, config.cache_share, world.device),
         most=functools.partial(_most, world) if stage == 3 else int,
+        shared_weights=stage == 3,
     )
 
 

@@ -39,7 +39,8 @@ class TransformersEngine:
     All responses under way advance together, one token a forward pass; finished ones make room for waiting prompts.
     `cache_bytes` tells how much memory they may take, by default a share of what is free. `most` gives the largest of
     a number on any rank: with ZeRO-3 a forward pass gathers weights from all ranks, so all run the same passes, also a
-    rank that has nothing to do.
+    rank that has nothing to do. `shared_weights`: a forward pass makes weights that the trainer uses, too, as ZeRO-3
+    does; else autograd is told of nothing at all on a CPU, which makes small operators cheaper.
     """
 
     def __init__(
@@ -49,10 +50,14 @@ class TransformersEngine:
         device: torch.device | str = "cpu",
         cache_bytes: Callable[[], int] | None = None,
         most: Callable[[int], int] = int,
+        shared_weights: bool = False,
     ) -> None:
         self.policy, self.chat, self.device = policy, chat, torch.device(device)
         self.cache_bytes = cache_bytes or functools.partial(free_share, CACHE_SHARE, self.device)
         self.most = most
+        # On a GPU prompts go through compiled attention, and the two together were not tried.
+        untold = self.device.type == "cpu" and not shared_weights
+        self._without_gradient = torch.inference_mode if untold else torch.no_grad
         self.weight_version = 0
 
     def sync(self, version: int) -> None:
@@ -65,7 +70,6 @@ class TransformersEngine:
     def close(self) -> None:
         """Nothing of its own to free."""
 
-    @torch.no_grad()
     def generate(
         self, prompts: Sequence[Prompt], params: SamplingParams, on_group: OnGroup | None = None
     ) -> list[RolloutGroup]:
@@ -73,9 +77,10 @@ class TransformersEngine:
         was_training = self.policy.training
         self.policy.eval()
         try:
-            sampling = _Sampling(self, prompts, params)
-            while (act := self.most(sampling.wish())) != Act.STOP:
-                sampling.prefill() if act == Act.PREFILL else sampling.decode()
+            with self._without_gradient():
+                sampling = _Sampling(self, prompts, params)
+                while (act := self.most(sampling.wish())) != Act.STOP:
+                    sampling.prefill() if act == Act.PREFILL else sampling.decode()
             return sampling.drawn.groups(prompts, params.n, self.weight_version, self.chat.decode)
         finally:
             self.policy.train(was_training)
