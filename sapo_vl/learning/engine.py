@@ -97,7 +97,7 @@ class PolicyEngine:
         )[0]
         self._learning = learning
         self._clips = zero.stage == 0 and dtype == "float32"  # in DeepSpeed's place
-        if zero.stage == 0 and world.size == 1:
+        if self._clips and world.size == 1:
             self.ds.enable_backward_allreduce = False  # one rank's sum with itself: every gradient copied three times
         self._peak_lrs = [group["lr"] for group in self.ds.optimizer.param_groups]
 
