@@ -68,6 +68,13 @@ def draw(kind: Kind, seed: int) -> tuple[TransformersEngine, list[Prompt]]:
     return engine, make_prompts(chat, np.random.default_rng(seed), IMAGES)
 
 
+def untouched(engine: TransformersEngine, kind: Kind) -> Any:
+    """The engine's model as transformers has it."""
+    model = make_model(kind, 0)
+    model.load_state_dict(engine.policy.hf.state_dict())
+    return model
+
+
 def ids_of(groups: list[RolloutGroup]) -> dict[str, list[list[int]]]:
     return {g.prompt.problem.id: [r.response_ids.tolist() for r in g.rollouts] for g in groups}
 
@@ -157,7 +164,7 @@ def test_any_memory_gives_the_same_responses(kind: Kind, seed: int) -> None:
     room = engine.room(request)
     longest = max(len(p.ids) for p in prompts)
     group = room.need(Held().plus(longest, 4))
-    stock = make_model(kind, seed)
+    stock = untouched(engine, kind)
     # A response at a time; a part of a group; a group and a half; two groups and a bit.
     for memory in (1, room.need(Held().plus(longest, 2)), round(1.5 * group), round(2.2 * group)):
         engine.cache_bytes = lambda memory=memory: memory
@@ -286,7 +293,7 @@ def test_vision_ids_are_never_sampled(greedy: bool, seed: int) -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_greedy_equals_transformers_generate(kind: Kind, seed: int) -> None:
     engine, prompts = setup(kind, seed)
-    plain = make_model(kind, seed)
+    plain = untouched(engine, kind)
     ours = engine.generate(prompts, params(n=1, temperature=0.0))
     for group in ours:
         prompt = group.prompt
