@@ -21,8 +21,8 @@ import transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe  # noqa: F401
 
 from sapo_vl.config import load_config
 from sapo_vl.doctor import CHECKS, Outcome, examine
+from sapo_vl.model.logprob import CHUNK
 from sapo_vl.pipeline import prepare
-from sapo_vl.planning.activations import HEAD_CHUNK
 from sapo_vl.record.run_log import read_metrics
 from sapo_vl.session import versions as installed
 from sapo_vl.stages import run_stage
@@ -70,7 +70,7 @@ def head(device: str, out: Path) -> dict[str, Any]:
     """The log-prob head, forward and backward, against its roofline and the plan's bytes."""
     small = device == "cpu"
     tokens, width, words = (256, 64, 20000) if small else (HEAD_TOKENS, HEAD_WIDTH, HEAD_WORDS)
-    return gpu_layer.head(device, tokens, width, words, HEAD_CHUNK)
+    return gpu_layer.head(device, tokens, width, words, CHUNK)
 
 
 def peak_memory(device: str, out: Path) -> dict[str, Any]:

@@ -11,6 +11,7 @@ Log-probs, entropies and gradients of all ways must agree.
 from __future__ import annotations
 
 import argparse
+import ctypes
 import json
 import sys
 from collections.abc import Callable, Sequence
@@ -75,6 +76,7 @@ def apart(tokens: int, width: int, vocabulary: int) -> float:
 
 def peak_bytes(tokens: int, width: int, vocabulary: int) -> int:
     """Of "ours", over what the weight and its gradient take. In a process of its own."""
+    ctypes.CDLL("libc.so.6").mallopt(-3, 65536)  # M_MMAP_THRESHOLD: larger blocks go back when they are freed
     hidden, weight, targets = inputs(tokens, width, vocabulary)
     weight.grad = torch.zeros_like(weight)
     before = settle(DEVICE)

@@ -17,6 +17,9 @@ from torch.autograd.function import once_differentiable
 
 # Up to this many logits (16 MB in float32) they are kept: three matrix products instead of four, so faster.
 PLAIN_MAX_LOGITS = 4_000_000
+# Up to this many (160 MB) the chunked way takes all at once and keeps their law: no logits are computed a second time.
+KEPT_MAX_LOGITS = 40_000_000
+CHUNK = 128
 
 
 def token_logprobs(
@@ -26,7 +29,7 @@ def token_logprobs(
     *,
     temperature: float,
     banned_ids: Tensor | None = None,
-    chunk_size: int = 128,
+    chunk_size: int | None = None,
     chunked: bool | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Log-prob of each target [N] and entropy of each position [N] in nats, float32; no gradient of the
@@ -36,13 +39,17 @@ def token_logprobs(
     dtype; logits are float32. targets [N] and banned_ids [n] are int64. hidden[i] must be the state that
     predicts targets[i].
 
-    chunked: None chooses by size. The chunked way holds [chunk_size, V] at a time and recomputes logits in
-    backward; for its gradient it keeps `weight` itself and no copy, so the storage may be released and
-    refilled in between (ZeRO-3).
+    chunked: None chooses by size. The chunked way holds [chunk_size, V] twice at a time (default: CHUNK tokens) and
+    recomputes logits in backward, unless there are few (KEPT_MAX_LOGITS). For its gradient it keeps `weight` itself and
+    no copy, so the storage may be released and refilled in between (ZeRO-3).
 
     Raises ValueError for a shape that does not fit, a temperature <= 0, a chunk_size < 1, and for a target
     that is outside [0, V) or banned, naming its position.
     """
+    learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
+    keeps = learns and targets.numel() * weight.shape[0] <= KEPT_MAX_LOGITS
+    if chunk_size is None:
+        chunk_size = max(1, targets.numel()) if keeps else CHUNK
     _check(hidden, weight, targets, temperature, banned_ids, chunk_size)
     if chunked is None:
         # A half-precision head would be copied to float32 by the plain way; chunks can use it as it is.
@@ -50,7 +57,7 @@ def token_logprobs(
     # Autocast would round the logits to half precision.
     with torch.autocast(device_type=hidden.device.type, enabled=False):
         if chunked:
-            return _ChunkedLogprobs.apply(hidden, weight, targets, temperature, banned_ids, chunk_size)
+            return _ChunkedLogprobs.apply(hidden, weight, targets, temperature, banned_ids, chunk_size, keeps)
         return _plain(hidden, weight, targets, temperature, banned_ids)
 
 
@@ -69,7 +76,7 @@ def _plain(
 
 
 class _ChunkedLogprobs(torch.autograd.Function):
-    """d logp_i / d logits_i = onehot(target_i) - law_i, from logits recomputed chunk by chunk in backward."""
+    """d logp_i / d logits_i = onehot(target_i) - law_i, chunk by chunk, from logits that are kept or recomputed."""
 
     @staticmethod
     def forward(
@@ -80,22 +87,27 @@ class _ChunkedLogprobs(torch.autograd.Function):
         temperature: float,
         banned_ids: Tensor | None,
         chunk_size: int,
+        keeps: bool,
     ) -> tuple[Tensor, Tensor]:
         size = targets.numel()
         logprobs = torch.empty(size, dtype=torch.float32, device=hidden.device)
         entropy = torch.empty_like(logprobs)
         log_norm = torch.empty_like(logprobs)  # [N] log of the sum over the vocabulary
+        kept: list[Tensor] = []  # [C, V] the law of each chunk
         for start in range(0, size, chunk_size):
             part = slice(start, start + chunk_size)
             logits = law_logits(hidden[part], weight, temperature, banned_ids)
-            log_norm[part] = logits.logsumexp(dim=-1)
-            log_law = logits.sub_(log_norm[part, None])
-            logprobs[part] = log_law.gather(1, targets[part, None])[:, 0]
-            law = log_law.exp()
+            largest = logits.amax(dim=-1, keepdim=True)
+            law = (logits - largest).exp_()
+            total = law.sum(dim=-1, keepdim=True)
+            log_norm[part] = (largest + total.log())[:, 0]
+            logprobs[part] = logits.gather(1, targets[part, None])[:, 0] - log_norm[part]
             if banned_ids is not None:
-                log_law.index_fill_(1, banned_ids, 0.0)  # their law is 0, and 0 * -inf would be NaN
-            entropy[part] = -log_law.mul_(law).sum(dim=-1)
-        ctx.save_for_backward(hidden, weight, targets, banned_ids, log_norm)
+                logits.index_fill_(1, banned_ids, 0.0)  # their law is 0, and 0 * -inf would be NaN
+            entropy[part] = log_norm[part] - torch.linalg.vecdot(law, logits) / total[:, 0]
+            if keeps:
+                kept.append(law.div_(total))
+        ctx.save_for_backward(hidden, weight, targets, banned_ids, log_norm, *kept)
         ctx.temperature, ctx.chunk_size = temperature, chunk_size
         ctx.mark_non_differentiable(entropy)
         return logprobs, entropy
@@ -103,24 +115,28 @@ class _ChunkedLogprobs(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, _grad_entropy: Tensor | None) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, banned_ids, log_norm = ctx.saved_tensors
+        hidden, weight, targets, banned_ids, log_norm, *kept = ctx.saved_tensors
         wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.empty_like(hidden) if wants_hidden else None
         # float32 whatever the dtype of the weight: a long sum loses its small terms in bfloat16.
         grad_weight = torch.zeros_like(weight, dtype=torch.float32) if wants_weight else None
-        for start in range(0, targets.numel(), ctx.chunk_size):
+        for i, start in enumerate(range(0, targets.numel(), ctx.chunk_size)):
             part = slice(start, start + ctx.chunk_size)
-            slope = law_logits(hidden[part], weight, ctx.temperature, banned_ids)
-            slope.sub_(log_norm[part, None]).exp_().neg_()  # -law
-            slope.scatter_add_(1, targets[part, None], torch.ones_like(slope[:, :1]))  # onehot - law
-            slope.mul_((grad[part] / ctx.temperature)[:, None])  # [C, V] d loss / d (hidden @ weight.T)
+            scale = (grad[part] / ctx.temperature)[:, None]
+            if kept:
+                slope = kept[i] * -scale
+            else:
+                slope = law_logits(hidden[part], weight, ctx.temperature, banned_ids)
+                slope.sub_(log_norm[part, None]).exp_().mul_(-scale)
+            # [C, V] d loss / d (hidden @ weight.T) = scale * (onehot - law)
+            slope.scatter_add_(1, targets[part, None], scale)
             if grad_hidden is not None:
                 grad_hidden[part] = _matmul(slope, weight, like=(hidden, weight)).to(hidden.dtype)
             if grad_weight is not None:
-                grad_weight += _matmul(slope.t(), hidden[part], like=(hidden, weight))
+                _add_product(grad_weight, slope.t(), hidden[part], like=(hidden, weight))
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
-        return grad_hidden, grad_weight, None, None, None, None
+        return grad_hidden, grad_weight, None, None, None, None, None
 
 
 def law_logits(hidden: Tensor, weight: Tensor, temperature: float, banned_ids: Tensor | None) -> Tensor:
@@ -128,7 +144,9 @@ def law_logits(hidden: Tensor, weight: Tensor, temperature: float, banned_ids: T
 
     A tensor of its own, free to be written to.
     """
-    logits = _matmul(hidden, weight.t(), like=(hidden, weight)).div_(temperature)
+    logits = _matmul(hidden, weight.t(), like=(hidden, weight))
+    if temperature != 1.0:
+        logits.div_(temperature)
     if banned_ids is not None:
         logits.index_fill_(1, banned_ids, float("-inf"))
     return logits
@@ -139,10 +157,23 @@ def _matmul(a: Tensor, b: Tensor, *, like: tuple[Tensor, Tensor]) -> Tensor:
 
     On CUDA, if both tensors in `like` are of one half-precision dtype, the operands are of that dtype: the
     tensor cores still sum in float32, and the head is not copied."""
-    first, second = like
-    if a.is_cuda and first.dtype == second.dtype and first.dtype in (torch.bfloat16, torch.float16):
-        return torch.mm(a.to(first.dtype), b.to(first.dtype), out_dtype=torch.float32)
+    if (half := _half(a, like)) is not None:
+        return torch.mm(a.to(half), b.to(half), out_dtype=torch.float32)
     return torch.mm(a.float(), b.float())
+
+
+def _add_product(total: Tensor, a: Tensor, b: Tensor, *, like: tuple[Tensor, Tensor]) -> None:
+    """total += a @ b, as `_matmul` takes it; in float32 without a copy of the size of `total`, the weight's."""
+    if _half(a, like) is not None:
+        total += _matmul(a, b, like=like)
+    else:
+        total.addmm_(a.float(), b.float())
+
+
+def _half(a: Tensor, like: tuple[Tensor, Tensor]) -> torch.dtype | None:
+    first, second = like
+    fits = a.is_cuda and first.dtype == second.dtype and first.dtype in (torch.bfloat16, torch.float16)
+    return first.dtype if fits else None
 
 
 def _check(

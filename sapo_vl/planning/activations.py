@@ -9,11 +9,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapo_vl.model.attention_flex import BLOCK
-from sapo_vl.model.logprob import PLAIN_MAX_LOGITS
+from sapo_vl.model.logprob import CHUNK, KEPT_MAX_LOGITS, PLAIN_MAX_LOGITS
 from sapo_vl.planning.sizes import ModelSizes
 
 FLOAT_BYTES, INDEX_BYTES = 4, 8
-HEAD_CHUNK = 128  # rows of logits at a time, sapo_vl.model.logprob.token_logprobs
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +116,8 @@ def head_bytes(m: ModelSizes, row: Row, *, backward: bool) -> int:
     logits = row.targets * m.vocabulary
     if m.dtype_bytes == FLOAT_BYTES and logits <= PLAIN_MAX_LOGITS:
         return hidden + 4 * logits * FLOAT_BYTES
-    chunk = 3 * min(HEAD_CHUNK, row.targets) * m.vocabulary * FLOAT_BYTES
+    rows = row.targets if backward and logits <= KEPT_MAX_LOGITS else min(CHUNK, row.targets)
+    chunk = 3 * rows * m.vocabulary * FLOAT_BYTES
     if not backward:
         return hidden + chunk
     weight = m.vocabulary * m.hidden_width

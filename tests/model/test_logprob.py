@@ -16,6 +16,15 @@ from sapo_vl.model import logprob
 from sapo_vl.model.logprob import token_logprobs
 
 
+@pytest.fixture(scope="module", params=[True, False], ids=["kept", "recomputed"], autouse=True)
+def keeps(request: pytest.FixtureRequest) -> Any:
+    """Every test with the law of each chunk kept for the backward pass, and with logits that are computed again."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not request.param:
+            patch.setattr(logprob, "KEPT_MAX_LOGITS", -1)
+        yield
+
+
 def example(n: int, h: int, v: int, seed: int, num_banned: int = 0) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
     """Random (hidden [n, h], weight [v, h], targets [n], banned [num_banned] or None)."""
     generator = torch.Generator().manual_seed(seed)
@@ -245,6 +254,50 @@ def test_the_way_is_chosen_by_size(monkeypatch):
         with LargestTensor() as seen:
             token_logprobs(hidden, weight, targets, temperature=1.0, chunk_size=3)
         assert seen.numel == max(largest, weight.numel())
+
+
+class Products(TorchDispatchMode):
+    """Counts matrix products."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += func in (torch.ops.aten.mm.default, torch.ops.aten.addmm_.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("limit", "products"), [(20 * 50, 3), (20 * 50 - 1, 4)])
+def test_few_logits_are_computed_once(monkeypatch, limit, products):
+    """One product forward and one for each gradient, and one more where the logits are made again."""
+    monkeypatch.setattr(logprob, "KEPT_MAX_LOGITS", limit)
+    hidden, weight, targets, _ = example(20, 4, 50, 1)
+    hidden.requires_grad_(), weight.requires_grad_()
+    with Products() as seen:
+        logprobs, _ = token_logprobs(hidden, weight, targets, temperature=1.0, chunk_size=10, chunked=True)
+        logprobs.sum().backward()
+    assert seen.count == 2 * products
+
+
+def test_nothing_is_kept_where_nothing_is_learned():
+    """By default few logits are taken all at once, but not for log-probs alone."""
+    hidden, weight, targets, _ = example(700, 8, 900, 3)
+    weight.requires_grad_()
+    with LargestTensor() as seen, torch.no_grad():
+        token_logprobs(hidden, weight, targets, temperature=1.0, chunked=True)
+    assert seen.numel == 128 * 900
+
+
+def test_a_second_backward_pass_gives_the_same():
+    hidden, weight, targets, banned = example(20, 4, 50, 1, 2)
+    hidden.requires_grad_(), weight.requires_grad_()
+    logprobs, _ = token_logprobs(
+        hidden, weight, targets, temperature=1.3, banned_ids=banned, chunk_size=7, chunked=True
+    )
+    once, again = (torch.autograd.grad(logprobs.sum(), (hidden, weight), retain_graph=True) for _ in range(2))
+    for a, b in zip(once, again, strict=True):
+        assert torch.equal(a, b)
 
 
 def test_bad_input_is_named():
