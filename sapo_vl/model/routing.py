@@ -113,7 +113,7 @@ class RouterMargins:
     """While entered: how near every forward pass of a model comes to a tie between experts.
 
     The margin of a pass is the smallest gap between the probabilities of the last chosen and the first rejected expert,
-    over its tokens and layers.
+    over its tokens and layers; infinite where no expert is rejected.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -138,6 +138,9 @@ class RouterMargins:
 def _margin_hook(margins: list[Tensor]) -> Callable[..., None]:
     def look(router: Any, _args: Any, output: tuple[Tensor, Tensor, Tensor]) -> None:
         logits = output[0].detach()
+        if logits.shape[-1] == router.top_k:
+            margins.append(torch.tensor(math.inf))
+            return
         nearest = torch.softmax(logits, dim=-1, dtype=torch.float32).topk(router.top_k + 1, dim=-1).values
         margins.append((nearest[:, -2] - nearest[:, -1]).min())
 

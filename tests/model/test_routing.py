@@ -77,6 +77,10 @@ def test_the_margin_of_a_pass_is_the_smallest_of_its_tokens_and_layers() -> None
     with RouterMargins(nn.Linear(2, 2)) as margins:
         pass
     assert margins.of_pass(0) == float("inf")
+    with RouterMargins(model) as margins:
+        for router in routers:
+            router(torch.tensor([[0.5, 0.5]]))  # both are chosen
+    assert margins.of_pass(0) == float("inf")
 
 
 def random_routes(case: Case) -> list[RolloutGroup]:
