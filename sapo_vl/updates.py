@@ -25,6 +25,7 @@ from sapo_vl.learning.objectives import (
 from sapo_vl.learning.reference import Reference
 from sapo_vl.learning.replay import FlipStats
 from sapo_vl.learning.token_record import TokenRecord
+from sapo_vl.losses import Denominators
 from sapo_vl.model.batching import MicroBatch, MicroBatches, filler, groups_in, make_micro_batches
 from sapo_vl.model.work import work_of
 from sapo_vl.record.tokens import BYTES_PER_TOKEN, bytes_of_rank
@@ -75,12 +76,14 @@ class MiniBatch:
 
     micro_batches: MicroBatches  # empty where every group of this rank is dead
     filler: MicroBatch  # run without the objective, zero gradient, where another rank has more micro-batches
+    still: Denominators  # of all ranks: responses that count in the means and have no gradient
 
 
 def deal_groups(config: RunConfig, session: Session, groups: Sequence[RolloutGroup]) -> Dealt:
-    """The groups of all ranks that have an advantage, dealt to updates, ranks and micro-batches."""
-    batch, work = config.batch, work_of(session.engine.module.hf)
-    return deal_out(groups, batch.mini_batches, batch.tokens_per_micro_batch, work, session.chat, session.world)
+    """The groups of all ranks that have a gradient, dealt to updates, ranks and micro-batches."""
+    batch, work, penalised = config.batch, work_of(session.engine.module.hf), config.loss.kl_coef > 0
+    limit = batch.tokens_per_micro_batch
+    return deal_out(groups, batch.mini_batches, limit, work, session.chat, session.world, penalised=penalised)
 
 
 def pack_mini_batches(config: RunConfig, session: Session, dealt: Dealt, spare: Prompt) -> list[MiniBatch]:
@@ -94,7 +97,7 @@ def pack_mini_batches(config: RunConfig, session: Session, dealt: Dealt, spare: 
     # Not a response of the batch: an engine that failed may have given none.
     spare_batch = make_micro_batches([[filler(spare, chat.eos_ids[0])]], chat, shared)[0]
     out = []
-    for left, rows in zip(range(config.batch.mini_batches, 0, -1), dealt.updates, strict=True):
+    for left, rows, still in zip(range(config.batch.mini_batches, 0, -1), dealt.updates, dealt.still, strict=True):
         micro = make_micro_batches(rows, chat, shared)
         if config.replay == "r3":
             micro = micro.changed([{"replay": True}] * len(micro))
@@ -103,7 +106,7 @@ def pack_mini_batches(config: RunConfig, session: Session, dealt: Dealt, spare: 
             micro = micro.changed([_of_old_policy(config, old) for old in taken])
         elif config.rollout.old_logprobs == "trainer":
             micro = micro.changed([{"old_logprobs": None}] * len(micro))
-        out.append(MiniBatch(micro_batches=micro, filler=spare_batch))
+        out.append(MiniBatch(micro_batches=micro, filler=spare_batch, still=still))
     return out
 
 
@@ -140,6 +143,7 @@ def run_update(
     stats = UpdateStats(gate_temperatures(config.loss))
     if denominators.num_sequences == 0:
         return None, {}, stats
+    denominators += dataclasses.replace(batch.still, constant=denominators.constant)
     flips = FlipStats(engine.module.routes)
     mismatch = mismatch_of(config, record.gap, number)
     tokens = UpdateTokens(record.tokens, number + 1) if record.tokens else None

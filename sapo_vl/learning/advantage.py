@@ -35,7 +35,9 @@ class AdvantageConfig(Strict):
     std_floor: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """A group is dead if its std is at most this times max(1, largest |reward|): rounding, no difference."""
     keep_dead_groups: bool = False
-    """Give the scored responses of a dead group advantage 0, so that they still count in the means."""
+    """The scored responses of a dead group count in the means of the loss, as in SAPO Eq. 5 and in other trainers: a
+    rollout batch weighs by how much of it has a signal. They are not run through the model, unless loss.kl_coef gives
+    them a gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

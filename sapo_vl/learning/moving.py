@@ -20,7 +20,8 @@ from safetensors.numpy import load, save
 from sapo_vl.distributed import World
 from sapo_vl.learning.dealing import Deal, Piece, Sized, deal
 from sapo_vl.learning.token_record import TokenRecord
-from sapo_vl.model.batching import num_patches, split_mini_batches, trainable
+from sapo_vl.losses import Denominators
+from sapo_vl.model.batching import is_still, num_patches, split_mini_batches, trainable
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.work import Work
 from sapo_vl.types import Finish, Problem, Prompt, Rollout, RolloutGroup, ScoreStatus
@@ -48,23 +49,35 @@ class Dealt:
     """The groups of a step as this rank trains them."""
 
     updates: tuple[tuple[tuple[RolloutGroup, ...], ...], ...]  # of each update, the groups of each micro-batch
+    still: tuple[Denominators, ...]  # of each update, what all ranks have that counts but is not trained: no gradient
     visitors: tuple[Visitor, ...]
     values: dict[str, float]  # to log, the same on all ranks
 
 
-def deal_out(groups: Sequence[RolloutGroup], updates: int, budget: int, work: Work, chat: Chat, world: World) -> Dealt:
+def deal_out(
+    groups: Sequence[RolloutGroup],
+    updates: int,
+    budget: int,
+    work: Work,
+    chat: Chat,
+    world: World,
+    *,
+    penalised: bool = False,
+) -> Dealt:
     """Deals what the groups of all ranks have to learn from; all ranks call it together, each with its own.
 
     An update has the groups that `split_mini_batches` gives it on each rank, whoever trains them.
+    penalised: a response has a gradient without an advantage, too (loss.kl_coef), so that a group of zeros is trained.
 
     Values: deal/efficiency, the share of the time of the updates in which a rank works, by the work of the groups
     and without what else a rank does; deal/moved, groups that another rank trains, in whole or in part; deal/split,
     groups in parts; deal/rounds, micro-batches of a rank in all updates; deal/over_budget, those that are larger
     than the budget, which only a single response can be.
     """
-    mine = [_sized(part, world.rank, updates) for part in split_mini_batches(list(enumerate(groups)), updates)]
-    everyone = world.gather(mine)
-    deals = [deal([s for rank in everyone for s in rank[u]], world.size, budget, work) for u in range(updates)]
+    parts = split_mini_batches(list(enumerate(groups)), updates)
+    everyone = world.gather([(_sized(part, world.rank, penalised), _still(part, penalised)) for part in parts])
+    deals = [deal([s for rank in everyone for s in rank[u][0]], world.size, budget, work) for u in range(updates)]
+    still = tuple(sum((rank[u][1] for rank in everyone), Denominators(0, 0)) for u in range(updates))
     held = {(world.rank, i): dict(enumerate(group.rollouts)) for i, group in enumerate(groups)}
     whole = {(world.rank, i): group for i, group in enumerate(groups)}
     visitors = []
@@ -79,7 +92,7 @@ def deal_out(groups: Sequence[RolloutGroup], updates: int, budget: int, work: Wo
         return dataclasses.replace(whole[at], rollouts=tuple(held[at][j] for j in piece.responses))
 
     rows = [[tuple(map(group_of, row)) for row in d.rows[world.rank]] for d in deals]
-    return Dealt(updates=tuple(map(tuple, rows)), visitors=tuple(visitors), values=_values(deals, budget))
+    return Dealt(updates=tuple(map(tuple, rows)), still=still, visitors=tuple(visitors), values=_values(deals, budget))
 
 
 def bring_home(record: TokenRecord, dealt: Dealt, groups: Sequence[RolloutGroup], world: World) -> None:
@@ -96,11 +109,18 @@ def bring_home(record: TokenRecord, dealt: Dealt, groups: Sequence[RolloutGroup]
             record.unpack(parcel, groups)
 
 
-def _sized(part: Sequence[tuple[int, RolloutGroup]], rank: int, updates: int) -> list[Sized]:
+def _still(part: Sequence[tuple[int, RolloutGroup]], penalised: bool) -> Denominators:
+    """Counts of what takes part in an update by its number alone."""
+    kept = [k for _, group in part if (k := trainable(group)) is not None and is_still(k) and not penalised]
+    lengths = [len(r.response_ids) for group in kept for r in group.rollouts]
+    return Denominators(num_sequences=len(lengths), num_tokens=sum(lengths))
+
+
+def _sized(part: Sequence[tuple[int, RolloutGroup]], rank: int, penalised: bool) -> list[Sized]:
     found = []
     for index, group in part:
         kept = trainable(group)
-        if kept is None:
+        if kept is None or (is_still(kept) and not penalised):
             continue
         places = {id(r): j for j, r in enumerate(group.rollouts)}
         grid = group.prompt.image_grid_thw

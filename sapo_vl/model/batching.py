@@ -93,6 +93,11 @@ def trainable(group: RolloutGroup) -> RolloutGroup | None:
     return dataclasses.replace(group, rollouts=kept) if kept else None
 
 
+def is_still(group: RolloutGroup) -> bool:
+    """Whether no response of it has an advantage other than 0, so that a policy loss has no gradient there."""
+    return not any(r.advantage for r in group.rollouts)
+
+
 def filler(prompt: Prompt, end_id: int) -> RolloutGroup:
     """The prompt and a response that ends at once: something to run while another rank has more to do."""
     nothing = Rollout(

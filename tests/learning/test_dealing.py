@@ -153,6 +153,11 @@ def test_an_update_is_the_same_whoever_trains_what(ranks: list[dict[str, Any]]) 
             assert dealt[name] == pytest.approx(expected, rel=1e-4, abs=1e-6), name
 
 
+def test_what_has_no_gradient_is_counted_over_all_ranks(ranks: list[dict[str, Any]]) -> None:
+    """Responses of 2 and 2 tokens in the first update; of 9, 14 and, on the other rank, 5 in the second."""
+    assert [found["still"] for found in ranks] == [[[2, 4], [3, 28]]] * 2
+
+
 def test_the_record_of_tokens_comes_home(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
         at_home, dealt = rank["at home"]["tokens"], rank["dealt"]["tokens"]

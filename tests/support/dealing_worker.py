@@ -34,6 +34,7 @@ from sapo_vl.types import RolloutGroup
 
 UPDATES = 2
 BUDGET = 150  # of tokens and patches: the largest groups are split
+STILL = ((1,), (2, 3))  # groups of rank 0 and of rank 1 that have no gradient, once that is what is looked at
 
 
 def specs(rng: np.random.Generator) -> list[Spec]:
@@ -55,9 +56,18 @@ def with_the_dead(groups: list[RolloutGroup], rank: int) -> list[RolloutGroup]:
 
 def undealt(groups: list[RolloutGroup]) -> Dealt:
     kept = ([g for g in map(trainable, part) if g] for part in split_mini_batches(groups, UPDATES))
-    return Dealt(
-        updates=tuple(tuple(map(tuple, split_by_budget(part, BUDGET))) for part in kept), visitors=(), values={}
-    )
+    updates = tuple(tuple(map(tuple, split_by_budget(part, BUDGET))) for part in kept)
+    return Dealt(updates=updates, still=(), visitors=(), values={})
+
+
+def stilled(groups: list[RolloutGroup], indices: tuple[int, ...]) -> list[RolloutGroup]:
+    """The groups at `indices` with advantages of 0."""
+    return [
+        dataclasses.replace(g, rollouts=tuple(dataclasses.replace(r, advantage=0.0) for r in g.rollouts))
+        if i in indices
+        else g
+        for i, g in enumerate(groups)
+    ]
 
 
 def trained(case: Case, dealt: Dealt, groups: list[RolloutGroup], world: World) -> dict[str, Any]:
@@ -113,10 +123,12 @@ def main() -> None:
             a, b = flat(case.chat, [part]), flat(case.chat, [origin])
             assert torch.equal(a.pixel_values, b.pixel_values) and torch.equal(a.image_grid_thw, b.image_grid_thw)
     at_home, moved = trained(case, undealt(mine), mine, world), trained(case, dealt, mine, world)
+    still = deal_out(stilled(mine, STILL[world.rank]), UPDATES, BUDGET, work_of(case.policy.hf), case.chat, world).still
     gradients = zip(at_home.pop("gradients"), moved.pop("gradients"), strict=True)
     found = {
         "values": dealt.values,
         "visitors": len(dealt.visitors),
+        "still": [(s.num_sequences, s.num_tokens) for s in still],
         "gradient errors": [
             {n: (float(np.linalg.norm(b[n] - a[n])), float(np.linalg.norm(a[n]))) for n in a} for a, b in gradients
         ],
