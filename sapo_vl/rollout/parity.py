@@ -64,6 +64,12 @@ class ParityReport:
     settled: Mapping[str, Gap]  # of prompts whose routing, with their responses', is nowhere within NEAR_TIE of a tie
     refused: tuple[str, ...]  # why responses could not be used, any rank
 
+    def values(self, kind: str) -> dict[str, float]:
+        """To log. near_tie_share: of the tokens, those of prompts that are not settled, which have the wider limit."""
+        gap, settled = self.gaps[kind], self.settled.get(kind)
+        near = 1 - (settled.tokens if settled else 0) / gap.tokens
+        return {"mean": gap.mean, "p95": gap.quantile, "largest": gap.largest, "near_tie_share": near}
+
     def bad(self, limit: float, mean_limit: float = math.inf) -> tuple[str, ...]:
         """Kinds beyond a limit. Where routing is near a tie, a float32 limit is that of bfloat16."""
         return tuple(kind for kind, gap in self.gaps.items() if not self._within(kind, gap, limit, mean_limit))
@@ -149,12 +155,8 @@ class ParityGate:
         due = self._syncs <= 2 or (self._config.every > 0 and self._syncs % self._config.every == 0)
         if not due or not self._prompts:
             return {}
-        gaps = self.check(version).gaps
-        return {
-            f"parity/{kind}/{key}": getattr(gap, name)
-            for kind, gap in gaps.items()
-            for key, name in (("mean", "mean"), ("p95", "quantile"), ("largest", "largest"))
-        }
+        report = self.check(version)
+        return {f"parity/{kind}/{key}": value for kind in report.gaps for key, value in report.values(kind).items()}
 
     def check(self, version: int) -> ParityReport:
         """Measures; beyond the limit it hands the weights over in a surer way and measures again."""

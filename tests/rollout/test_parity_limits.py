@@ -53,7 +53,9 @@ def report(gap: Gap) -> ParityReport:
 def test_a_bfloat16_tail_is_a_metric_and_a_warning(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.WARNING):
         values = gate("bfloat16", (0.02, 0.4)).after_sync(3)
-    assert values == {"parity/text/mean": 0.02, "parity/text/p95": 0.4, "parity/text/largest": 9.0}
+    assert values == {
+        "parity/text/mean": 0.02, "parity/text/p95": 0.4, "parity/text/largest": 9.0, "parity/text/near_tie_share": 0.0,
+    }  # fmt: skip
     assert "within 0.15" in caplog.text and "The run goes on" in caplog.text
     caplog.clear()
     gate("bfloat16", (0.02, 0.1)).after_sync(3)
@@ -103,6 +105,7 @@ def test_near_a_tie_of_the_router_the_limit_is_that_of_bfloat16(
     part = {} if settled is None else {"text": Gap(tokens=6, mean=1e-3, quantile=settled, largest=9.0)}
     found = ParityReport(gaps={"text": whole}, settled=part, refused=())
     assert found.bad(limit) == (() if passes else ("text",))
+    assert found.values("text")["near_tie_share"] == pytest.approx(1.0 if settled is None else 1 / 3)
 
 
 def test_where_no_prompt_is_near_a_tie_the_limit_is_for_all() -> None:
