@@ -5,8 +5,8 @@ rollout batch of 32 x 8, one thread, float32, each in a process of its own, seed
 seed, TRL's with an odd one. Then `sapo-vl eval` measures both models on all held-out items.
 
 Our side is the default job on one rank; TRL's has its own defaults where the job says nothing. What is left apart: TRL
-counts groups without a signal in its means, divides by the standard deviation of the sample, normalises over the ids
-that are never sampled too, and mixes the responses of a group over both updates. Each side samples its own responses.
+divides by the standard deviation of the sample, normalises over the ids that are never sampled too, and mixes the
+responses of a group over both updates. Each side samples its own responses.
 
 Seconds are of all rollout batches but the first, which has what comes once. A (side, seed) that is in OUT/results.jsonl
 is not run again.

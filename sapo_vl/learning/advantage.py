@@ -34,10 +34,10 @@ class AdvantageConfig(Strict):
     of the rollout batch that belong to the task of the problem, over all ranks."""
     std_floor: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """A group is dead if its std is at most this times max(1, largest |reward|): rounding, no difference."""
-    keep_dead_groups: bool = False
-    """The scored responses of a dead group count in the means of the loss, as in SAPO Eq. 5 and in other trainers: a
-    rollout batch weighs by how much of it has a signal. They are not run through the model, unless loss.kl_coef gives
-    them a gradient."""
+    keep_dead_groups: bool = True
+    """The responses of a group whose scores do not differ count in the means of the loss, as in SAPO Eq. 5 and in other
+    trainers: an update weighs by how much of it has a signal. They are not run through the model, unless loss.kl_coef
+    gives them a gradient."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,9 +61,9 @@ def assign_advantages(
 ) -> tuple[list[RolloutGroup], AdvantageStats]:
     """The same groups in the same order, every rollout with its advantage set; float64 inside.
 
-    advantage is None for an unscored response and for all of a dead group (0.0 for its scored ones if
-    keep_dead_groups). A dead group has fewer than 2 scored responses, or rewards that are equal up to
-    rounding, or with scale=mean a mean that is not above 0.
+    advantage is None for an unscored response, and where fewer than 2 of the group were scored. The rewards of a dead
+    group are equal up to rounding, or with scale=mean their mean is not above 0: advantage 0.0, or None without
+    keep_dead_groups.
 
     `groups` are those of this rank of `world` (None = a world of one). With scale=task_std all ranks call it
     together, also one without groups; the result does not depend, by a bit, on which rank holds which group.
@@ -88,7 +88,7 @@ def assign_advantages(
         num_dead += values is None
         if len(indices) >= 2:
             stds.append(std)
-        if values is None and config.keep_dead_groups:
+        if values is None and config.keep_dead_groups and len(indices) >= 2:
             values = np.zeros(len(indices))
         advantages: list[float | None] = [None] * len(group.rollouts)
         if values is not None:

@@ -83,8 +83,8 @@ def test_maxrl_divides_by_the_mean():
 
 @pytest.mark.parametrize("rewards", [[-1.0, 1.0], [-2.0, 1.0], [-0.5, -1.0], [-0.3, 0.1, 0.2], [0.0, -1.0]])
 def test_a_mean_that_cannot_be_divided_by_is_counted(rewards):
-    assert advantages(rewards, scale="mean") == [None] * len(rewards)
-    assert advantages(rewards, scale="mean", keep_dead_groups=True) == [0.0] * len(rewards)
+    assert advantages(rewards, scale="mean") == [0.0] * len(rewards)
+    assert advantages(rewards, scale="mean", keep_dead_groups=False) == [None] * len(rewards)
     groups = [group(rewards), group([1, 0]), group([0, 0]), group([None, 1])]
     assigned, stats = assign_advantages(groups, AdvantageConfig(scale="mean"))
     assert (stats.num_dead, stats.num_too_few_scored, stats.num_mean_not_positive) == (3, 1, 1)
@@ -107,7 +107,7 @@ def test_the_std_of_a_task_is_of_its_responses_in_the_whole_batch():
     assert [r.advantage for r in first.rollouts] == pytest.approx([1.5, -0.5, -0.5, -0.5])
     assert [r.advantage for r in second.rollouts] == pytest.approx([1, 1, None, -1, -1])
     assert [r.advantage for r in other.rollouts] == pytest.approx([-1, 1])
-    assert [r.advantage for r in dead.rollouts] == [None, None] and stats.num_dead == 1
+    assert [r.advantage for r in dead.rollouts] == [0.0, 0.0] and stats.num_dead == 1
     (loo, *_), _ = assign_advantages(groups, AdvantageConfig(scale="task_std", baseline="leave_one_out"))
     assert [r.advantage for r in loo.rollouts] == pytest.approx([2, -2 / 3, -2 / 3, -2 / 3])
 
@@ -152,7 +152,7 @@ def test_matches_the_statistics_module(rewards, loo, scaled):
     result = advantages(rewards, baseline="leave_one_out" if loo else "mean", scale="std" if scaled else "none")
     scored = [r for r in rewards if r is not None]
     if len(set(scored)) < 2:
-        assert result == [None] * len(rewards)
+        assert result == [0.0 if r is not None and len(scored) > 1 else None for r in rewards]
         return
     for k, (reward, value) in enumerate(zip(rewards, result, strict=True)):
         if reward is None:
@@ -172,9 +172,9 @@ def test_matches_the_statistics_module(rewards, loo, scaled):
 )
 def test_standardised_advantages_ignore_the_units_of_the_reward(rewards, shift, scale):
     moved = advantages([scale * r + shift for r in rewards])
-    plain = [v for v in advantages([float(r) for r in rewards]) if v is not None]
-    if not plain:
-        assert moved == [None] * len(rewards)
+    plain = advantages([float(r) for r in rewards])
+    if len(set(rewards)) == 1:
+        assert moved == plain == [0.0] * len(rewards)
         return
     assert moved == pytest.approx(plain, rel=1e-6, abs=1e-9)
     assert sum(plain) == pytest.approx(0, abs=1e-9)
@@ -186,8 +186,8 @@ def test_standardised_advantages_ignore_the_units_of_the_reward(rewards, shift, 
 def test_equal_rewards_are_dead_in_spite_of_rounding(value, size):
     noisy = [math.nextafter(value, math.inf) if k % 2 else value for k in range(size)]
     for rewards in ([value] * size, noisy):
-        assert advantages(rewards) == [None] * size
-        assert advantages(rewards, keep_dead_groups=True) == [0.0] * size
+        assert advantages(rewards) == [0.0] * size
+        assert advantages(rewards, keep_dead_groups=False) == [None] * size
 
 
 def test_a_small_real_difference_is_not_dead():
@@ -198,7 +198,6 @@ def test_groups_with_fewer_than_two_scores_are_dead():
     assert advantages([1.0]) == [None]
     assert advantages([None, None]) == [None, None]
     assert advantages([None, 1.0, None]) == [None, None, None]
-    assert advantages([None, 1.0, None], keep_dead_groups=True) == [None, 0.0, None]
 
 
 def test_stats_count_every_group_and_response():
