@@ -68,17 +68,19 @@ def test_a_script_finds_the_command_as_a_fork(tmp_path: Path) -> None:
     assert "usage: sapo-vl" in (tmp_path / "help").read_text() and "nothing" in (tmp_path / "errors").read_text()
 
 
-def test_a_module_under_a_launcher(tmp_path: Path) -> None:
-    """Ranks are children of their launcher, and know each other."""
+def test_a_module_under_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ranks are children of their launcher, know each other, and are where it is, wherever the server was started."""
+    run_python("-c", "")
+    monkeypatch.chdir(tmp_path)
     (tmp_path / "ranks.py").write_text(
         "import os, torch\nfrom torch import distributed as d\nd.init_process_group('gloo')\n"
         "t = torch.tensor([d.get_rank() + 1.0])\nd.all_reduce(t)\n"
-        "os.write(1, f'sum {t.item()} {os.getppid()}\\n'.encode())\n"  # whole, where print may be cut by the other's
+        "os.write(1, f'sum {t.item()} {os.getppid()} {os.getcwd()}\\n'.encode())\n"  # whole: print may be cut
         "d.destroy_process_group()\n"
     )
     printed = run_ranks(2, str(tmp_path / "ranks.py"))
-    said = re.findall(r"sum (\S+) (\d+)\n", printed)
-    assert len(said) == 2 and said[0] == said[1] and said[0][0] == "3.0"
+    said = re.findall(r"sum (\S+) (\d+) (.*)\n", printed)
+    assert len(said) == 2 and said[0] == said[1] and said[0][0] == "3.0" and said[0][2] == str(tmp_path)
 
 
 def test_one_that_waits_is_waited_for_and_killed(tmp_path: Path) -> None:

@@ -330,7 +330,7 @@ def _spares(count: int, first: Callable[[], None] = lambda: None) -> list[Spare]
                 _place(fds, request["fds"])
             else:
                 os.setsid()
-            _become(request["arguments"], request["env"], os.getcwd())
+            _become(request["arguments"], request["env"], request["cwd"])
         told.close()
         spare.append((pid, tell))
     return spare
@@ -339,7 +339,8 @@ def _spares(count: int, first: Callable[[], None] = lambda: None) -> list[Spare]
 def _tell(spare: Spare, arguments: Sequence[str], env: dict[str, str], fds: list[int]) -> int:
     pid, tell = spare
     with tell:
-        _send(tell, json.dumps({"arguments": list(arguments), "env": env, "fds": fds}).encode(), fds)
+        request = {"arguments": list(arguments), "env": env, "cwd": os.getcwd(), "fds": fds}
+        _send(tell, json.dumps(request).encode(), fds)
     return pid
 
 
