@@ -2,7 +2,8 @@
 
 Both train the same weights on the same rows in the same order, with the same rewards and optimizer, two updates a
 rollout batch of 32 x 8, one thread, float32, each in a process of its own, seed by seed: our side first with an even
-seed, TRL's with an odd one. Then `sapo-vl eval` measures both models on all held-out items.
+seed, TRL's with an odd one. Then `sapo-vl eval` measures both models on all held-out items, greedily and with 16
+responses to each.
 
 Our side is the default job on one rank; TRL's has its own defaults where the job says nothing. What is left apart: TRL
 divides by the standard deviation of the sample, normalises over the ids that are never sampled too, and mixes the
@@ -42,6 +43,7 @@ from sapo_vl.record.files import write_text
 
 JOB = BENCH.parent / "configs" / "tiny_moe.yaml"
 STEPS, SEEDS, WINDOW = 300, 3, 50
+SAMPLES = 16  # responses to each held-out item, so that what is left of chance is the training's
 # Of both sides: one process, and nothing beside the training.
 ALONE = ("processes=1", "zero.stage=0", "rollout.engine=transformers", "log.trackers=[]", "checkpoint.every=0")
 # It says nothing of learning: its updates are of 8 responses, parts of groups.
@@ -174,10 +176,19 @@ def learn(name: str, config: RunConfig, folder: Path, trl_python: Path | None) -
 
 
 def measured(prepared: Path, model: Path, folder: Path) -> dict[str, Any]:
-    """Accuracy {mode: {"mean", "n", "ci95"}} of a model by `sapo-vl eval`, as the job has it."""
-    words = ["eval", "--config", str(prepared), "--out", str(folder), f"model.path={model}", *ALONE]
-    run_ours(words, folder.with_suffix(".log"))
-    found = json.loads((folder / "eval.json").read_text())
+    """Accuracy {mode: {"mean", "n", "ci95"}} of a model by `sapo-vl eval`: greedy, and of SAMPLES responses an item."""
+    data = load_config(prepared).data.path
+    further = {
+        "greedy": ["eval.modes=[greedy]", "eval.blank_split="],
+        "sampled": [f"eval.benchmarks={{visual_puzzles: {{source: '{data}', k: {SAMPLES}}}}}", "eval.blank=false"],
+    }
+    told = {}
+    for mode in MODES:
+        out = folder.with_name(f"{folder.name}_{mode}")
+        words = ["eval", "--config", str(prepared), "--out", str(out), f"model.path={model}", *ALONE, *further[mode]]
+        run_ours(words, out.with_suffix(".log"))
+        told[mode] = json.loads((out / "eval.json").read_text())
+    found = {"greedy": told["greedy"]["greedy"], "sampled": told["sampled"]["benchmarks"]["visual_puzzles"]["pass@1"]}
     return {mode: {key: found[mode][key] for key in ("mean", "n", "ci95")} for mode in MODES}
 
 

@@ -13,6 +13,7 @@ import pytest
 from data_recipes import RECIPES
 from sapo_vl.config import RunConfig, load_config, save_config
 from sapo_vl.data.problem_set import ProblemSet
+from sapo_vl.evaluation.presets import PRESETS
 from sapo_vl.model.folder import examine
 from sapo_vl.pipeline import build_tiny_model
 from sapo_vl.record.stats import wilson_interval
@@ -201,18 +202,25 @@ def test_trl_gets_the_rows_that_our_side_draws(learning: Any, tmp_path: Path) ->
 
 
 def test_models_are_measured_by_the_job_itself(learning: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """All items in both modes, whatever the training's own evaluation was cut down to."""
+    """All items, greedily and with 16 responses each, whatever the training's own evaluation was cut down to."""
     save_config(load_config(learning.JOB, ["data.path=d", "recipe.name=", "model.tiny="]), tmp_path / "prepared.yaml")
 
     def eval_stage(words: list[str], log: Path) -> None:
         stage, _, path, _, out, *pairs = words
         asked = load_config(path, pairs)
         assert (stage, asked.model.path) == ("eval", str(tmp_path / "model"))
-        assert (asked.eval.max_per_task, asked.eval.modes, asked.seed) == (0, ("sampled", "greedy"), 0)
+        assert (asked.eval.max_per_task, asked.eval.limit, asked.seed) == (0, 0, 0)
+        told: dict[str, Any]
+        if benchmarks := asked.eval.benchmarks:
+            assert {name: (b.source, b.k) for name, b in benchmarks.items()} == {"visual_puzzles": ("d", 16)}
+            assert asked.eval.preset == "sapo" and PRESETS["sapo"].temperature == 1 and not asked.eval.blank
+            told = {"benchmarks": {"visual_puzzles": {"pass@1": share(40) | {"method": "t"}}}}
+        else:
+            assert asked.eval.modes == ("greedy",)
+            told = {"greedy": share(50) | {"left_out": 0}}
         Path(out).mkdir()
-        (Path(out) / "eval.json").write_text(json.dumps({m: share(n) | {"left_out": 0} for m, n in figures.items()}))
+        (Path(out) / "eval.json").write_text(json.dumps(told))
 
-    figures = {"sampled": 40, "greedy": 50}
     monkeypatch.setattr(learning, "run_ours", eval_stage)
     found = learning.measured(tmp_path / "prepared.yaml", tmp_path / "model", tmp_path / "eval")
     assert found == {"sampled": share(40), "greedy": share(50)}
