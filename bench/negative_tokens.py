@@ -18,7 +18,7 @@ import torch
 from sapo_vl.config import load_config
 from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.learning.negative_tokens import SIGNS, isolated_step
-from sapo_vl.model.batching import MicroBatch, pack, trainable
+from sapo_vl.model.batching import MicroBatch, is_still, pack, trainable
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import load_model
 from sapo_vl.model.policy import PolicyModule
@@ -79,7 +79,8 @@ def saved_groups(run: Path, step: int, chat: Chat, problems: ProblemSet) -> list
         problem = problems.get(row)
         if problem.id in wanted:
             found[problem.id] = problem
-    return [g for id in wanted if (g := trainable(group(chat, found[id], [r for r in lines if r["id"] == id])))]
+    groups = [trainable(group(chat, found[id], [r for r in lines if r["id"] == id])) for id in wanted]
+    return [g for g in groups if g is not None and not is_still(g)]
 
 
 def group(chat: Chat, problem: Problem, lines: list[dict]) -> RolloutGroup:

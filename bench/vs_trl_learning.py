@@ -6,8 +6,8 @@ seed, TRL's with an odd one. Then `sapo-vl eval` measures both models on all hel
 responses to each.
 
 Our side is the default job on one rank; TRL's has its own defaults where the job says nothing. What is left apart: TRL
-divides by the standard deviation of the sample, normalises over the ids that are never sampled too, and mixes the
-responses of a group over both updates. Each side samples its own responses.
+divides by the standard deviation of the sample, normalises over the ids that are never sampled too, mixes the responses
+of a group over both updates, and makes an update without a signal, too. Each side samples its own responses.
 
 Seconds are of all rollout batches but the first, which has what comes once. A (side, seed) that is in OUT/results.jsonl
 is not run again.
@@ -77,6 +77,7 @@ def learning_arguments(config: RunConfig, moe: bool, banned: Sequence[int], out:
         "loss.reduction": config.loss.reduction != "sequence_mean",
         "loss.kl_coef": config.loss.kl_coef != 0,
         "advantage.baseline": config.advantage.baseline != "mean",
+        "advantage.keep_dead_groups": not config.advantage.keep_dead_groups,
         "advantage.scale": config.advantage.scale not in ("std", "none"),
         "optim.name": optim.name != "adamw",
         "optim.schedule": optim.schedule != "constant" or optim.warmup_steps > 0,
@@ -239,7 +240,7 @@ def read_results(out: Path, settings: Mapping[str, Any]) -> list[dict[str, Any]]
 def run(out: Path, trl_python: Path, steps: int, seeds: int, mini: bool) -> dict[str, Any] | None:
     """Runs what is not finished and returns the comparison."""
     out.mkdir(parents=True, exist_ok=True)
-    records = read_results(out, {"steps": steps, "mini": mini})
+    records = read_results(out, {"steps": steps, "mini": mini, "samples": SAMPLES})
     start = out / "start"
     prepared = start / "prepared.yaml"
     if not prepared.exists():

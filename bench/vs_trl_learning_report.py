@@ -29,7 +29,7 @@ def curve(rewards: Sequence[float], window: int) -> list[dict[str, float]]:
 
 
 def difference(a: Mapping[str, Any], b: Mapping[str, Any]) -> dict[str, Any]:
-    """{"difference", "ci95"} of two shares, a - b, from their Wilson intervals: Newcombe 1998, method 10.
+    """{"difference", "ci95"} of two means, a - b, from their own intervals (of shares: Newcombe 1998, method 10).
 
     The items are taken as independent; both sides answer the same ones, so it is wider than a paired interval.
     """

@@ -308,7 +308,6 @@ CONTRADICTIONS = {
     ),
     "uneven ranks": (["rollout.prompts_per_step=32", "processes=5"], ["rollout.prompts_per_step=32", "processes=5"]),
     "a group of one": (["rollout.group_size=1"], ["rollout.group_size=1", "use 2 or more"]),
-    "a group of one, kept": (["rollout.group_size=1", "advantage.keep_dead_groups=true"], ["rollout.group_size=1"]),
     "muon with ZeRO": (["optim.name=muon", "zero.stage=1"], ["optim.name=muon", "zero.stage=1"]),
     "muon with ZeRO, cold start": (
         ["cold_start.optim.name=muon", "cold_start.zero.stage=2"],

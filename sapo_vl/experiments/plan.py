@@ -17,6 +17,8 @@ SAPO_VL = ("-m", "sapo_vl")
 PREPARED = "prepared.yaml"  # of sapo_vl.pipeline.prepare
 # Sections that say how closely a run is watched, not what it does.
 _NOT_RESULTS = ("log", "checkpoint", "resume")
+# Settings whose default has become another one: what was run with the old one has another hash.
+CHANGED_DEFAULTS = ("advantage.keep_dead_groups",)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -91,7 +93,7 @@ def _run(
         folder=folder,
         commands=((*SAPO_VL, "train", "--config", str(start.folder / PREPARED), "--out", str(folder), *shared, *own),),
         result=folder / "summary.json",
-        hash=_hash(config, [start.hash]),
+        hash=_hash(config, [start.hash, *CHANGED_DEFAULTS]),
         ranks=config.processes,
         about={"kind": "run", "label": arm.label, "seed": seed, "start": start.name},
         after=start.name,

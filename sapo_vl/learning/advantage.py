@@ -35,7 +35,7 @@ class AdvantageConfig(Strict):
     std_floor: float = Field(default=1e-6, gt=0, allow_inf_nan=False)
     """A group is dead if its std is at most this times max(1, largest |reward|): rounding, no difference."""
     keep_dead_groups: bool = True
-    """The responses of a group whose scores do not differ count in the means of the loss, as in SAPO Eq. 5 and in other
+    """The responses of a dead group with 2 scores or more count in the means of the loss, as in SAPO Eq. 5 and in other
     trainers: an update weighs by how much of it has a signal. They are not run through the model, unless loss.kl_coef
     gives them a gradient."""
 

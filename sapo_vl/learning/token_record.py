@@ -99,8 +99,8 @@ class TokenRecord:
     def tokens(self, groups: Sequence[RolloutGroup], old_is_recorded: bool, limit: int) -> Tokens:
         """The responses of `groups` in order, with the tokens of those that `choose` finds room for in `limit` bytes.
 
-        Of one that no update took in (no advantage), all is NaN and masked; with `old_is_recorded`, where pi_old is the
-        law that the engine recorded, its logp_old is known all the same.
+        Of one that no update took in (no advantage, or no gradient), all is NaN and masked; with `old_is_recorded`,
+        where pi_old is the law that the engine recorded, its logp_old is known all the same.
         """
         rollouts = [r for g in groups for r in g.rollouts]
         taught = [any(id(r) in self._seen for r in g.rollouts) for g in groups]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from sapo_vl.config import ConfigError, load_config
+from sapo_vl.experiments import plan
 from sapo_vl.experiments.arms import Arm, arms_of, family, replayed, sapo_tau_neg
 from sapo_vl.experiments.config import FIGURES, ExperimentConfig, load_experiment, run_pairs, start_pairs
 from sapo_vl.experiments.plan import make_plan
@@ -119,15 +120,15 @@ def test_a_refused_arm_is_told_and_the_others_go_on(tiny, tmp_path):
         make_plan(one_seed, arms, tmp_path, ["nonsense=1"])
 
 
-def test_what_a_run_is_a_result_of(tiny, tmp_path):
+def test_what_a_run_is_a_result_of(tiny, tmp_path, monkeypatch: pytest.MonkeyPatch):
     """Its hash changes with what changes its numbers, and only then; the start's does not with a run's settings."""
 
     def hashes(arm: Arm, pairs: list[str], **changes: Any) -> tuple[str, str]:
         experiment = tiny.model_copy(update={"seeds": (0,), **changes})
-        plan = make_plan(experiment, [arm], tmp_path, pairs)
-        job = plan.runs[0].job
+        planned = make_plan(experiment, [arm], tmp_path, pairs)
+        job = planned.runs[0].job
         assert job is not None
-        return plan.starts[0].hash, job.hash
+        return planned.starts[0].hash, job.hash
 
     sapo = Arm(model="moe")
     start, run = hashes(sapo, [])
@@ -139,6 +140,8 @@ def test_what_a_run_is_a_result_of(tiny, tmp_path):
     assert hashes(sapo, ["eval.max_per_task=5"])[0] == start and hashes(sapo, ["eval.max_per_task=5"])[1] != run
     other_start, other_run = hashes(sapo, ["cold_start.steps=17"])
     assert other_start != start and other_run != run
+    monkeypatch.setattr(plan, "CHANGED_DEFAULTS", ())  # as it was before one changed
+    assert hashes(sapo, [])[0] == start and hashes(sapo, [])[1] != run
 
 
 def test_runs_of_one_seed_begin_alike(tiny, tmp_path):

@@ -3,26 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 from helpers_models import Case, Spec, flat, gradients, make_case, ragged, with_old_logprobs, worst_error
 from torch import Tensor
 
+from sapo_vl.config import RunConfig, load_config
 from sapo_vl.distributed import World
 from sapo_vl.learning.advantage import AdvantageConfig, assign_advantages
 from sapo_vl.learning.diagnostics import UpdateStats
+from sapo_vl.learning.engine import UpdateResult
 from sapo_vl.learning.moving import deal_out
 from sapo_vl.learning.objectives import global_denominators, policy_objective
 from sapo_vl.losses import LOSSES, Denominators, LossConfig
 from sapo_vl.model.batching import make_micro_batches
 from sapo_vl.model.work import work_of
 from sapo_vl.types import RolloutGroup
-from sapo_vl.updates import MiniBatch, run_update
+from sapo_vl.updates import MiniBatch, deal_groups, new_record, pack_mini_batches, run_update
 
 ALONE = World.alone()
+CONFIG = Path(__file__).resolve().parents[2] / "configs" / "tiny_dense.yaml"
 CONSTANT = 40.0  # divides with loss.reduction=token_sum
 STILL = (1, 2)  # of four groups
 
@@ -103,11 +107,63 @@ def test_only_the_scored_count(case: Case) -> None:
     ]
 
 
-def test_an_update_of_nothing_else_is_none(case: Case) -> None:
+class Engine:
+    """Says what an update would minimise, and changes nothing."""
+
+    def __init__(self, case: Case) -> None:
+        self.module = case.policy
+
+    def update(self, micro: Any, filler: Any, objective: Any, temperature: float, seen: Any) -> UpdateResult:
+        loss = sum(objective(mb, *self.module(mb, temperature=temperature)).loss.item() for mb in micro)
+        return UpdateResult(applied=True, loss=loss, grad_norm=1.0, lr=1.0, offenders=())
+
+
+def settings(*pairs: str) -> RunConfig:
+    return load_config(CONFIG, ["recipe.name=", "model.tiny=", "data.path=d", "model.path=m", *pairs])
+
+
+def session(case: Case) -> Any:
+    return SimpleNamespace(world=ALONE, engine=Engine(case), chat=case.chat)
+
+
+@pytest.mark.parametrize("reduction", ["sequence_mean", "token_mean", "token_sum"])
+def test_the_loss_of_an_update_is_the_mean_over_them_too(case: Case, reduction: str, tmp_path: Path) -> None:
+    """Five responses and nine tokens of others, by hand."""
+    further = ["loss.token_sum_constant=7"] if reduction == "token_sum" else []
+    config = settings(f"loss.reduction={reduction}", *further)
+    groups = [g for i, g in enumerate(rewarded(case, keep=True)) if i not in STILL]
+    micro = make_micro_batches([groups], case.chat)
+    losses = []
+    for still in (Denominators(0, 0), Denominators(5, 9)):
+        batch = MiniBatch(micro_batches=micro, filler=micro[0], still=still)
+        result, _, _ = run_update(config, session(case), batch, None, new_record(config, 1), 1, tmp_path, 1)
+        assert result is not None
+        losses.append(result.loss)
+    n = sum(len(g.rollouts) for g in groups)
+    t = sum(len(r.response_ids) for g in groups for r in g.rollouts)
+    share = {"sequence_mean": n / (n + 5), "token_mean": t / (t + 9), "token_sum": 1}[reduction]
+    assert losses[1] == pytest.approx(losses[0] * share, rel=1e-5) and losses[0] != 0
+
+
+@pytest.mark.parametrize("kl_coef", [0.0, 0.01])
+def test_a_penalty_runs_them(case: Case, kl_coef: float) -> None:
+    """On the way of a run: two updates of two groups, one of each still."""
+    config, groups = settings(f"loss.kl_coef={kl_coef}"), rewarded(case, keep=True)
+    dealt = deal_groups(config, session(case), groups)
+    batches = pack_mini_batches(config, session(case), dealt, groups[0].prompt)
+    ran = [[g.prompt.problem.id for mb in b.micro_batches for g in mb.groups] for b in batches]
+    counts = [(b.still.num_sequences, b.still.num_tokens) for b in batches]
+    sizes = [(len(g.rollouts), sum(len(r.response_ids) for r in g.rollouts)) for g in groups]
+    if kl_coef:
+        assert ran == [["problem-0", "problem-2"], ["problem-1", "problem-3"]] and counts == [(0, 0)] * 2
+    else:
+        assert ran == [["problem-0"], ["problem-3"]] and counts == [sizes[2], sizes[1]]
+
+
+def test_an_update_of_nothing_else_is_none(case: Case, tmp_path: Path) -> None:
     """It would move the weights by the optimizer's momentum alone."""
     spare = flat(case.chat, case.groups[:1])
     batch = MiniBatch(micro_batches=make_micro_batches([], case.chat), filler=spare, still=Denominators(5, 9))
-    session: Any = SimpleNamespace(world=ALONE, engine=None)
-    config: Any = SimpleNamespace(loss=LossConfig())
-    result, values, _ = run_update(config, session, batch, None, cast(Any, None), 0, cast(Any, None), 1)
+    config = settings()
+    result, values, _ = run_update(config, session(case), batch, None, new_record(config, 1), 0, tmp_path, 1)
     assert result is None and values == {}
