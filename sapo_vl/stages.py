@@ -37,6 +37,7 @@ from sapo_vl.record.identity import (
     IDENTITY_FILE,
     RESULTS,
     Identity,
+    changed_settings,
     differences,
     identity_of,
     read_identity,
@@ -51,6 +52,7 @@ from sapo_vl.room import check_room
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import check_replay, open_sampling, open_session, peak_memory, setup_logging, versions
 from sapo_vl.sft import cold_start
+from sapo_vl.strict import Unreadable, read_mapping
 from sapo_vl.train import train
 
 COLD_START_RESULT = "cold_start.json"
@@ -216,6 +218,23 @@ def _take_run_folder(config: RunConfig, stage: str, out: Path) -> None:
     write_identity(out, stage, here or _identity(config, stage))
 
 
+def _say_what_changed(config: RunConfig, stage: str, out: Path) -> None:
+    """A run may go on with other settings, but not without a word: a new version may have other defaults."""
+    if stage not in CHECKPOINTS or config.resume == "no":
+        return
+    for folder in _origin(config, stage) or [out]:
+        path = folder / CONFIG_FILES[stage]
+        if not path.exists() or not complete_checkpoints(folder / CHECKPOINTS[stage]):
+            continue
+        try:
+            changed = changed_settings(config, read_mapping(path))
+        except Unreadable as error:
+            log.warning("going on with the run of %s, whose settings are not known: %s", folder, error)
+            continue
+        if changed:
+            log.warning("going on with the run of %s with other settings: %s", folder, "; ".join(changed))
+
+
 def _check_rewards(config: RunConfig, *splits: str) -> None:
     with Scorer(config.rewards) as scorer:
         for split in splits:
@@ -265,6 +284,7 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
         if world.is_main:
             _swept(out, stage)
             _take_run_folder(config, stage, out)
+            _say_what_changed(config, stage, out)
             save_config(config, out / CONFIG_FILES[stage])
         world.barrier()
         with Scorer(config.rewards, world) as scorer:

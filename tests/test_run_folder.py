@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from sapo_vl.learning.checkpoint import MANIFEST, seal
 from sapo_vl.model.identity import model_digest
 from sapo_vl.model.loading import ModelError
 from sapo_vl.pipeline import build_tiny_model
-from sapo_vl.record.identity import IDENTITY_FILE
+from sapo_vl.record.identity import IDENTITY_FILE, changed_settings
 
 SHAPE = ("model.min_pixels=256", "processes=1", "rollout.prompts_per_step=4", "rollout.group_size=2")
 QUICK = ("rollout.max_new_tokens=4", "eval.before=false", "eval.max_per_task=1", "eval.modes=[greedy]")
@@ -132,6 +133,49 @@ def test_what_a_resume_may_change(start):
     free += ["checkpoint.every=1", "rollout.temperature=0.9", "rollout.max_new_tokens=9", "batch.mini_batches=1"]
     free += ["model.max_pixels=99999", "model.gradient_checkpointing=true", "loss.name=grpo", "rewards.timeout_s=3"]
     assert start(*free) == ""
+
+
+def test_settings_that_a_run_goes_on_with_are_told():
+    was = load_config(None, [*SETTINGS, "loss.params={tau_pos: 2}", "model.lora.rank=2"])
+    before = was.model_dump(mode="json")
+    assert changed_settings(was, before) == []
+    del before["advantage"]["keep_dead_groups"], before["replay"]  # of a version that did not know them
+    now = ["advantage.keep_dead_groups=false", "replay=r2", "resume=no", "optim.lr=0.25", "seed=3", "steps=9"]
+    told = changed_settings(load_config(None, [*SETTINGS, *now]), before)
+    lora = json.dumps(before["model"]["lora"])
+    assert sorted(told) == [
+        'loss.params={} here, {"tau_pos": 2} there',
+        f"model.lora=null here, {lora if len(lora) <= 120 else lora[:117] + '...'} there",
+        f"optim.lr=0.25 here, {before['optim']['lr']!r} there",
+        "seed=3 here, 0 there",
+        f"steps=9 here, {before['steps']} there",
+    ]
+
+
+@pytest.mark.parametrize("where", ["here", "elsewhere"])
+def test_a_run_says_with_which_settings_it_goes_on(where, start, tmp_path, caplog):
+    run = tmp_path / "run"
+    assert start() == ""
+    was = load_config(run / "config.yaml", [])
+    now = was.model_copy(update={"steps": was.steps + 1})
+    folder = run / "checkpoints" / "step_00000002"
+    stages._say_what_changed(now, "train", run)
+    assert not caplog.messages  # nothing to go on from
+    folder.mkdir(parents=True)
+    (folder / MANIFEST).write_text(seal({"files": {}}))
+    out = run
+    if where == "elsewhere":
+        out = tmp_path / "another"
+        was, now = (config.model_copy(update={"resume": str(folder)}) for config in (was, now))
+    stages._say_what_changed(was, "train", out)
+    stages._say_what_changed(now.model_copy(update={"resume": "no"}), "train", run)
+    assert not caplog.messages
+    stages._say_what_changed(now, "train", out)
+    changed = f"steps={now.steps} here, {was.steps} there"
+    assert caplog.messages == [f"going on with the run of {run} with other settings: {changed}"]
+    (run / "config.yaml").write_text("{")
+    stages._say_what_changed(now, "train", out)
+    assert f"settings are not known: {run / 'config.yaml'} cannot be read" in caplog.messages[1]
 
 
 def test_a_model_is_known_by_what_is_in_it(start, inputs):
@@ -329,6 +373,7 @@ def test_a_finished_run_is_evaluated_again_and_other_rows_are_refused(inputs, tm
     weights = (out / "final" / "model.safetensors").read_bytes()
     printed = train()
     assert "it is of step 1 and steps=1: only the last evaluation is left" in printed
+    assert "with other settings" not in printed
     assert lines("train") == steps and lines("eval") == evaluations and len(evaluations) == 1
     assert (out / "final" / "model.safetensors").read_bytes() == weights
 
@@ -336,7 +381,10 @@ def test_a_finished_run_is_evaluated_again_and_other_rows_are_refused(inputs, tm
     shutil.rmtree(inputs / "data")
     shutil.copytree(inputs / "other_data", inputs / "data")
     (out / IDENTITY_FILE).unlink()
-    printed = train("steps=2", check=False)
+    printed = train("steps=2", "resume=auto", "advantage.keep_dead_groups=false", check=False)
+    changed = "advantage.keep_dead_groups=false here, true there"
+    assert re.search(rf"going on with the run of {out} with other settings: .*{changed}", printed)
+    assert "steps=2 here, 1 there" in printed
     assert f"sapo-vl train: {DataError.__name__}: the checkpoint's sampler was saved over other rows" in printed
     assert lines("train") == steps
 

@@ -11,6 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
 from sapo_vl.record.run_log import write_json
 from sapo_vl.strict import Unreadable, read_mapping
 
@@ -118,6 +120,22 @@ def differences(here: Identity, there: Identity) -> list[str]:
 def differing_settings(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[str]:
     """The same for two configs as plain JSON, section by section; keys that only one of them has are left out."""
     return [text for key in ours if key in theirs for text in _differing(key, ours[key], theirs[key])]
+
+
+def changed_settings(config: BaseModel, before: Mapping[str, Any], section: str = "") -> list[str]:
+    """The same for a config and an earlier one as plain JSON, which may be of a version with fewer settings: what it
+    does not have is left out, and so is where to go on from, which is no setting of the run."""
+    found: list[str] = []
+    plain = config.model_dump(mode="json")
+    for name in type(config).model_fields:
+        key, value = section + name, getattr(config, name)
+        if name not in before or key == "resume":
+            continue
+        if isinstance(value, BaseModel) and isinstance(before[name], Mapping):
+            found += changed_settings(value, before[name], f"{key}.")
+        else:
+            found += _differing(key, plain[name], before[name])
+    return found
 
 
 def _differing(key: str, ours: Any, theirs: Any) -> list[str]:
