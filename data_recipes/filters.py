@@ -30,6 +30,9 @@ SPECIAL_TOKENS = tuple(
 )  # fmt: skip
 _SPECIAL = re.compile("|".join(map(re.escape, SPECIAL_TOKENS)))
 _SAID = re.compile(r"(?:answer|result|solution)\s*(?:is|:|=)(?:\s|\$|\\\()*", re.I)
+# Behind what is said: the end of the text, of a line or of a sentence. "The result is 3 times larger" says no 3.
+_SAID_ALL = re.compile(r"(?:[ $]|\\\))*(?:[.;!?)\]](?!\w)|\n|\Z)")
+_OPTION_BEFORE = re.compile(r"(?:(?<!\w)|\()[a-j1-9][.):\u3001](?:[\s${]|\\\()*\Z")  # "b. ", "(c) $"
 _DENSE = re.compile("[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]")  # scripts without blanks: about a token a character
 
 
@@ -91,20 +94,31 @@ def estimated_tokens(problem: Problem) -> int:
 def answer_in_question(problem: Problem) -> bool:
     """Whether the question gives its answer away.
 
-    It does if it says "answer is", "result =" and the like followed by the gold, or holds a gold of COPIED or more
-    characters word for word. The second does not go for rewards whose answer is picked from the question (CLOSED).
+    It does if it says "answer is", "result =" and the like followed by the gold and nothing more, or holds a gold of
+    COPIED or more characters word for word, unless as an option. The second does not go for rewards whose answer is
+    picked from the question (CLOSED). A list of options says no answer: "Choose the answer: A. red B. blue".
     """
     gold = folded(problem.answer)
     if not gold or problem.reward in ("code", "maze"):
         return False
-    question = folded(" ".join(texts(problem)))
+    question = "\n".join(folded(line) for text in texts(problem) for line in text.splitlines())
     for said in _SAID.finditer(question):
         rest = question[said.end() :]
-        if rest.startswith(gold) and not rest[len(gold) : len(gold) + 1].isalnum():
+        behind = rest.removeprefix(gold)
+        if behind != rest and _SAID_ALL.match(behind) and not _goes_on(gold, behind):
             return True
     if len(gold) < COPIED or problem.reward in CLOSED:
         return False
-    return re.search(rf"(?<!\w){re.escape(gold)}(?!\w)", question) is not None
+    copies = re.finditer(rf"(?<!\w){re.escape(gold)}(?!\w)", question.replace("\n", " "))
+    return any(_OPTION_BEFORE.search(question, 0, copy.start()) is None for copy in copies)
+
+
+def _goes_on(label: str, behind: str) -> bool:
+    """Whether a letter is the first option of a list: the next letter comes behind it, set the same way."""
+    if len(label) != 1 or not label.isalpha() or not behind:
+        return False
+    following = rf"(?<!\w){re.escape(chr(ord(label) + 1))}{re.escape(behind[0])}"
+    return re.search(following, behind + "\n") is not None
 
 
 def too_long(max_tokens: int) -> Callable[[Problem], str]:

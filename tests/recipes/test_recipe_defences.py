@@ -108,10 +108,39 @@ def asked(text: str, answer: str, reward: str = "math", images: tuple[Image.Imag
         ("Is it the brown bear or the black bear?", "the black bear", "word", False),
         ("Options: A. something long B. other", "something long", "choice", False),
         ("What is left?", "", "code", False),
+        # Options behind a word for answer are no answer, whichever of them is right.
+        ("Choose the correct answer:\nA. red\nB. blue\nC. green", "A", "choice", False),
+        ("Which is the answer: (A) red (B) blue", "A", "choice", False),
+        ("Is the answer: A) True B) False", "A", "choice", False),
+        ("Give the answer:\nA\nB\nC", "A", "choice", False),
+        ("The answer is A.", "A", "choice", True),
+        ("A. red B. blue. The answer is B.", "B", "choice", True),
+        ("It is B or C; the answer is (C).", "(C)", "choice", True),
+        # The gold may begin what is said, and not be it.
+        ("The result is 3 times larger than 4. What is it?", "3", "math", False),
+        ("The solution is 5 L of acid. How much water is in it?", "5", "math", False),
+        ("The result is 3.5 rounded up.", "3", "math", False),
+        ("What is the answer: yes or no?", "yes", "word", False),
+        ("So the answer: yes!", "yes", "word", True),
+        ("Given: the result = $12$\nFind the sum.", "12", "math", True),
+        ("The answer is \\(x+1\\). Why?", "x+1", "math", True),
+        # A long gold that is the text of an option.
+        ("Which? A. $\\frac{20}{3}+1$ B. $\\frac{22}{3}+1$", "\\frac{20}{3}+1", "math", False),
+        ("Which?\n(1) (u1, u2) = (0, 0)\n(2) none", "(u1, u2) = (0, 0)", "math", False),
+        ("Which? A. $\\frac{20}{3}+1$ B. 2. It equals $\\frac{20}{3}+1$.", "\\frac{20}{3}+1", "math", True),
     ],
 )
 def test_questions_that_give_their_answer_away(text: str, answer: str, reward: str, given_away: bool) -> None:
     assert answer_in_question(asked(text, answer, reward)) is given_away
+
+
+def test_no_letter_of_the_options_is_left_out(tmp_path: Path) -> None:
+    options = "A. red\nB. blue\nC. green\nD. white"
+    rows = [{"question": f"Nr. {i}. Choose the correct answer:\n{options}", "answer": "ABCD"[i % 4]} for i in range(40)]
+    lines(tmp_path / "rows.jsonl", rows)
+    RECIPES["columns"](tmp_path / "out", source=f"{tmp_path}/rows.jsonl", test_rows=8, seed=drawing(0, 40))
+    golds = [problem.answer for split in ("train", "test") for problem in read(tmp_path / "out", split)]
+    assert {letter: golds.count(letter) for letter in "ABCD"} == dict.fromkeys("ABCD", 10)
 
 
 def test_estimated_tokens() -> None:
