@@ -95,12 +95,20 @@ def _load_as_saved(folder: Path, engine: PolicyEngine) -> None:
 
 
 def match_counts(optimizer: torch.optim.Optimizer) -> None:
-    """DeepSpeed's Adam counts its updates in a number, torch's in a tensor; a checkpoint may be the other's, where the
-    optimizer has moved to the host, or a compiler has come or gone."""
+    """DeepSpeed's Adam counts its updates in a number, torch's fused one in a tensor beside the weight. A checkpoint
+    may be the other's, where the optimizer has moved to the host, or a compiler has come or gone; and one of another
+    layout is read on the host."""
     compiled = isinstance(optimizer, DeepSpeedCPUAdam)
-    for state in optimizer.state.values():
-        if "step" in state and isinstance(state["step"], Tensor) is compiled:
-            state["step"] = int(state["step"]) if compiled else torch.tensor(float(state["step"]))
+    for weight, state in optimizer.state.items():
+        step = state.get("step")
+        if step is None:
+            continue
+        if compiled:
+            state["step"] = int(step)
+        elif isinstance(step, Tensor):
+            state["step"] = step.to(weight.device)
+        else:
+            state["step"] = torch.tensor(float(step), device=weight.device)
 
 
 def _of_rank(folder: Path, rank: int) -> dict[str, Any]:

@@ -97,6 +97,21 @@ def sums(name: str, folder: Path, seed: int, world: World) -> dict[str, Tensor]:
     return {"norms": torch.tensor(norms)}
 
 
+def halves(kind: Kind, folder: Path, seed: int, world: World) -> dict[str, Tensor]:
+    """In bfloat16, whole and sharded: log-probs of this rank's micro-batches, and what is no weight."""
+    case = make_case(kind, seed)
+    batches = [flat(case.chat, [case.groups[i] for i in share]) for share in SHARES[world.rank]]
+    found = {}
+    for stage in (1, 3):
+        zero = ZeroConfig(stage=stage)
+        engine = open_engine(kind, zero, Tuning(), "bfloat16", folder, world, case.chat.banned_ids)
+        for i, told in enumerate(engine.logprobs(batches, flat(case.chat, [case.groups[4]]), TEMPERATURE)):
+            found[f"{stage} log-probs {i}"] = told.logprobs
+        found |= {f"{stage} {name}": value.clone() for name, value in engine.module.named_buffers()}
+        engine.ds.destroy()
+    return found
+
+
 def references(kind: Kind, folder: Path, seed: int, world: World) -> dict[str, Tensor]:
     """Log-probs of this rank's micro-batches, by a whole reference and by one that is sharded."""
     case = make_case(kind, seed)
@@ -123,6 +138,7 @@ def main(folder: Path, seed: int) -> None:
     for name in SUMS:
         save_file(sums(name, folder, seed, world), folder / f"sums {name}.{world.rank}")
     for kind in ("dense", "moe"):
+        save_file(halves(kind, folder, seed, world), folder / f"half {kind}.{world.rank}")
         save_file(references(kind, folder, seed, world), folder / f"reference {kind}.{world.rank}")
     shutdown_world()
 
