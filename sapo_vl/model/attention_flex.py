@@ -87,7 +87,10 @@ def _compiled() -> Callable[..., Any]:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float | None) -> Tensor:
     """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]. Compiled on a GPU, once."""
-    from torch.nn.attention.flex_attention import flex_attention
+    from torch.nn.attention.flex_attention import FlexKernelOptions, flex_attention
 
     run = _compiled() if query.device.type == "cuda" else flex_attention
-    return run(query, key, value, block_mask=mask, scale=scale, enable_gqa=True).transpose(1, 2)
+    # For fewer than 128 queries torch would take its kernel for decoding, which refuses blocks of 128.
+    options: FlexKernelOptions = {"FORCE_USE_FLEX_ATTENTION": True}
+    out = run(query, key, value, block_mask=mask, scale=scale, enable_gqa=True, kernel_options=options)
+    return out.transpose(1, 2)

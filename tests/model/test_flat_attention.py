@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -151,6 +153,20 @@ def test_flex_forward_is_the_formula(longest: int, seed: int) -> None:
     query, key, value = (x.detach() for x in inputs(groups, seed)[:3])
     out = build_layout(groups, "flex").attend(query, key, value, 0.3)
     assert apart(out, plain(groups, query, key, value, 0.3)) < 1e-6
+
+
+def test_short_rows_take_the_kernel_that_knows_blocks(seed: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch's kernel for decoding raises for blocks of 128 and a row shorter than that, with grouped heads."""
+    told: list[dict[str, Any]] = []
+
+    def attention(query: torch.Tensor, *_: Any, kernel_options: dict[str, Any], **__: Any) -> torch.Tensor:
+        told.append(kernel_options)
+        return query
+
+    monkeypatch.setattr("torch.nn.attention.flex_attention.flex_attention", attention)
+    groups = check_groups([(20, [3, 4])])
+    build_layout(groups, "flex").attend(*inputs(groups, seed)[:3], 0.3)
+    assert told == [{"FORCE_USE_FLEX_ATTENTION": True}]
 
 
 def test_scores_by_hand() -> None:
