@@ -82,7 +82,7 @@ def open_session(
         raise ModelError("model.path is empty; give a Hugging Face model folder, or build one with `sapo-vl init-tiny`")
     folder = examine(model_config.path, model_config.revision)
     model_config = model_config.model_copy(update={"path": str(folder.path)})
-    check_replay(replay, folder, rollout.engine, world.device.type)
+    check_replay(replay, folder, rollout, world.device.type)
     seed_everything(seed, world.rank)
     # transformers shards weights while it reads them only as long as this object lives.
     tuning = tune(optim, zero, world)
@@ -200,15 +200,15 @@ def _most(world: World, number: int) -> int:
     return int(world.max(number))
 
 
-def check_replay(replay: Replay, folder: ModelFolder, engine: str, device: str) -> None:
+def check_replay(replay: Replay, folder: ModelFolder, rollout: RolloutConfig, device: str) -> None:
     """Raises ModelError if the model cannot replay, and RoutesMissing if vLLM in this process returns no routes.
 
     A server answers for itself, when it is asked for its settings.
     """
     if replay != "none" and not is_moe(folder.config):
         raise ModelError(f"replay={replay}: {folder.path} is a dense model, it has no experts; use replay=none")
-    if replay == "r3" and engine == "vllm":
-        check_route_source(engine, on_cpu=device == "cpu")
+    if replay == "r3" and rollout.engine == "vllm":
+        check_route_source(rollout.engine, on_cpu=device == "cpu", tensor_parallel=rollout.vllm.tensor_parallel)
 
 
 def _routes(model: torch.nn.Module, replay: Replay) -> RouteSpec | None:

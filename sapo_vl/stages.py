@@ -73,7 +73,7 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
     check_tokenizer(load_processor(config.model.path, config.model.revision), folder)
     if stage != "eval":
         device = "cuda" if torch.cuda.is_available() else "cpu"
-        check_replay(config.replay, folder, config.rollout.engine, device)
+        check_replay(config.replay, folder, config.rollout, device)
         carried_files(folder, config.model.dtype)  # a dry export: what the end would refuse is known now
     if config.rollout.engine == "vllm_server":
         check_transfer(config.rollout.server.transfer, on_cpu=not torch.cuda.is_available())

@@ -38,7 +38,7 @@ def perturb(model: Any, seed: int, part: str = "") -> None:
     generator = torch.Generator().manual_seed(seed)
     for name, p in model.named_parameters():
         if part in name:
-            p += 0.05 * torch.randn(p.shape, generator=generator)
+            p += 0.05 * torch.randn(p.shape, generator=generator).to(p.device)
 
 
 def prompts(chat: Chat, seed: int) -> list[Prompt]:

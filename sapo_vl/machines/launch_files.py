@@ -152,9 +152,9 @@ def _faults(to: str, config: RunConfig, out: str, folder: Path, m: Machines) -> 
             f"{m.gpus} x {minis}",
         ),
         (
-            config.rollout.engine == "vllm" and m.gpus % config.rollout.vllm.tensor_parallel != 0,
-            f"rollout.vllm.tensor_parallel={config.rollout.vllm.tensor_parallel} does not divide --gpus {m.gpus}: an "
-            "engine would span two machines",
+            config.rollout.engine == "vllm" and not _fits(config.rollout.vllm.tensor_parallel, m),
+            f"rollout.vllm.tensor_parallel={config.rollout.vllm.tensor_parallel}: engines must be whole parts of "
+            f"a machine's {m.gpus} GPUs, or whole machines of the {m.nodes}",
         ),
         (
             shared and not (m.image or to == "skypilot"),
@@ -181,6 +181,12 @@ def _faults(to: str, config: RunConfig, out: str, folder: Path, m: Machines) -> 
     if config.rollout.engine == "vllm_server":
         found += _server_faults(to, config, m)
     return found
+
+
+def _fits(tensor_parallel: int, m: Machines) -> bool:
+    """Whether engines of so many ranks are whole parts of a machine, or made of whole machines."""
+    whole = tensor_parallel % m.gpus == 0 and m.nodes * m.gpus % tensor_parallel == 0 if m.gpus > 0 else False
+    return m.gpus % tensor_parallel == 0 or whole
 
 
 def _server_faults(to: str, config: RunConfig, m: Machines) -> list[tuple[bool, str]]:

@@ -136,6 +136,10 @@ class RolloutEngine(Protocol):
         """Use a slower but surer way of taking weights over from now on, and name it; None if there is none left."""
         ...
 
+    def rest(self) -> None:
+        """Free what sampling alone takes, as `generate` does at its end: updates come next. Called by all ranks."""
+        ...
+
     def close(self) -> None:
         """Free what the engine holds; it is not used again."""
         ...

@@ -67,6 +67,9 @@ class TransformersEngine:
     def surer_sync(self) -> str | None:
         return None
 
+    def rest(self) -> None:
+        """Nothing on these devices is for sampling alone."""
+
     def close(self) -> None:
         """Nothing of its own to free."""
 

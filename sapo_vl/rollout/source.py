@@ -76,6 +76,8 @@ class RolloutSource:
         if self._staleness and step + 1 < self._steps.stop:
             before, prompts, params = self._draw_state(), self._draw(), self._params(step + 1)
             self._ahead = _Ahead(self._started(prompts, params), params, before)
+        else:
+            self._engine.rest()  # nothing was sampled where this batch was sampled ahead, and updates need the memory
         return groups
 
     def more(self, prompts: Sequence[Prompt], turn: int) -> list[RolloutGroup]:

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 from helpers_launch import run_python
+from torch._subclasses.fake_tensor import FakeTensorMode
 from transformers import AutoModelForImageTextToText
 
 from sapo_vl import doctor
@@ -185,3 +186,11 @@ def test_an_unknown_vllm_is_refused_and_the_known_ones_named() -> None:
     with pytest.raises(VllmMissing, match=r"vLLM 0\.19\.1 is not known.*0\.32\.x"):
         load_contract("0.19.1")
     assert load_contract("0.32.7").SYNC_METHODS[0] == "reload"
+
+
+def test_noise_is_added_where_the_weights_are() -> None:
+    """A stand-in for a GPU, which has shapes and devices, and no values."""
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        model = torch.nn.Linear(2, 3, device="cuda")
+        case.perturb(model, seed=1)
+        assert {p.device.type for p in model.parameters()} == {"cuda"}

@@ -17,6 +17,8 @@ from sapo_vl.commands.cli import main
 from sapo_vl.config import load_config
 
 ODD = """a b's "c" $HOME `d` \\e"""  # for a shell, for YAML, for both
+ENGINE = ("rollout.engine=vllm",)
+SHIPPED = Path(__file__).parents[2] / "configs"
 SERVERS = ("rollout.engine=vllm_server", "rollout.server.allow_remote=true")
 AGENT = """#!/usr/bin/env bash
 printf '%s\\n' "$@" >"$SEEN/argv"
@@ -233,6 +235,16 @@ def test_skypilot(config: Path, tmp_path: Path) -> None:
     assert shlex.split(server["run"].splitlines()[-1])[-4:] == ["--host", "10.0.0.9", "--port", "8000"]
 
 
+@pytest.mark.parametrize("tensor_parallel", [1, 4, 8, 16, 32])
+def test_an_engine_may_span_whole_machines(tmp_path: Path, tensor_parallel: int) -> None:
+    """The shipped config for the largest model has one on every two machines."""
+    config = tmp_path / "large.yaml"
+    config.write_text((SHIPPED / "qwen3_vl_235b_a22b.yaml").read_text())
+    assert yaml.safe_load(config.read_text())["rollout"]["vllm"]["tensor_parallel"] == 16
+    paths = ("model.path=/m", "data.path=/d", f"rollout.vllm.tensor_parallel={tensor_parallel}")
+    assert "node.sh" in launch(config, "shell", "/run", "--nodes", "4", "--gpus", "8", *ENGINE, *paths)
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -246,7 +258,9 @@ def test_skypilot(config: Path, tmp_path: Path) -> None:
         (("slurm", "/run", "--partition", "a b"), "--partition 'a b' has characters"),
         (("slurm", "/run", "--time", "soon"), "write it like 24:00:00"),
         (("slurm", "/run", *SERVERS, "rollout.server.urls=[http://127.0.0.1:8000]"), "another machine on each"),
-        (("shell", "/run", "rollout.engine=vllm", "rollout.vllm.tensor_parallel=8"), "would span two machines"),
+        (("shell", "/run", *ENGINE, "rollout.vllm.tensor_parallel=3"), "=3: engines must be whole parts"),
+        (("shell", "/run", *ENGINE, "rollout.vllm.tensor_parallel=8", "--nodes", "3"), "or whole machines of the 3"),
+        (("shell", "/run", *ENGINE, "rollout.vllm.tensor_parallel=6"), "engines must be whole parts"),
         (("kubernetes", "/run", "--volume", "disk"), "--image is empty"),
         (("kubernetes", "/run", "--image", "i", "--volume", "d"), "is not under --mount /mnt/shared"),
         (("skypilot", "/mnt/shared/run"), "--volume is empty"),

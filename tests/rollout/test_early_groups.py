@@ -26,6 +26,7 @@ class FakeLLM:
     def __init__(self) -> None:
         self.request_counter = SimpleNamespace(counter=40)
         self.llm_engine = self
+        self.engine_core = SimpleNamespace(engine_core=SimpleNamespace(batch_queue=None))
         self.waiting: list[int] = []
 
     def enqueue(self, prompts: list[Any], params: list[Any], use_tqdm: bool) -> None:
@@ -87,6 +88,8 @@ class Sampling:
         assert self.scored.wait(30), "the first reward waits for the last response"
         on_group(1, groups[1])
         return groups
+
+    def rest(self) -> None: ...
 
 
 @pytest.mark.parametrize("staleness", [0, 1])

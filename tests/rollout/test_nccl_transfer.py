@@ -213,6 +213,39 @@ def test_a_server_that_fails_on_the_way_is_out_until_a_sync_and_holds_up_nobody(
 
 
 @pytest.mark.slow
+def test_weights_are_sent_from_the_device_of_the_trainer(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On two ranks and more the collectives of servers are on the CPU, and NCCL sends from none."""
+    apart = World(rank=0, size=1, device=torch.device("meta"))
+    monkeypatch.setattr(World, "apart", lambda self: apart)
+    engine = setup.engine()
+    engine.sync(1)
+    received = setup.servers[0].loaded[-1]
+    assert all(torch.equal(received[name], value) for name, value in WEIGHTS.items())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", [AssertionError, ValueError, RuntimeError, OSError])
+def test_what_vllm_does_not_send_is_a_fault_of_that_server(setup: Setup, kind: type[Exception], monkeypatch) -> None:
+    """Its checks are assertions, and this rank is not to die with others waiting for it."""
+    engine = setup.engine(2)
+    engine.sync(1)
+    bad = setup.servers[0]
+    group, send = bad.group, Group.broadcast
+    assert group is not None
+
+    def broadcast(self: Group, iterator: Iterator[tuple[str, Tensor]]) -> None:
+        if self is group:
+            raise kind("this communicator is for another device")
+        send(self, iterator)
+
+    monkeypatch.setattr(Group, "broadcast", broadcast)
+    engine.sync(2)
+    assert group.aborted.is_set() and setup.marks(engine) == {1}
+    engine.sync(3)
+    assert setup.marks(engine) == {0, 1}, "in a group of its own again"
+
+
+@pytest.mark.slow
 def test_a_server_that_was_started_again_joins_anew(setup: Setup) -> None:
     """Its group is that of a process that is gone: a broadcast in it would wait for ever."""
     engine = setup.engine()

@@ -42,6 +42,9 @@ class Engine:
         self.log.append(f"sync {version}")
         self.weight_version = version
 
+    def rest(self) -> None:
+        self.log.append("rest")
+
 
 class Threads(Engine):
     """Notes which threads asked it."""
@@ -116,7 +119,7 @@ def loop(engine: Engine, rollouts: RolloutSource, steps: range = range(6)) -> li
 def test_on_policy_is_the_plain_loop() -> None:
     engine = Engine()
     assert loop(engine, source(engine, Draws(), 0)) == [(str(k), k) for k in range(6)]
-    assert engine.log == [line for k in range(6) for line in (f"generate {100 + k} on {k}", f"sync {k + 1}")]
+    assert engine.log == [line for k in range(6) for line in (f"generate {100 + k} on {k}", "rest", f"sync {k + 1}")]
 
 
 @pytest.mark.parametrize("beside", [True, False])
@@ -125,6 +128,7 @@ def test_one_step_ahead_uses_exactly_the_weights_before(beside: bool) -> None:
     seen = loop(engine, source(engine, draws, 1, beside=beside))
     assert seen == [("0", 0), ("1", 0), ("2", 1), ("3", 2), ("4", 3), ("5", 4)]
     assert draws.count == 6, "prompts were drawn that no step will use"
+    assert engine.log[-3:] == ["sync 5", "rest", "sync 6"], "nothing is sampled before the last updates"
     assert not engine.overlapped
 
 

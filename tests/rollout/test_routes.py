@@ -149,7 +149,8 @@ def test_in_process_they_come_with_each_completion(case: tuple[Prompt, Chat], rn
     completion = SimpleNamespace(token_ids=[90], logprobs=[step], finish_reason="length", routed_experts=rows)
     ids = case[0].ids.tolist()
     left = [SimpleNamespace(outputs=[completion], prompt_token_ids=ids, finished=True, request_id="7")]
-    engine = SimpleNamespace(has_unfinished_requests=lambda: bool(left), step=lambda: [left.pop()])
+    core = SimpleNamespace(engine_core=SimpleNamespace(batch_queue=None))
+    engine = SimpleNamespace(has_unfinished_requests=lambda: bool(left), step=lambda: [left.pop()], engine_core=core)
     llm = SimpleNamespace(request_counter=SimpleNamespace(counter=7), enqueue=lambda *_, **__: None, llm_engine=engine)
     ((only,),) = (answer.samples for answer in v0_32.generate(llm, [case[0]], [None]))
     assert only.routes is rows
@@ -205,6 +206,12 @@ def test_a_build_without_them_is_refused(engine: str) -> None:
         check_route_source(engine, on_cpu=True)
     check_route_source(engine, on_cpu=False)
     check_route_source("transformers", on_cpu=True)
+
+
+def test_an_engine_over_several_ranks_of_the_trainer_keeps_them_on_the_first() -> None:
+    check_route_source("vllm", on_cpu=False, tensor_parallel=1)
+    with pytest.raises(RoutesMissing, match=r"tensor_parallel=2.*rollout\.engine=vllm_server"):
+        check_route_source("vllm", on_cpu=False, tensor_parallel=2)
 
 
 def test_an_engine_is_set_to_return_them() -> None:

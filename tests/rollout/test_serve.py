@@ -12,6 +12,7 @@ from helpers_models import MODEL, make_model, processor
 from sapo_vl.commands.cli import main
 from sapo_vl.model.export import save_hf_folder
 from sapo_vl.rollout import RolloutConfig
+from sapo_vl.rollout.vllm import v0_32
 from sapo_vl.rollout.vllm.config import ServerConfig, VllmConfig
 from sapo_vl.rollout.vllm.serve import ServeError, serve_command
 
@@ -41,6 +42,20 @@ def test_the_server_is_set_as_the_trainer_needs_it() -> None:
     command, environment = serve_command(model, rollout, "::1", 8123, on_cpu=True)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"} <= set(command)
     assert environment["TORCHDYNAMO_DISABLE"] == "1"
+
+
+def test_triton_multiplies_exactly_where_the_model_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:
+    name = "TRITON_F32_DEFAULT"
+    rollout = RolloutConfig(vllm=VllmConfig(max_num_seqs=7))
+    for dtype, told in (("float32", "ieee"), ("bfloat16", None)):
+        monkeypatch.setattr(os, "environ", {"PATH": "/bin"})
+        model = MODEL.model_copy(update={"path": "/m", "dtype": dtype})
+        assert serve_command(model, rollout, "127.0.0.1", 8123, on_cpu=False)[1].get(name) == told
+        v0_32.set_environment(rollout.vllm, dtype, on_cpu=False)
+        assert os.environ.get(name) == told
+    os.environ[name] = "tf32x3"
+    v0_32.set_environment(rollout.vllm, "float32", on_cpu=False)
+    assert os.environ[name] == "tf32x3", "what the user set stays"
 
 
 @pytest.mark.parametrize("host", ["0.0.0.0", "::", "192.168.0.7", "trainer.example"])

@@ -100,6 +100,8 @@ class ScriptedEngine:
     def surer_sync(self) -> str | None:
         return None
 
+    def rest(self) -> None: ...
+
     def close(self) -> None: ...
 
 

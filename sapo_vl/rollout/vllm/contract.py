@@ -41,13 +41,22 @@ class RoutesMissing(VllmMissing):
     """This engine cannot return the experts of its tokens. Says what is needed."""
 
 
-def check_route_source(engine: str, *, on_cpu: bool) -> None:
-    """Raises RoutesMissing if rollout.engine=`engine` cannot return routes on this machine (replay=r3)."""
+def check_route_source(engine: str, *, on_cpu: bool, tensor_parallel: int = 1) -> None:
+    """Raises RoutesMissing if rollout.engine=`engine` cannot return routes on this machine (replay=r3).
+
+    `tensor_parallel`: of an engine in the trainer's processes. A server's own processes hand routes on, these do not.
+    """
     if engine != "transformers" and on_cpu:
         raise RoutesMissing(
             f"replay=r3 with rollout.engine={engine}: vLLM returns routed experts from its Model Runner V2 only, which "
             "needs Triton and so a GPU. Use a GPU build of vLLM, rollout.engine=transformers, or replay=r2, which "
             "records the trainer's own routes"
+        )
+    if tensor_parallel > 1:
+        raise RoutesMissing(
+            f"replay=r3 with rollout.engine={engine} and rollout.vllm.tensor_parallel={tensor_parallel}: vLLM keeps "
+            "the routes on the first rank of an engine, and here every rank has to answer for its own prompts. Use "
+            "rollout.vllm.tensor_parallel=1, rollout.engine=vllm_server, or replay=r2"
         )
 
 

@@ -121,6 +121,10 @@ class VllmEngine:
         self._method += 1
         return self.sync_method
 
+    def rest(self) -> None:
+        """A sync wakes the engine, which is asleep after it has sampled."""
+        self.contract.sleep(self.llm)
+
     def close(self) -> None:
         """Frees the engine's memory."""
         self.llm = None

@@ -38,9 +38,16 @@ class NcclTransfer:
     while_training = False
 
     def __init__(
-        self, config: ServerConfig, weights: Weights, expected: Mapping[str, tuple[int, ...]], world: World
+        self,
+        config: ServerConfig,
+        weights: Weights,
+        expected: Mapping[str, tuple[int, ...]],
+        world: World,
+        device: torch.device,
     ) -> None:
+        """`device`: what NCCL sends from, this rank's own; the collectives of `world` are on the CPU."""
         self._config, self._weights, self._expected, self._world = config, weights, expected, world
+        self._device = device
         self._described: list[tuple[str, torch.dtype, tuple[int, ...]]] = []
         self._links: dict[str, Link] = {}  # main rank only
 
@@ -83,7 +90,7 @@ class NcclTransfer:
         outcome = self._world.gather(outcome)[0]
         if outcome[0]:
             return outcome
-        source = Source(self._weights, self._described, self._world.device)
+        source = Source(self._weights, self._described, self._device)
         if self._world.is_main:
             outcome = self._outcome(url, lambda: self._links[url].send(source))
         source.drain()
@@ -101,7 +108,7 @@ class NcclTransfer:
             if link:  # its other end was started again
                 self._links.pop(url).abort()
             workers = _call(lambda http: worker_count(http, url))
-            source = Source(self._weights, self._described, self._world.device)
+            source = Source(self._weights, self._described, self._device)
             self._links[url] = link = Link(url, workers, source, self._config.nccl_address, within)
             _call(lambda http: joined(http, url, self._links[url].name))
 
@@ -109,7 +116,13 @@ class NcclTransfer:
         """What came of an action on a server. After a fault its group is given up, in whatever state it is."""
         try:
             action()
-        except (ServerFault, RuntimeError, OSError) as error:
+        except (
+            ServerFault,
+            RuntimeError,
+            OSError,
+            AssertionError,
+            ValueError,
+        ) as error:  # vLLM's checks raise all five
             if url in self._links:
                 self._links.pop(url).abort()
             return str(error) or type(error).__name__, not isinstance(error, Refusal)

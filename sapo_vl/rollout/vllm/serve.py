@@ -10,7 +10,7 @@ from sapo_vl.model.loading import ModelConfig
 from sapo_vl.rollout.base import RolloutConfig
 from sapo_vl.rollout.vllm.config import is_loopback
 from sapo_vl.rollout.vllm.contract import check_route_source, check_transfer
-from sapo_vl.rollout.vllm.v0_32 import engine_settings
+from sapo_vl.rollout.vllm.v0_32 import engine_settings, precision_environment
 
 
 class ServeError(ValueError):
@@ -51,7 +51,7 @@ def serve_command(
     command = [sys.executable, "-m", "vllm.entrypoints.openai.api_server"]
     for name, value in settings.items():
         command += _option(name.replace("_", "-"), value)
-    environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    environment = {"VLLM_SERVER_DEV_MODE": "1", "VLLM_NO_USAGE_STATS": "1", **precision_environment(model.dtype)}
     if routes:
         environment["VLLM_USE_V2_MODEL_RUNNER"] = "1"
     if on_cpu:

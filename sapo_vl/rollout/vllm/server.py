@@ -98,7 +98,7 @@ class VllmServerEngine:
         )
         self._transfer: Transfer
         if config.transfer == "nccl":
-            self._transfer = NcclTransfer(config, weights, expected, self.world)
+            self._transfer = NcclTransfer(config, weights, expected, self.world, world.device)
         else:
             self._transfer = DiskTransfer(config, weights, expected, self.world, run_folder, adapters, base)
         self._pool = Pool(config.urls, world.rank, "it has no weights of this run yet")
@@ -155,6 +155,9 @@ class VllmServerEngine:
             return None
         self._method += 1
         return self.sync_method
+
+    def rest(self) -> None:
+        """Nothing on these devices is for sampling alone."""
 
     def close(self) -> None:
         """Leaves no weights on disk. The servers go on running."""

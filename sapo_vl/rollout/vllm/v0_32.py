@@ -36,12 +36,19 @@ def sync_methods(on_cpu: bool) -> tuple[str, ...]:
     return SYNC_METHODS if on_cpu else SYNC_METHODS[:1]
 
 
-def set_environment(config: VllmConfig, on_cpu: bool) -> None:
+def precision_environment(dtype: str) -> dict[str, str]:
+    """For processes of vLLM that hold a model of `dtype`. In float32 its attention, and its experts, are Triton kernels
+    beside a GPU, and Triton multiplies in TF32 unless it is told otherwise: log-probs would be 1e-3 off."""
+    return {"TRITON_F32_DEFAULT": "ieee"} if dtype == "float32" else {}
+
+
+def set_environment(config: VllmConfig, dtype: str, on_cpu: bool) -> None:
     """vLLM reads these when it is imported. What the user set stays."""
     wanted = {
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine in this process
         "VLLM_LOGGING_LEVEL": "ERROR",
         "VLLM_NO_USAGE_STATS": "1",  # nothing is reported to anybody
+        **precision_environment(dtype),
     }
     if on_cpu:
         wanted |= {"VLLM_CPU_KVCACHE_SPACE": str(config.kv_cache_gib), "VLLM_CPU_OMP_THREADS_BIND": "nobind"}
@@ -59,7 +66,7 @@ def open_engine(
     routes: bool = False,
 ) -> Any:
     """A vllm.LLM on the weights of `path`; with `routes` it returns the experts of every token."""
-    set_environment(config, on_cpu)
+    set_environment(config, model.dtype, on_cpu)
     if routes:
         os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "1")
     if on_cpu:
@@ -196,6 +203,11 @@ def _answers(llm: Any, first: int, count: int, on_answer: Callable[[int, Answer]
                 answers[i] = _answer(output)
                 if on_answer is not None:
                     on_answer(i, answers[i])
+    # Beside a GPU the next batch is scheduled before the last response is known to be over. What it still has to hand
+    # out (routes) would be met by the next call, in an engine that has slept.
+    core = llm.llm_engine.engine_core.engine_core
+    while core.batch_queue:
+        llm.llm_engine.step()
     return [answers[i] for i in range(count)]
 
 
@@ -238,8 +250,8 @@ def wake(llm: Any) -> None:
 
 
 def sleep(llm: Any) -> None:
-    """Weights go to main memory, the KV cache away."""
-    if _may_sleep(llm):
+    """Weights go to main memory, the KV cache away; nothing if the engine is asleep."""
+    if _may_sleep(llm) and not llm.llm_engine.is_sleeping():
         llm.sleep(level=1)
 
 
