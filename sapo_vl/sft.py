@@ -24,7 +24,7 @@ from sapo_vl.learning.checkpoint import (
     checkpoint_for,
     set_aside_from,
 )
-from sapo_vl.learning.final import make_probe, proof_values, save_model
+from sapo_vl.learning.final import proof_values, save_model, tried_probe
 from sapo_vl.learning.nonfinite import watch_update
 from sapo_vl.learning.objectives import global_denominators, imitation_objective
 from sapo_vl.learning.resuming import load_checkpoint
@@ -74,7 +74,7 @@ def cold_start(
     if sft is None:
         raise ValueError("this config has no cold_start section")
     world, chat, engine = session.world, session.chat, session.engine
-    probe = make_probe(chat)
+    probe = tried_probe(engine, chat)
     problems = ProblemSet(config.data.path, sft.split)
     sampler = QuotaSampler(problems.tasks, config.data.quotas, sft.batch_size, config.seed)
     feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world, solutions=True)

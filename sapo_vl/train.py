@@ -21,7 +21,7 @@ from sapo_vl.evaluation.run import engine_rollout, evaluate_benchmarks, metric_v
 from sapo_vl.learning.advantage import assign_advantages
 from sapo_vl.learning.checkpoint import CHECKPOINTS, checkpoint_for, set_aside_from
 from sapo_vl.learning.diagnostics import advantage_shares, rollout_stats
-from sapo_vl.learning.final import ExportError, make_probe, proof_values, save_model
+from sapo_vl.learning.final import ExportError, proof_values, save_model, tried_probe
 from sapo_vl.learning.moving import bring_home
 from sapo_vl.learning.reference import load_reference
 from sapo_vl.learning.resuming import load_checkpoint
@@ -76,7 +76,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         out=out,
         replay=config.replay,
     )
-    probe = make_probe(session.chat)
+    probe = tried_probe(session.engine, session.chat)
     reference = None
     if config.loss.kl_coef > 0:
         reference = load_reference(

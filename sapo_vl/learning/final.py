@@ -120,6 +120,15 @@ def write_proved(
     return _prove(beside, folder, dtype, sent, asked)
 
 
+def tried_probe(engine: PolicyEngine, chat: Chat) -> MicroBatch | None:
+    """`make_probe`, and the model has answered it: what it cannot run here is known before anything is trained, not
+    when the model is to be written. All ranks together."""
+    probe = make_probe(chat)
+    if probe is not None:
+        engine.logprobs([probe], probe)
+    return probe
+
+
 def make_probe(chat: Chat) -> MicroBatch | None:
     """A prompt with a picture and one without, and eight random tokens after each; made before the first step.
 

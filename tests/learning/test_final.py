@@ -17,7 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from sapo_vl.distributed import World
 from sapo_vl.learning import final
-from sapo_vl.learning.final import ExportError, make_probe, save_model, tensor_digest
+from sapo_vl.learning.final import ExportError, make_probe, save_model, tensor_digest, tried_probe
 from sapo_vl.learning.optim import ZeroConfig
 from sapo_vl.model.chat import Chat
 from sapo_vl.model.export import save_hf_folder
@@ -88,6 +88,23 @@ def test_a_probe_has_a_picture_and_a_text(seed: int, tmp_path: Path) -> None:
     assert one is not None and two is not None
     assert torch.equal(one.ids, two.ids) and one.has_images and len(one.targets) == 16
     assert not set(one.targets.tolist()) & set(t.chat.banned_ids)
+
+
+def test_a_probe_that_cannot_be_run_is_known_at_the_start(
+    seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    t = trained("dense", seed, tmp_path / "source")
+    probe, right = tried_probe(t.engine, t.chat), make_probe(t.chat)
+    assert probe is not None and right is not None and torch.equal(probe.ids, right.ids)
+
+    def broken(*_: Any) -> None:
+        raise RuntimeError("no such kernel")
+
+    monkeypatch.setattr(Engine, "logprobs", broken)
+    with pytest.raises(RuntimeError, match="no such kernel"):
+        tried_probe(t.engine, t.chat)
+    t.chat.config = t.chat.config.model_copy(update={"max_prompt_tokens": 1})
+    assert tried_probe(t.engine, t.chat) is None, "nothing is asked"
 
 
 def test_a_probe_leaves_out_what_no_prompt_can_be_made_of(
