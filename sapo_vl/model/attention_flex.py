@@ -20,7 +20,7 @@ from torch import Tensor
 from sapo_vl.model.segments import Groups, segments
 
 if TYPE_CHECKING:
-    from torch.nn.attention.flex_attention import BlockMask
+    from torch.nn.attention.flex_attention import BlockMask, FlexKernelOptions
 
 BLOCK = 128
 
@@ -87,7 +87,7 @@ def _compiled() -> Callable[..., Any]:
 
 def attend(query: Tensor, key: Tensor, value: Tensor, mask: BlockMask, scale: float | None) -> Tensor:
     """query [1, heads, T, d], key and value [1, kv heads, T, d] -> [1, T, heads, d]. Compiled on a GPU, once."""
-    from torch.nn.attention.flex_attention import FlexKernelOptions, flex_attention
+    from torch.nn.attention.flex_attention import flex_attention
 
     run = _compiled() if query.device.type == "cuda" else flex_attention
     # For fewer than 128 queries torch would take its kernel for decoding, which refuses blocks of 128.
