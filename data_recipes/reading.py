@@ -16,6 +16,7 @@ from PIL import Image
 
 from rewards.answers.extract import last_answer
 from rewards.number import parse_number
+from rewards.options import option_meta, options_in
 from sapo_vl.data.images import ImageRefused
 from sapo_vl.types import Problem
 
@@ -170,10 +171,13 @@ def problem(
         reward: "" = `pick_reward` of the answer.
         instruction: "" = answer tags, and the letter of the option where the reward is "choice"; NO_INSTRUCTION = none.
         system: a system turn before it; "" = none.
+        meta: of a letter of "choice" the options that stand in the text are added, unless it has some.
     """
-    reward = reward or pick_reward(answer)
+    reward, meta = reward or pick_reward(answer), meta or {}
     if reward == "choice" and (letter := _LETTER.fullmatch(answer)):
         answer = letter[1]
+        if meta.keys().isdisjoint(("options", "choices")) and answer in (options := options_in(text)):
+            meta = {**meta, "options": option_meta(options)}
     asked = turn(text, len(cells), instruction or (LETTER if reward == "choice" else ANSWER))
     return Problem(
         id=row.id,
@@ -183,5 +187,5 @@ def problem(
         answer=answer,
         solution=solution,
         reward=reward,
-        meta=meta or {},
+        meta=meta,
     )

@@ -17,8 +17,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from rewards.options import option_meta
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, option_meta, referred, shown, text, text_list
+from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, referred, shown, text, text_list
 from sapo_vl.benchmarks.mmmu import closeness
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, BOXED_SHORT, ask
 from sapo_vl.types import Problem

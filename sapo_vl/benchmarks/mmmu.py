@@ -18,8 +18,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rewards.answers.numerals import read_numeral
+from rewards.options import option_meta
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, option_meta, referred, shown, text, text_list
+from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, referred, shown, text, text_list
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, BOXED_SHORT, ask
 from sapo_vl.types import Problem
 

@@ -219,18 +219,25 @@ def test_the_consistency_of_hallusionbench() -> None:
 
 
 def test_erqa(tmp_path: Path) -> None:
-    one, two = "erqa-ERQA_1", "erqa-ERQA_2"
+    one, two, three = "erqa-ERQA_1", "erqa-ERQA_2", "erqa-ERQA_4"
     cases = [
         (one, box("D"), 1, "letter"),
         (one, box("d"), 1, "case"),
         (one, box("(D)"), 1, "brackets"),
         (one, box("C"), 0, "another"),
+        (one, box("D. Right"), 1, "as the question writes it"),
+        (one, box("Right"), 1, "its text"),
+        (one, box("D. Left"), 0, "another text"),
+        (one, box("Left"), 0, "another text"),
         (one, box("C, D"), 0, "two"),
         (one, "D", 0, "no final answer"),
         (one, "<answer>D</answer>", 1, "another form that is read"),
         (two, box("A"), 1, "letter"),
         (two, box("B"), 0, "another"),
-        (two, box("1"), 0, "a text, where only letters are known"),
+        (two, box("1"), 1, "the text of A"),
+        (two, box("2"), 0, "the text of B"),
+        (three, box("A"), 1, "options that were not found in the question"),
+        (three, box("1"), 0, "where only letters are known"),
     ]
     found = check("erqa", tmp_path, cases)
     assert found.bad == ["images is empty"]

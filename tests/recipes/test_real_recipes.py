@@ -12,10 +12,10 @@ import pytest
 import yaml
 from recipe_helpers import IMAGE, cell, drawing, encoded, lines, parquet, picture, read, shown
 
-from data_recipes import RECIPES
+from data_recipes import RECIPES, reading
 from data_recipes.code_problems import cases
 from data_recipes.dapo_math import without_instruction
-from data_recipes.reading import LeftOut, pick_reward, unwrap
+from data_recipes.reading import LeftOut, Row, pick_reward, unwrap
 from data_recipes.refcoco import thousandths
 from sapo_vl.data.problem_set import DataError, ProblemSet
 from sapo_vl.types import Problem
@@ -104,6 +104,7 @@ def test_virl39k_paths_boxes_and_missing_markers(tmp_path: Path) -> None:
         "B": ("choice", ["IMAGE", "Pick. A. 1 B. 2"], "Chart"),
         "7": ("number", ["IMAGE", "IMAGE", "Sum?"], "Math"),
     }
+    assert [p.meta.get("options") for p in problems if p.answer == "B"] == [{"A": "1", "B": "2"}]
     assert sum(manifest["notes"][s]["left_out"].get("image missing", 0) for s in ("train", "test")) == 1
 
 
@@ -516,6 +517,28 @@ def test_a_column_map_that_does_not_fit(arguments: dict, words: str, tmp_path: P
 def test_what_an_answer_column_holds(column: str, gold: str, reward: str) -> None:
     assert unwrap(column) == gold
     assert pick_reward(gold) == reward
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "meta", "options"),
+    [
+        ("Even? (A) yes (B) no", "B", {}, {"A": "yes", "B": "no"}),
+        ("Even?\nA. yes\nB. no", "(B)", {}, {"A": "yes", "B": "no"}),
+        ("Which? (A) <image> (B) <image> (C) none", "C", {}, {"A": "", "B": "", "C": "none"}),
+        ("Even? (A) yes (B) no", "C", {}, None),  # not all of them stand there
+        ("Which is it, A or B?", "B", {}, None),
+        ("Even? (A) yes (B) no", "B", {"options": {"A": "y", "B": "n"}}, {"A": "y", "B": "n"}),
+        ("Even? (A) yes (B) no", "B", {"choices": ["y", "n"]}, None),
+        ("Even? (A) yes (B) no", "no", {}, None),  # a word
+    ],
+)
+def test_the_reward_choice_is_told_the_options_of_a_question(
+    text: str, answer: str, meta: dict[str, Any], options: dict[str, str] | None
+) -> None:
+    row = Row(index=0, id="r", cells={}, image=lambda cell: cell)
+    cells = [picture(0)] * text.count("<image>")
+    made = reading.problem(row, task="t", text=text, answer=answer, cells=cells, meta=meta)
+    assert made.meta.get("options") == options and made.meta.keys() - {"options"} == meta.keys() - {"options"}
 
 
 # --- mixtures
