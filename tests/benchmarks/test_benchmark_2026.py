@@ -14,6 +14,7 @@ def test_competitions_of_2026(tmp_path: Path) -> None:
     cases = [
         ("aime26-1", box("42"), 1, "the gold"),
         ("aime26-1", box("042"), 1, "leading zero"),
+        ("aime26-1", box("42^{\\circ}"), 1, "an angle"),
         ("aime26-1", "42", 0, "no box"),
         ("aime26-1", box("42.5"), 0, "another number"),
         ("aime26-1", box("41 or 42"), 0, "not settled"),
