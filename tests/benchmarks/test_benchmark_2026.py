@@ -163,6 +163,8 @@ def test_emma(tmp_path: Path) -> None:
         (two, box("12"), 1, "the gold"),
         (two, box("12.004"), 1, "two decimals"),
         (two, box("12.01"), 0, "another second decimal"),
+        (two, box("12\\,\\text{N}"), 1, "with a unit"),
+        (two, box("12 of 20"), 0, "no unit"),
         (two, box("21"), 0, "another"),
         (two, "12", 0, "no final answer"),
         (three, box("\\sqrt{2}"), 1, "the gold"),
