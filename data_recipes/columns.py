@@ -50,7 +50,7 @@ def build(
     form: the shape of the rows, one of columns, easyr1, r1v, llava, sharegpt, verl.
     image, question, answer: names of the columns where they are not those of the form. Paths of images start at the
         folder of the source and must stay in it.
-    reward: that of all rows; "" = number, choice, word or math, by the look of each gold.
+    reward: that of all rows; "" = choice, word or math, by the look of each gold.
     instruction: what is said after the question; "" = to answer between answer tags; "none" = nothing.
     text_only: whether a row whose picture is missing (null, an empty text) is a problem without a picture; if not, it
         is left out. A row without such a column, or with an empty list in it, is one in any case, and counted.

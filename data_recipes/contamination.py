@@ -14,6 +14,9 @@ A row is reported for a benchmark if one of these holds, and the first that does
 4. shared words: GRAM words in a row in common, within one piece of text. Texts of MIN_WORDS to GRAM - 1 words are only
    found by 3.
 
+In scripts without blanks (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each letter counts as half a word: 16 letters
+make MIN_WORDS, 26 in a row GRAM. Korean has blanks, and words.
+
 Texts and word sequences in more than COMMON of a benchmark's items (and in more than 3), or in all of them, are its own
 phrases, such as its instruction, and do not count.
 
@@ -24,9 +27,11 @@ from __future__ import annotations
 
 import contextlib
 import re
+from bisect import bisect_left
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Literal, get_args
 
 import numpy as np
@@ -43,7 +48,14 @@ FLAT = 6
 SIDE = 24
 LIKE = 0.85
 COMMON = 0.01
-_WORD = re.compile(r"[^\W_]+")
+# Letters of scripts without blanks, and the marks that stand on those of the Thai and Lao ones.
+_LETTERS = (
+    "\u3005-\u3007\u3041-\u3096\u309d-\u309f\u30a1-\u30fa\u30fc-\u30ff\u3400-\u9fff\U00020000-\U0003ffff"
+    "\u0e01-\u0e30\u0e32\u0e33\u0e40-\u0e46\u0e81-\u0eb0\u0eb2\u0eb3\u0ec0-\u0ec6\u1000-\u102a\u1780-\u17b3"
+)
+_MARKS = "\u0e31\u0e34-\u0e3a\u0e47-\u0e4e\u0eb1\u0eb4-\u0ebc\u0ec8-\u0ece\u102b-\u103e\u17b6-\u17d3"
+_LETTER = re.compile(f"[{_LETTERS}][{_MARKS}]*")
+_TOKEN = re.compile(rf"{_LETTER.pattern}|[^\W_{_LETTERS}]+")
 
 Reason = Literal["same image", "similar image", "same text", "shared words"]
 REASONS: tuple[Reason, ...] = get_args(Reason)
@@ -151,9 +163,18 @@ def report(hits: Mapping[int, Hit], references: Sequence[Reference], rows: int, 
 
 
 def grams_of(text: str) -> Iterator[str]:
-    """Every GRAM words in a row, folded, signs left out."""
-    words = _WORD.findall(folded(text))
-    return (" ".join(words[i : i + GRAM]) for i in range(len(words) - GRAM + 1))
+    """Every GRAM words in a row, folded, signs left out; of a script without blanks twice as many letters."""
+    tokens = _TOKEN.findall(folded(text))
+    before = [0, *accumulate(map(_half_words, tokens))]  # half words before each token, and in all
+    for start, halves in enumerate(before):
+        end = bisect_left(before, halves + 2 * GRAM)
+        if end == len(before):
+            return
+        yield " ".join(tokens[start:end])
+
+
+def _half_words(token: str) -> int:
+    return 1 if _LETTER.fullmatch(token) else 2
 
 
 def difference_hash(image: Image.Image) -> int | None:
@@ -174,5 +195,5 @@ def _pieces(problem: Problem) -> Iterator[str]:
     """The texts that are long enough to be compared as a whole."""
     for piece in texts(problem):
         text = folded(piece)
-        if len(_WORD.findall(text)) >= MIN_WORDS:
+        if sum(map(_half_words, _TOKEN.findall(text))) >= 2 * MIN_WORDS:
             yield text

@@ -1,7 +1,7 @@
 r"""geometry3k: questions about geometry figures (hiyouga/geometry3k on the Hugging Face hub, MIT).
 
-Its rows have `images`, `problem` with one "<image>" marker per image, and `answer`. An answer that is a plain number is
-judged by the reward "number", LaTeX such as `2 \sqrt { 221 }` by "math", to which equal expressions are equal.
+Its rows have `images`, `problem` with one "<image>" marker per image, and `answer`. Numbers and LaTeX such as
+`2 \sqrt { 221 }` are judged by the reward "math", to which equal expressions are equal.
 """
 
 from data_recipes.building import HubSet, recipe

@@ -15,7 +15,9 @@ from typing import Any
 from PIL import Image
 
 from rewards.answers.extract import last_answer
+from rewards.answers.latex_writer import MAX_DIGITS
 from rewards.number import parse_number
+from rewards.options import option_meta, options_in
 from sapo_vl.data.images import ImageRefused
 from sapo_vl.types import Problem
 
@@ -106,9 +108,13 @@ def unwrap(gold: str) -> str:
 
 
 def pick_reward(gold: str) -> str:
-    """The reward that suits a gold: number, choice (a letter A to J), word (plain words), else math."""
+    """The reward that suits a gold: choice (a letter A to J), word (plain words), else math.
+
+    Numbers are for math, too, as in the benchmarks of the same data: 12 cm, $12 and x = 12 are 12. Not those of so many
+    digits that only the reward number reads them.
+    """
     if parse_number(gold) is not None:
-        return "number"
+        return "number" if sum(map(str.isdecimal, gold)) > MAX_DIGITS else "math"
     if _LETTER.fullmatch(gold):
         return "choice"
     return "word" if _WORDS.fullmatch(gold) and max(map(len, re.split("[ -]", gold))) > 2 else "math"
@@ -170,10 +176,13 @@ def problem(
         reward: "" = `pick_reward` of the answer.
         instruction: "" = answer tags, and the letter of the option where the reward is "choice"; NO_INSTRUCTION = none.
         system: a system turn before it; "" = none.
+        meta: of a letter of "choice" the options that stand in the text are added, unless it has some.
     """
-    reward = reward or pick_reward(answer)
+    reward, meta = reward or pick_reward(answer), meta or {}
     if reward == "choice" and (letter := _LETTER.fullmatch(answer)):
         answer = letter[1]
+        if meta.keys().isdisjoint(("options", "choices")) and answer in (options := options_in(text)):
+            meta = {**meta, "options": option_meta(options)}
     asked = turn(text, len(cells), instruction or (LETTER if reward == "choice" else ANSWER))
     return Problem(
         id=row.id,
@@ -183,5 +192,5 @@ def problem(
         answer=answer,
         solution=solution,
         reward=reward,
-        meta=meta or {},
+        meta=meta,
     )

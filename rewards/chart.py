@@ -1,18 +1,31 @@
 """Is the answer what the chart shows, within ChartQA's relaxed accuracy?"""
 
-from collections.abc import Callable, Mapping
+import re
+from collections.abc import Callable, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
 
 from rewards.answers.extract import bare, last_answer
 from rewards.answers.numerals import Numeral, read_numeral
+from rewards.answers.quantity import split_unit
 from rewards.base import EMPTY, NO_ANSWER, WRONG, RewardInput, RewardOutput, Unscorable
 from rewards.number import precision, rounded
 
 Same = Callable[[Fraction, Fraction], bool]  # (value of the answer, of the gold)
 
 DEFAULT_TOLERANCE = Fraction(1, 20)
-_CURRENCIES = ("$", "\u20ac", "\u00a3", "\u00a5")
+_PLAIN_UNITS = ("", "%", "$", "\u20ac", "\u00a3", "\u00a5")
+# Units of physics in the form of unit_name ("mu F", "komega", "Ncdot m"), besides those that split_unit knows.
+_UNIT = r"""(?:(?:mu|[GMkcdmnpu\u03bc])\ ?)?
+    (?:Hz|Pa|Wb|eV|mol|bar|dB|rad|min|\u00b0(?:\ ?[CF])?|[VAWNJKCFHTSgmshL]|[Oo]mega|[\u03a9\u2126]|ohm|volt|amp|ampere
+      |watt|newton|joule|kelvin|celsius|coulomb|farad|henry|tesla|hertz|pascal|mole)(?:\^-?[1-4])?"""
+_UNITS = re.compile(rf"{_UNIT}(?:\ ?(?:/|\*|\u00b7|cdot|\ )\ ?{_UNIT}){{0,3}}", re.VERBOSE)
+# "V_0 = " before an answer: one symbol, which may have an index.
+_NAME = re.compile(
+    r"\A(?:[A-Za-z\u03b1-\u03c9]|\\[A-Za-z]{2,10})'?"
+    r"(?: ?_ ?(?:\w|\{(?:[^{}=]|\{[^{}=]{0,20}\}){1,20}\}))? ?= ?(?=[^= ])"
+)
+_DECADE = re.compile(r"[0-9]{3}0s")
 
 
 def chart(x: RewardInput) -> RewardOutput:
@@ -30,17 +43,23 @@ def chart(x: RewardInput) -> RewardOutput:
     a count of decimals in 0..15, goes in place of the tolerance: numbers are the same once rounded to it, halves away
     from zero. meta["answers"] lists more golds; one of all must be matched.
 
+    With meta["any_unit"] = true the answer may carry a unit that the gold has not, or leave out one that it has, and
+    the name of what is asked for: "8.4 V" and `V_0 = 8.4` are 8.4. Nothing is converted; two units must be the same.
+
     Raises:
-        Unscorable: a gold is empty, the tolerance is not a finite number >= 0, precision is no such count, or both
-            are given.
+        Unscorable: a gold is empty, the tolerance is not a finite number >= 0, precision is no such count, both are
+            given, or any_unit is neither true nor false.
     """
-    same = _rule(x.meta)
+    same, any_unit = _rule(x.meta), x.meta.get("any_unit", False)
+    if not isinstance(any_unit, bool):
+        raise Unscorable(f"meta['any_unit'] must be true or false, got {any_unit!r}")
     golds = _golds(x.answer, x.meta.get("answers", ()))
     answer = last_answer(x.text)
     if not answer:
         return RewardOutput(0.0, reason=NO_ANSWER if answer is None else EMPTY)
-    number, text = _number(answer), bare(answer).casefold()
-    numeric = [gold for gold in map(_number, golds) if gold is not None]
+    numeric = [gold for gold in map(_gold_quantity if any_unit else _number, golds) if gold is not None]
+    number = _quantity(_NAME.sub("", bare(answer)), [gold.unit for gold in numeric]) if any_unit else _number(answer)
+    text = bare(answer).casefold()
     texts = [bare(gold).casefold() for gold in golds if _number(gold) is None]
     if text in texts or (number is not None and any(_near(number, gold, same) for gold in numeric)):
         return RewardOutput(1.0)
@@ -58,13 +77,31 @@ def _golds(answer: str, more: Any) -> list[str]:
 
 def _number(text: str) -> Numeral | None:
     numeral = read_numeral(text)
-    return numeral if numeral is not None and numeral.unit in ("", "%", *_CURRENCIES) else None
+    return numeral if numeral is not None and numeral.unit in _PLAIN_UNITS else None
+
+
+def _quantity(text: str, units: Sequence[str] = ()) -> Numeral | None:
+    """A number with a unit that is known, one of `units`, or none."""
+    numeral = read_numeral(text)
+    if numeral is None or _DECADE.fullmatch(bare(text)):
+        return None
+    return numeral if numeral.unit in (*_PLAIN_UNITS, *units) or _is_unit(numeral.unit) else None
+
+
+def _gold_quantity(text: str) -> Numeral | None:
+    """A number with a unit, for which most words are taken, or none."""
+    formula, unit = split_unit(text, trusted=True)
+    amount = _number(formula) if unit else None
+    return Numeral(amount.value, unit) if amount is not None and not amount.unit else _quantity(text)
+
+
+def _is_unit(name: str) -> bool:
+    base, power, exponent = name.partition("^")
+    return _UNITS.fullmatch(name) is not None or split_unit(rf"1\text{{{base}}}{power}{exponent}")[1] != ""
 
 
 def _near(number: Numeral, gold: Numeral, same: Same) -> bool:
-    if number.unit in _CURRENCIES and gold.unit != number.unit and gold.unit:
-        return False
-    if "%" in (number.unit, gold.unit) and {number.unit, gold.unit} & set(_CURRENCIES):
+    if number.unit and gold.unit and number.unit != gold.unit:
         return False
     if same(number.value, gold.value):
         return True

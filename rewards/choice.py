@@ -12,9 +12,11 @@ from rewards.number import parse_number
 MAX_OPTIONS = 100
 _MAX_LISTED = 600  # characters of a list of labels
 _LABEL = re.compile(r"[A-Za-z0-9]{1,3}")
-# "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option; "B:red" is how MathVerse writes options.
+# "B", "(B)", "B." / "B)" / "B:" alone or followed by the text of the option. Behind a letter the mark may be a Chinese
+# one, and no blank is needed: "B.red", "B:red" (MathVerse), "B\u3001red". Behind digits it is: 1.5 is a number.
 _NAMED = re.compile(
-    r"\(([A-Za-z0-9]{1,3})\)(?:[.:]? ?(.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?|([A-Za-z]{1,3}):(.+)"
+    r"\(([A-Za-z0-9]{1,3})\)(?:[.:\u3001\u3002]? ?(.+))?|([A-Za-z0-9]{1,3})(?:[.):](?: (.+))?)?"
+    r"|([A-Za-z]{1,3})[.):\u3001\u3002](.+)"
 )
 # "B (red)", "B - red", "B red": a letter with the text of its option, which must be no label.
 _BESIDE = re.compile(r"([A-Za-z]{1,3}) ?\((.+)\)|([A-Za-z]{1,3}) (?:[-\u2013\u2014=] )?(.+)")
@@ -33,8 +35,9 @@ _MATH_LABEL = re.compile(r"\A(?:\$ ?([A-Za-z0-9]{1,3}) ?\$|\\\( ?([A-Za-z0-9]{1,
 def choice(x: RewardInput) -> RewardOutput:
     r"""1 if the answer names the gold option, by its label or by its text, else 0.
 
-    The whole answer must name it: "B", "(B)", "B. red", "(B)red", "B (red)", "B - red", "B red", "[B]", "Option B",
-    `$\text{B}$ red` and "red" do (if option B reads "red"); "B or C", "B. blue" and a sentence with a B in it do not.
+    The whole answer must name it: "B", "(B)", "B. red", "B.red", "(B)red", "B (red)", "B - red", "B red", "[B]",
+    "Option B", `$\text{B}$ red` and "red" do (if option B reads "red"); "B or C", "B. blue" and a sentence with a B in
+    it do not.
     Case does not matter, nor Markdown around all and a full stop, nor how a text is set: `$45^\circ$` is the option 45°
     (rewards.answers.typeset). Of options that differ in such things only, the one that is written like the answer is
     meant; if none is, the answer names none. The options are
@@ -149,7 +152,8 @@ class _Options:
         if label not in self._texts or said is None:
             return label if label in self._texts else None
         shown = self._shown.get(self._same.get(label, label), "")
-        agree = any(form(said) == of_options(shown) for form, of_options in _READINGS)
+        texts = (said, said.removeprefix("~"))  # a tie may be a blank of LaTeX, or stand for "about"
+        agree = any(form(each) == of_options(shown) for each in texts for form, of_options in _READINGS)
         return label if agree else None
 
     def _by_value(self, answer: str) -> str | None:

@@ -14,7 +14,7 @@ def aime(name: str) -> Callable[[Row], Iterator[Problem]]:
     """The reader of a year: problem_idx, problem, answer."""
 
     def problems(row: Row) -> Iterator[Problem]:
-        """The gold is an integer in 0..999; "042" and "42" are the same."""
+        """The gold is an integer in 0..999; "042" and "42" are the same, and an angle may have its degree sign."""
         answer = gold(row, "answer")
         if not answer.isascii() or not answer.isdecimal() or len(answer) > 9 or int(answer) > 999:
             raise ValueError(f"answer is {answer[:40]!r}, not an integer in 0..999")
@@ -24,6 +24,7 @@ def aime(name: str) -> Callable[[Row], Iterator[Problem]]:
             messages=ask_about(0, text(row, "problem"), BOXED),
             answer=str(int(answer)),
             reward="number",
+            meta={"unit": "\u00b0"},
         )
 
     return problems

@@ -1,6 +1,7 @@
 """BeyondAIME: 100 competition problems with integer answers (arXiv 2511.20347 reports the mean over 16 responses).
 
-Rows: problem, answer (an integer, which may be large). The column names are from memory.
+Rows: problem, answer (an integer, which may be large). The column names are from memory. An angle may have its degree
+sign.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def problems(row: Row) -> Iterator[Problem]:
         messages=ask_about(0, text(row, "problem"), BOXED),
         answer=answer,
         reward="number",
+        meta={"unit": "\u00b0"},
     )
 
 

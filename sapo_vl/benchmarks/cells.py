@@ -18,7 +18,6 @@ MAX_LIST_CHARS = 20_000  # of a list that is stored as the text of a Python list
 BLANKED = frozenset(["", "?", "___"])  # what test splits without answers have in their place
 IMAGE_NUMBER = re.compile(r"<image ?(\d{1,2})>")
 _DIRECTLY = re.compile(r"\s*Please answer directly with [^.\n]*\.?\s*\Z")  # the closing sentence of some sets
-_LETTERED = re.compile(r"^[ \t]*\(?([A-Z])[.:)][ \t]*(.*?)[ \t\r]*$", re.MULTILINE)
 
 
 def ident(row: Row, name: str) -> str:
@@ -92,33 +91,6 @@ def lettered(texts: Sequence[str]) -> dict[str, str]:
     if not 2 <= len(texts) <= 26:
         raise ValueError(f"{len(texts)} options; there must be 2 to 26")
     return {chr(ord("A") + i): option for i, option in enumerate(texts)}
-
-
-def options_in(question: str) -> dict[str, str]:
-    """Options that stand in the question itself, a line each: "A. text", "(A) text", "A: text"; {} if there are none.
-
-    The last lines that count up from A are meant.
-    """
-    found: dict[str, str] = {}
-    for letter, option in _LETTERED.findall(question):
-        if letter == "A":
-            found = {}
-        if ord(letter) - ord("A") == len(found):
-            found[letter] = option
-    return found if len(found) > 1 else {}
-
-
-def option_meta(options: Mapping[str, str]) -> dict[str, str]:
-    """`options` as the reward "choice" takes them.
-
-    A text is left out ("") where it can name no option: a picture, or a text that two options share. Such an option
-    can be named by its letter.
-    """
-    texts = [folded(option) for option in options.values()]
-    return {
-        label: "" if texts.count(folded(option)) > 1 or IMAGE_NUMBER.search(option) else option
-        for label, option in options.items()
-    }
 
 
 def letters_of(answer: str, options: Mapping[str, str]) -> list[str]:

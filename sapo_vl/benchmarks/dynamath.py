@@ -6,9 +6,10 @@ question 501 rows apart; `DynaMath/DynaMath_Sample` (apache-2.0) has the same co
 sample_variant10: one of them is a benchmark without a worst case. The usual prompt asks for JSON with a "short
 answer"; here \boxed{}. As there, decimal numbers are to have three digits after the point, also in texts.
 
-Rules: a number within 0.001, a letter, the same text. What kind of text decides how texts are compared
-(short_answers.rule_of). Of the authors' 310 text golds 100 are numbers in brackets or between commas, 20 equations, 20
-times, 10 a code of three digits; 160 are words, dates and names of edges or nodes.
+Rules: a number within 0.001, a letter (or the text of its option, where the question lists them), the same text. What
+kind of text decides how texts are compared (short_answers.rule_of). Of the authors' 310 text golds 100 are numbers in
+brackets or between commas, 20 equations, 20 times, 10 a code of three digits; 160 are words, dates and names of edges
+or nodes.
 
 Not official: in the authors' script a text is right if the gold is in it, in VLMEvalKit if it is in the gold, blanks
 included. So "(5, -2)" is wrong there for "(5.000, -2.000)" and right here, "8:00" likewise for "8:0"; "uneven" for
@@ -25,6 +26,7 @@ from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
+from rewards.options import option_meta, options_in
 from sapo_vl.benchmarks.base import Benchmark, ItemScores, Row
 from sapo_vl.benchmarks.cells import gold, grouped, ident, text
 from sapo_vl.benchmarks.prompts import BOXED_DECIMAL, BOXED_LETTER, BOXED_TEXT, ask_about
@@ -46,14 +48,16 @@ def problems(row: Row) -> Iterator[Problem]:
     if kind not in RULES:
         raise ValueError(f"answer_type is {kind!r}, none of {', '.join(RULES)}")
     reward, instruction, rule = RULES[kind]
+    asked, question = text(row, "question"), ident(row, "id")
     if not reward:
         reward, rule = rule_of(answer)
-    question = ident(row, "id")
+    elif reward == "choice" and answer in (options := options_in(asked)):
+        rule = {"options": option_meta(options)}
     groups = grouped(type=kind, subject=row.cells.get("subject"), level=row.cells.get("knowledge_level"))
     yield Problem(
         id=f"dynamath-{question}-{row.index}",
         task="dynamath",
-        messages=ask_about(1, text(row, "question"), instruction),
+        messages=ask_about(1, asked, instruction),
         images=(row.image(row.cells.get("decoded_image")),),
         answer=answer,
         reward=reward,

@@ -4,8 +4,8 @@ Rows: pid, context ("none" or a text), question, options with "<image_1>" marker
 answer (a letter, or a short answer), type ("Multiple Choice", "Open-ended"), subject, category. Columns, split and the
 configuration "All" are those of lmms-eval's loader. The prompt is context, question and options with \boxed{}.
 
-Options: the letter. Open questions: a number rounded to two decimals (or those of the gold, if they are more), or the
-same text; a formula by its value.
+Options: the letter. Open questions: a number rounded to two decimals (or those of the gold, if they are more), with its
+unit or without, or the same text; a formula by its value.
 
 Not official: the fast rule there takes the last box or what follows "answer is", number words anywhere in it, and an
 option's text, also by its value to two decimals; "(B)" is none. The paper also has a language model judge.
@@ -17,8 +17,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from rewards.options import option_meta
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, option_meta, referred, shown, text, text_list
+from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, referred, shown, text, text_list
 from sapo_vl.benchmarks.mmmu import closeness
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, BOXED_SHORT, ask
 from sapo_vl.types import Problem
@@ -42,7 +43,7 @@ def problems(row: Row) -> Iterator[Problem]:
             raise ValueError(f"answer is {answer[:40]!r}, none of the letters {', '.join(options)}")
         lines.append(shown(options))
     elif kind in ("open-ended", "open ended"):
-        reward, meta = ("math", {}) if _FORMULA.search(answer) else ("chart", closeness([answer]))
+        reward, meta = ("math", {}) if _FORMULA.search(answer) else ("chart", closeness([answer]) | {"any_unit": True})
     else:
         raise ValueError(f"type is {kind[:40]!r}, neither 'Multiple Choice' nor 'Open-ended'")
     pictures = {number: row.cells.get(f"image_{number}") for number in range(1, PICTURES + 1)}

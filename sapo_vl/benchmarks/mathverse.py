@@ -18,8 +18,9 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
+from rewards.options import option_meta, options_in
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, option_meta, options_in, text
+from sapo_vl.benchmarks.cells import gold, grouped, text
 from sapo_vl.benchmarks.prompts import BOXED, BOXED_LETTER, BOXED_LETTERS, ask_about
 from sapo_vl.types import Problem
 

@@ -13,8 +13,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 
+from rewards.options import option_meta
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import IMAGE_NUMBER, gold, grouped, ident, lettered, option_meta, shown, text, text_list
+from sapo_vl.benchmarks.cells import IMAGE_NUMBER, gold, grouped, ident, lettered, shown, text, text_list
 from sapo_vl.benchmarks.prompts import BOXED, BOXED_LETTER, MARKER, ask
 from sapo_vl.types import Problem
 

@@ -17,8 +17,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from rewards.options import option_meta
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, letters_of, option_meta, text, text_list
+from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, letters_of, text, text_list
 from sapo_vl.benchmarks.prompts import BOXED, BOXED_LETTER, ask_about
 from sapo_vl.types import Problem
 

@@ -4,10 +4,11 @@ Rows: id ("validation_Accounting_1"), question and options with "<image 1>" mark
 list, image_1 ... image_7, answer, question_type ("multiple-choice", "open"). The prompt is Qwen's, "Question: ...
 Options: ... Please select the correct answer from the options above.", with \boxed{}. The split "test" has no answers.
 
-Options: the letter. Public kits draw a random letter where they find none; here no answer scores 0. Open questions:
-the gold, or one of several (a list), as text or as a number, to two decimals or those of the gold. lmms-eval takes any
-text that has the gold in it, VLMEvalKit asks a model whether the answer is the gold or "other". Four of the 53 open
-golds have more than two decimals (0.9965) and are compared to all of them: at most 0.4 points of 900 items.
+Options: the letter. Public kits draw a random letter where they find none; here no answer scores 0. Open questions: the
+gold, or one of several (a list), as text or as a number, to two decimals or those of the gold, to which its unit and
+the name of what is asked for may be added ("8.4 V", "V_0 = 8.4"). lmms-eval takes any text that has the gold in it,
+VLMEvalKit asks a model whether the answer is the gold or "other". Four of the 53 open golds have more than two decimals
+(0.9965) and are compared to all of them: at most 0.4 points of 900 items.
 
 `MMMU/MMMU` has a configuration a subject; the default source is the copy that has all in one.
 """
@@ -18,8 +19,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from rewards.answers.numerals import read_numeral
+from rewards.options import option_meta
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, option_meta, referred, shown, text, text_list
+from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, referred, shown, text, text_list
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, BOXED_SHORT, ask
 from sapo_vl.types import Problem
 
@@ -66,7 +68,7 @@ def problems(row: Row) -> Iterator[Problem]:
         golds = text_list(answer, "answer") if answer.startswith("[") else [answer]
         if not golds:
             raise ValueError("answer is an empty list")
-        answer, meta = golds[0], meta | {"answers": golds[1:]} | closeness(golds)
+        answer, meta = golds[0], meta | {"answers": golds[1:], "any_unit": True} | closeness(golds)
     else:
         raise ValueError(f"question_type is {kind!r}, neither 'multiple-choice' nor 'open'")
     marked, images = referred(question_with(options, row), pictures_of(row), row)

@@ -12,8 +12,9 @@ from typing import Any
 
 from PIL import Image
 
+from rewards.options import option_meta
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, option_meta, referred, text_list
+from sapo_vl.benchmarks.cells import gold, grouped, ident, lettered, referred, text_list
 from sapo_vl.benchmarks.mmmu import pictures_of, question_with
 from sapo_vl.benchmarks.prompts import ANSWER_LETTER, VISION_LETTER, ask, ask_about
 from sapo_vl.types import Problem

@@ -2,8 +2,8 @@ r"""MMStar (arXiv 2403.20330): 1500 questions that cannot be answered without th
 
 Rows: index, question (with its options), image, answer (a letter), category (6), l2_category (18). Columns and split
 are those of lmms-eval's loader and of the stored card of a copy. How the options stand in the question was not seen
-first hand: lines "A. text", or one line "A: text, B: text", are read, so that a text is right as well; where neither is
-found, the letter alone is. The usual prompt asks for the letter directly, here with \boxed{}.
+first hand: lines "A. text" and one line "A: text, B: text" are read (rewards.options), so that a text is right as well;
+where neither is found, the letter alone is. The usual prompt asks for the letter directly, here with \boxed{}.
 
 `average` is lmms-eval's figure: the mean over the 18 fine categories of their accuracies. The authors' own is the share
 of all questions.
@@ -16,16 +16,14 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+from rewards.options import option_meta, options_in
 from sapo_vl.benchmarks.base import GROUPS, Benchmark, ItemScores, Row
-from sapo_vl.benchmarks.cells import gold, grouped, ident, option_meta, options_in, text
+from sapo_vl.benchmarks.cells import gold, grouped, ident, text
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, ask_about
 from sapo_vl.types import Problem
-
-_OPTIONS = re.compile(r"(?:^|\n)\s*(?:Options|Choices):\s*(A: .+)\Z", re.DOTALL)
-_NEXT = re.compile(r"[,;]?\s+([B-Z]): ")
 
 
 def problems(row: Row) -> Iterator[Problem]:
@@ -33,7 +31,7 @@ def problems(row: Row) -> Iterator[Problem]:
     question, answer = text(row, "question"), gold(row, "answer")
     if not re.fullmatch("[A-Z]", answer):
         raise ValueError(f"answer is {answer[:40]!r}, not the letter of an option")
-    options = options_in(question) or _in_a_line(question)
+    options = options_in(question)
     meta: dict[str, Any] = {"options": option_meta(options)} if answer in options else {}
     yield Problem(
         id=f"mmstar-{ident(row, 'index')}",
@@ -44,17 +42,6 @@ def problems(row: Row) -> Iterator[Problem]:
         reward="choice",
         meta=meta | grouped(category=row.cells.get("category"), fine=row.cells.get("l2_category")),
     )
-
-
-def _in_a_line(question: str) -> Mapping[str, str]:
-    """Options "A: text, B: text"; {} if they do not count up from A."""
-    found = _OPTIONS.search(question)
-    if found is None:
-        return {}
-    pieces = _NEXT.split(found[1].removeprefix("A: "))
-    letters = ["A", *pieces[1::2]]
-    expected = [chr(ord("A") + i) for i in range(len(letters))]
-    return dict(zip(letters, map(str.strip, pieces[::2]), strict=True)) if letters == expected else {}
 
 
 def average(items: Sequence[ItemScores]) -> dict[str, float]:

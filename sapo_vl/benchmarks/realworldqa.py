@@ -11,8 +11,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from rewards.options import option_meta, options_in
 from sapo_vl.benchmarks.base import Benchmark, Row
-from sapo_vl.benchmarks.cells import gold, grouped, option_meta, options_in, text, without_instruction
+from sapo_vl.benchmarks.cells import gold, grouped, text, without_instruction
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, BOXED_SHORT, ask_about
 from sapo_vl.types import Problem
 

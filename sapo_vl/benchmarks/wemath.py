@@ -27,8 +27,9 @@ import re
 from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 
+from rewards.options import option_meta
 from sapo_vl.benchmarks.base import Benchmark, ItemScores, Row
-from sapo_vl.benchmarks.cells import gold, grouped, ident, option_meta, shown, text
+from sapo_vl.benchmarks.cells import gold, grouped, ident, shown, text
 from sapo_vl.benchmarks.prompts import BOXED_LETTER, ask_about
 from sapo_vl.benchmarks.tally import right, rounds
 from sapo_vl.types import Problem

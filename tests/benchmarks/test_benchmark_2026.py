@@ -14,6 +14,7 @@ def test_competitions_of_2026(tmp_path: Path) -> None:
     cases = [
         ("aime26-1", box("42"), 1, "the gold"),
         ("aime26-1", box("042"), 1, "leading zero"),
+        ("aime26-1", box("42^{\\circ}"), 1, "an angle"),
         ("aime26-1", "42", 0, "no box"),
         ("aime26-1", box("42.5"), 0, "another number"),
         ("aime26-1", box("41 or 42"), 0, "not settled"),
@@ -162,6 +163,8 @@ def test_emma(tmp_path: Path) -> None:
         (two, box("12"), 1, "the gold"),
         (two, box("12.004"), 1, "two decimals"),
         (two, box("12.01"), 0, "another second decimal"),
+        (two, box("12\\,\\text{N}"), 1, "with a unit"),
+        (two, box("12 of 20"), 0, "no unit"),
         (two, box("21"), 0, "another"),
         (two, "12", 0, "no final answer"),
         (three, box("\\sqrt{2}"), 1, "the gold"),
@@ -219,18 +222,25 @@ def test_the_consistency_of_hallusionbench() -> None:
 
 
 def test_erqa(tmp_path: Path) -> None:
-    one, two = "erqa-ERQA_1", "erqa-ERQA_2"
+    one, two, three = "erqa-ERQA_1", "erqa-ERQA_2", "erqa-ERQA_4"
     cases = [
         (one, box("D"), 1, "letter"),
         (one, box("d"), 1, "case"),
         (one, box("(D)"), 1, "brackets"),
         (one, box("C"), 0, "another"),
+        (one, box("D. Right"), 1, "as the question writes it"),
+        (one, box("Right"), 1, "its text"),
+        (one, box("D. Left"), 0, "another text"),
+        (one, box("Left"), 0, "another text"),
         (one, box("C, D"), 0, "two"),
         (one, "D", 0, "no final answer"),
         (one, "<answer>D</answer>", 1, "another form that is read"),
         (two, box("A"), 1, "letter"),
         (two, box("B"), 0, "another"),
-        (two, box("1"), 0, "a text, where only letters are known"),
+        (two, box("1"), 1, "the text of A"),
+        (two, box("2"), 0, "the text of B"),
+        (three, box("A"), 1, "options that were not found in the question"),
+        (three, box("1"), 0, "where only letters are known"),
     ]
     found = check("erqa", tmp_path, cases)
     assert found.bad == ["images is empty"]

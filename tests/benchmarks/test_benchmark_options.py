@@ -6,7 +6,8 @@ import pytest
 from benchmark_helpers import box, centre, check, opened, said
 from benchmark_sets import WORDS
 
-from sapo_vl.benchmarks.cells import options_in, text_list
+from rewards.options import option_meta, options_in
+from sapo_vl.benchmarks.cells import text_list
 
 VALIDATION = "mmmu-validation_Basic_Medical_Science_"
 
@@ -33,6 +34,10 @@ def test_mmmu(tmp_path: Path) -> None:
         (id(4), box("63,020 to 64,000"), 0, "kits take what has the gold in it"),
         (id(5), box("1/3"), 1, "0.33 to two decimals"),
         (id(5), box("0.34"), 0, "another second decimal"),
+        (id(5), box("0.33 \\text{ V}"), 1, "with a unit"),
+        (id(5), box("V_0 = 0.33"), 1, "with a name"),
+        (id(5), box("0.34 V"), 0, "another number with a unit"),
+        (id(5), box("0.33 of 10"), 0, "no unit"),
         (id(5), box("0.333333"), 1, "0.33"),
         (id(6), box("Even circle"), 1, "text"),
         (id(6), box("uneven circle"), 0, "has the gold in it"),
@@ -120,7 +125,7 @@ def test_mmmu_pro_with_four_options_and_in_pictures(tmp_path: Path) -> None:
 
 
 def test_logicvista(tmp_path: Path) -> None:
-    one, two = "logicvista-0", "logicvista-1"
+    one, two, listed, single = (f"logicvista-{number}" for number in (0, 1, 4, 5))
     cases = [
         (one, box("B"), 1, "letter"),
         (one, box("(b)"), 1, "brackets, lower case"),
@@ -134,6 +139,13 @@ def test_logicvista(tmp_path: Path) -> None:
         (two, box("A, B, C"), 0, "one too many"),
         (two, "\\boxed{A}, \\boxed{C}", 0, "two boxes are not one answer"),
         (two, box("A, C because"), 0, "a sentence"),
+        (listed, box("A, C"), 1, "both letters"),
+        (listed, box("A. red, C. green"), 0, "several texts are not read"),
+        (listed, box("red"), 0, "one of two"),
+        (single, box("B. blue"), 1, "letter and text"),
+        (single, box("blue"), 1, "the text"),
+        (single, box("B. red"), 0, "another text"),
+        (single, box("A, B"), 0, "one too many"),
     ]
     found = check("logicvista", tmp_path, cases)
     assert found.left_out == ["no gold"] and found.bad == ["answer is '3 and 4', not letters of options"]
@@ -266,10 +278,45 @@ def test_refcoco(tmp_path: Path) -> None:
         ("A: I see\nB: so\nWhich?\nA. one\nB. two\nC. three", {"A": "one", "B": "two", "C": "three"}),
         ("A. Smith asks", {}),
         ("B. two\nC. three", {}),
+        # one behind the other
+        ("Is it even? Choices: (A) yes (B) no", {"A": "yes", "B": "no"}),
+        ("Where? A. Left. B. Right. C. Neither", {"A": "Left.", "B": "Right.", "C": "Neither"}),
+        ("Options: A: a dog, B: a cat, black, C: none", {"A": "a dog", "B": "a cat, black", "C": "none"}),
+        ("Which?\n(A) 1 (B) 2\n(C) 3 (D) 4", {"A": "1", "B": "2", "C": "3", "D": "4"}),
+        ("Find x (A) 10 (B) 12 (C) $\\frac{1}{2}$", {"A": "10", "B": "12", "C": "$\\frac{1}{2}$"}),
+        ("It is ( ) A.10 B.12", {"A": "10", "B": "12"}),
+        ("\u89d2\uff08 \uff09A\uff0e30\u00b0B\uff0e40\u00b0", {"A": "30\u00b0", "B": "40\u00b0"}),
+        ("Which? A\u3001red B\u3001blue", {"A": "red", "B": "blue"}),
+        ("Does A. Smith (A) win? Choices: (A) yes (B) no", {"A": "yes", "B": "no"}),
+        ("Why? A. It is so. Or not. B. It was. Now not.", {"A": "It is so. Or not.", "B": "It was. Now not."}),
+        # in doubt
+        ("A. Smith gives B. Jones 3 apples. Find how many are left.", {}),
+        ("Two men met. A. Smith was one and B. Jones the other.", {}),
+        ("Two men met. A. Smith and B. Jones", {}),
+        ("Two men met. A. Smith was one. B. Jones was not. Who was it?", {}),
+        ("Both are wet. A: I swim. B: So do I. Who lies?", {}),
+        ("Compare. (A) and (B) are similar.", {}),
+        ("Is (A) larger than (B)", {}),
+        ("In the triangle (A) (B)", {}),
+        ("In the triangle: (A) (B) (C)", {}),
+        ("Let P(A) = 0.3 and P(B) = 0.4", {}),
+        ("Divide it. The ratio is A:B = 3:4", {}),
+        ("Which? (A) 1 (C) 3", {}),
+        ("Which? (A) 1 (B) 2 (D) 4", {}),
+        ("Who? (A) A. Smith (B) B. Jones", {}),
+        ("Which? (A) yes B. no", {}),
+        ("Which? A. yes B. no\nThink twice.", {}),
+        ("Which? A. yes B. no. Answer with the letter.", {}),
+        ("Which? $\\textbf{(A)}\\ 5 \\qquad \\textbf{(B)}\\ 7$", {}),
     ],
 )
 def test_options_in_a_question(question: str, options: dict[str, str]) -> None:
     assert options_in(question) == options
+
+
+def test_texts_that_can_name_no_option() -> None:
+    options = {"A": "<image 1>", "B": "red", "C": "Red", "D": "a <image>", "E": "blue"}
+    assert option_meta(options) == {"A": "", "B": "", "C": "", "D": "", "E": "blue"}
 
 
 def test_stored_lists() -> None:

@@ -1,6 +1,8 @@
 """Checks of a whole data set: golds by their own reward, and what repeats a benchmark."""
 
 import json
+import random
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +12,7 @@ from recipe_helpers import lines
 
 from data_recipes.check import TaskCheck, foreign_golds
 from data_recipes.contamination import Reference, difference_hash, grams_of
+from data_recipes.filters import folded
 from data_recipes.golds import Judge
 from sapo_vl.commands.cli import main
 from sapo_vl.data.problem_set import ProblemSet
@@ -197,6 +200,53 @@ def test_a_benchmarks_own_instruction_does_not_count() -> None:
 def test_grams_have_thirteen_words() -> None:
     assert list(grams_of(" ".join("abcdefghijklmn"))) == [" ".join("abcdefghijklm"), " ".join("bcdefghijklmn")]
     assert list(grams_of("one two three")) == []
+
+
+def test_grams_of_texts_with_blanks_are_those_of_words() -> None:
+    rng = random.Random(0)
+    alphabet = "abcdeXYZ019_ .,-+=$\\n\u00e9\u00df\u03b1\u0416\ud55c\uad6d"  # Hangul among them
+    for _ in range(300):
+        text = "".join(rng.choice(alphabet) for _ in range(rng.randrange(200)))
+        words = re.findall(r"[^\W_]+", folded(text))
+        assert list(grams_of(text)) == [" ".join(words[i : i + 13]) for i in range(len(words) - 12)]
+
+
+CHINESE = (  # 35 letters, of which the first 13 are a stock phrase
+    "\u5982\u56fe\u6240\u793a\uff0c\u5728\u5e73\u9762\u76f4\u89d2\u5750\u6807\u7cfb\u4e2d"
+    "\uff0c\u5df2\u77e5\u629b\u7269\u7ebf\u7ecf\u8fc7\u4e24\u4e2a\u70b9\uff0c\u4e14\u4e0e\u8f74\u76f8\u4ea4"
+    "\u4e8e\u53e6\u4e00\u70b9\uff0c\u6c42\u9762\u79ef\u3002"
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (CHINESE, "same text"),
+        (CHINESE[:30] + "\u662f\u591a\u5c11", "shared words"),  # 27 letters
+        ("\u5df2\u77e5\uff1a" + CHINESE[:32], "shared words"),
+        (CHINESE[:14] + "\uff0c\u6709\u4e00\u4e2a\u4e09\u89d2\u5f62\u548c\u4e00\u4e2a\u5706", None),  # the phrase
+        (CHINESE[:24], None),  # 22 letters, and no whole text
+    ],
+)
+def test_scripts_without_blanks(text: str, reason: str | None) -> None:
+    fillers = [asked(f"f{i}", f"filler {i}") for i in range(20)]
+    hit = Reference("bench", [asked("zh", CHINESE), *fillers]).hit(asked("p", text))
+    assert (hit.reason if hit else None) == reason
+
+
+def test_a_letter_of_a_script_without_blanks_is_half_a_word() -> None:
+    letters = [chr(0x4E00 + i) for i in range(30)]
+    assert list(grams_of("".join(letters[:27]))) == [" ".join(letters[:26]), " ".join(letters[1:27])]
+    assert list(grams_of("".join(letters[:25]))) == []
+    mixed = "a b c " + "".join(letters[:20]) + " d"  # three words, twenty letters
+    assert list(grams_of(mixed)) == [" ".join(["a", "b", "c", *letters[:20]]), " ".join(["b", "c", *letters[:20], "d"])]
+    thai = "\u0e01\u0e34\u0e19" * 13  # two letters, one of which has a mark
+    assert len(list(grams_of(thai))) == 1 and list(grams_of(thai[:-1])) == []
+
+    def found(text: str) -> bool:
+        return Reference("b", [asked("b", text)]).hit(asked("p", text)) is not None
+
+    assert found("".join(letters[:16])) and not found("".join(letters[:15]))
 
 
 def test_the_difference_hash_by_hand() -> None:

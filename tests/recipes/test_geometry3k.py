@@ -61,7 +61,7 @@ def test_good_rows_arrive_in_order_and_in_rgb(tmp_path):
     problems = read(tmp_path / "out", "train")
     assert [p.id for p in problems] == [f"geometry3k-train-{i}" for i in range(7)]
     assert [p.answer for p in problems] == ["3.5", "2 \\sqrt { 221 }", "7", "1,200", "-4", "12", "left"]
-    assert [p.reward for p in problems] == ["number", "math"] + ["number"] * 4 + ["word"]
+    assert [p.reward for p in problems] == ["math"] * 6 + ["word"]
     corners = [p.images[0].getpixel((0, 0)) for p in problems]
     white = (255, 255, 255)
     assert corners[:5] == [(10, 20, 30), white, (9, 9, 9), (0, 0, 0), white]

@@ -12,11 +12,12 @@ import pytest
 import yaml
 from recipe_helpers import IMAGE, cell, drawing, encoded, lines, parquet, picture, read, shown
 
-from data_recipes import RECIPES
+from data_recipes import RECIPES, reading
 from data_recipes.code_problems import cases
 from data_recipes.dapo_math import without_instruction
-from data_recipes.reading import LeftOut, pick_reward, unwrap
+from data_recipes.reading import LeftOut, Row, pick_reward, unwrap
 from data_recipes.refcoco import thousandths
+from rewards import REWARDS, RewardInput
 from sapo_vl.data.problem_set import DataError, ProblemSet
 from sapo_vl.types import Problem
 
@@ -73,7 +74,7 @@ def test_geoqa_golds_are_numbers_latex_and_letters(tmp_path: Path) -> None:
     rows = [{"image": cell(i), "problem": f"Angle {i}?", "solution": gold} for i, gold in enumerate(golds)]
     problems, manifest = build(tmp_path, "geoqa", source=parquet(tmp_path / "s", schema, train=rows), test_rows=1,
                                check_golds=False)  # fmt: skip
-    assert facts(problems) == [("145°", "math"), ("B", "choice"), (r"4\sqrt{3}", "math"), ("12", "number")]
+    assert facts(problems) == [("145°", "math"), ("B", "choice"), (r"4\sqrt{3}", "math"), ("12", "math")]
     assert "letter of the option" in problems[1].messages[0]["content"][-1]["text"]
     assert manifest["card"]["licence"] == "unknown"
     assert "licence unknown" in (tmp_path / "out/README.md").read_text()
@@ -100,10 +101,11 @@ def test_virl39k_paths_boxes_and_missing_markers(tmp_path: Path) -> None:
         seed=drawing(0, 4),
     )
     assert {p.answer: (p.reward, shown(p), p.meta["category"]) for p in problems} == {
-        r"\frac{1}{2}": ("number", ["IMAGE", "What is x?"], "Math"),
+        r"\frac{1}{2}": ("math", ["IMAGE", "What is x?"], "Math"),
         "B": ("choice", ["IMAGE", "Pick. A. 1 B. 2"], "Chart"),
-        "7": ("number", ["IMAGE", "IMAGE", "Sum?"], "Math"),
+        "7": ("math", ["IMAGE", "IMAGE", "Sum?"], "Math"),
     }
+    assert [p.meta.get("options") for p in problems if p.answer == "B"] == [{"A": "1", "B": "2"}]
     assert sum(manifest["notes"][s]["left_out"].get("image missing", 0) for s in ("train", "test")) == 1
 
 
@@ -115,7 +117,7 @@ def test_mmk12_and_mm_eureka(tmp_path: Path) -> None:
     ]
     source = parquet(tmp_path / "src", schema, train=rows[:1], test=rows[1:])
     RECIPES["mmk12"](tmp_path / "k12", source=source)
-    assert facts(read(tmp_path / "k12", "train")) == [("12", "number")]
+    assert facts(read(tmp_path / "k12", "train")) == [("12", "math")]
     assert facts(read(tmp_path / "k12", "test")) == [("C", "choice")]
 
     folder = tmp_path / "eureka"
@@ -143,7 +145,7 @@ def test_open_r1_multimodal_takes_the_answer_out_of_the_solution(tmp_path: Path)
         tmp_path / "src", schema, train=[{"original_question": "", "original_answer": "", **r} for r in rows]
     )
     problems, manifest = build(tmp_path, "open_r1_multimodal", source=source, test_rows=1, seed=drawing(0, 3))
-    assert facts(problems) == [("30", "number"), ("A", "choice")]
+    assert facts(problems) == [("30", "math"), ("A", "choice")]
     assert problems[0].solution == solutions[0]
     assert sum(manifest["notes"][s]["left_out"].get("no answer in the solution", 0) for s in ("train", "test")) == 1
 
@@ -264,7 +266,7 @@ def test_dapo_is_de_duplicated_also_across_the_splits(tmp_path: Path) -> None:
     notes = manifest["notes"]
     assert notes["train"]["rows"] == 98 and notes["test"]["rows"] == 2
     assert notes["train"]["kept"] + notes["test"]["kept"] == 5
-    assert {p.reward for p in problems} == {"number"}
+    assert {p.reward for p in problems} == {"math"}
 
 
 def test_dapos_own_words_go_and_nothing_else() -> None:
@@ -286,7 +288,7 @@ def test_deepmath_leaves_out_rows_that_give_their_answer_away(tmp_path: Path) ->
     rows = [{"question": q, "final_answer": a, "difficulty": 5.0, "topic": "Algebra"} for q, a in rows]
     source = parquet(tmp_path / "s", schema, train=rows)
     problems, manifest = build(tmp_path, "deepmath", source=source, test_rows=1, seed=drawing(3, 6))
-    assert sorted(facts(problems)) == sorted([("\\frac{\\pi^2}{6}", "math"), ("\\text{Yes}", "math"), ("9", "number")])
+    assert sorted(facts(problems)) == sorted([("\\frac{\\pi^2}{6}", "math"), ("\\text{Yes}", "math"), ("9", "math")])
     left_out: dict[str, int] = {}
     for split in ("train", "test"):
         for reason, count in manifest["notes"][split]["left_out"].items():
@@ -453,7 +455,7 @@ def test_any_file_in_a_usual_shape(form: str, tmp_path: Path) -> None:
         check_golds=False,
         **named,
     )
-    assert facts(problems) == [("4", "number"), (r"\sqrt{3}", "math")]
+    assert facts(problems) == [("4", "math"), (r"\sqrt{3}", "math")]
     assert [shown(p) for p in problems] == [["IMAGE", "Side 0?"], ["IMAGE", "Side 1?"]]
     assert np.array_equal(np.asarray(problems[1].images[0]), np.asarray(picture(1)))
     assert {p.task for p in problems} == {"sides"} and manifest["card"]["licence"] == "CC0"
@@ -507,15 +509,58 @@ def test_a_column_map_that_does_not_fit(arguments: dict, words: str, tmp_path: P
 @pytest.mark.parametrize(
     ("column", "gold", "reward"),
     [
-        ("<answer> 3 </answer>", "3", "number"), (r"so \boxed{\frac{2}{3}}", r"\frac{2}{3}", "number"),
+        ("<answer> 3 </answer>", "3", "math"), (r"so \boxed{\frac{2}{3}}", r"\frac{2}{3}", "math"),
         ("The answer is (B).", "(B)", "choice"), ("One more.\nThe final answer is: 12 cm.", "12 cm", "math"),
-        ("1/2", "1/2", "number"), ("dark green", "dark green", "word"), ("Yes", "Yes", "word"), ("x", "x", "math"),
-        ("The answer isolates y", "The answer isolates y", "word"),
+        ("1/2", "1/2", "math"), ("dark green", "dark green", "word"), ("Yes", "Yes", "word"), ("x", "x", "math"),
+        ("The answer isolates y", "The answer isolates y", "word"), ("9" * 30, "9" * 30, "math"),
+        ("9" * 31, "9" * 31, "number"), ("0." + "3" * 30, "0." + "3" * 30, "number"),
     ],
 )  # fmt: skip
 def test_what_an_answer_column_holds(column: str, gold: str, reward: str) -> None:
     assert unwrap(column) == gold
     assert pick_reward(gold) == reward
+
+
+@pytest.mark.parametrize(
+    ("gold", "right", "wrong"),
+    [
+        (
+            "45",
+            ["45", r"45^\circ", "45 cm", "x = 45", r"\$45", "45.0", r"\dfrac{90}{2}"],
+            ["54", "45 or 54", "x + 1 = 45"],
+        ),
+        ("1/2", [r"\dfrac12", "0.5", r"\frac{2}{4}"], ["2", "0.51", "1/2, 3"]),
+        ("9" * 31, ["9" * 31], ["9" * 30 + "8"]),
+    ],
+)
+def test_a_number_may_be_written_as_where_it_is_measured(gold: str, right: list[str], wrong: list[str]) -> None:
+    def score(answer: str) -> float:
+        text, reward = f"<answer>{answer}</answer>", REWARDS[pick_reward(gold)]
+        return reward(RewardInput(text=text, num_tokens=9, max_tokens=99, finish="stop", answer=gold)).score
+
+    assert {answer: score(answer) for answer in right + wrong} == {a: float(a in right) for a in right + wrong}
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "meta", "options"),
+    [
+        ("Even? (A) yes (B) no", "B", {}, {"A": "yes", "B": "no"}),
+        ("Even?\nA. yes\nB. no", "(B)", {}, {"A": "yes", "B": "no"}),
+        ("Which? (A) <image> (B) <image> (C) none", "C", {}, {"A": "", "B": "", "C": "none"}),
+        ("Even? (A) yes (B) no", "C", {}, None),  # not all of them stand there
+        ("Which is it, A or B?", "B", {}, None),
+        ("Even? (A) yes (B) no", "B", {"options": {"A": "y", "B": "n"}}, {"A": "y", "B": "n"}),
+        ("Even? (A) yes (B) no", "B", {"choices": ["y", "n"]}, None),
+        ("Even? (A) yes (B) no", "no", {}, None),  # a word
+    ],
+)
+def test_the_reward_choice_is_told_the_options_of_a_question(
+    text: str, answer: str, meta: dict[str, Any], options: dict[str, str] | None
+) -> None:
+    row = Row(index=0, id="r", cells={}, image=lambda cell: cell)
+    cells = [picture(0)] * text.count("<image>")
+    made = reading.problem(row, task="t", text=text, answer=answer, cells=cells, meta=meta)
+    assert made.meta.get("options") == options and made.meta.keys() - {"options"} == meta.keys() - {"options"}
 
 
 # --- mixtures

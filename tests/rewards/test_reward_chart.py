@@ -118,9 +118,69 @@ def test_decimals_and_several_golds(answer, gold, meta, expected, why):
     assert REWARDS["chart"](respond(say(answer), gold, **meta)).score == expected, why
 
 
+UNITS = [  # answer, gold, score, why
+    ("8.4", "8.4", 1, "none"),
+    (r"8.4 \text{ V}", "8.4", 1, "a unit set as text"),
+    ("8.4 V", "8.4", 1, "a letter"),
+    ("8.4V", "8.4", 1, "without a blank"),
+    ("8.4 volts", "8.4", 1, "a word"),
+    (r"8.4\ \Omega", "8.4", 1, "a sign"),
+    (r"8.4 k\Omega", "8.4", 1, "with a prefix"),
+    (r"8.4\,\mu\text{F}", "8.4", 1, "a prefix in LaTeX"),
+    (r"8.4 \text{ m/s}^2", "8.4", 1, "a quotient with a power"),
+    (r"8.4\ \mathrm{N\cdot m}", "8.4", 1, "a product"),
+    (r"8.4^\circ", "8.4", 1, "degrees"),
+    ("8.4 cm", "8.4", 1, "centimetres"),
+    ("$8.40", "8.4", 1, "currency as before"),
+    ("V_0 = 8.4", "8.4", 1, "a name"),
+    (r"$V_{\text{out}} = 8.4\ \text{V}$", "8.4", 1, "an index that is set as text"),
+    (r"V_{out}=8.4\,\text{V}", "8.4", 1, "a name and a unit"),
+    (r"\theta' = 8.4^\circ", "8.4", 1, "a Greek one"),
+    ("8.5 V", "8.4", 0, "another number"),
+    ("V_0 = 8.5", "8.4", 0, "another number"),
+    ("84%", "8.4", 0, "another number"),
+    ("8.4 of 10", "8.4", 0, "no unit"),
+    ("8.4 million", "8.4", 0, "a word that counts"),
+    ("8.4 dozen", "8.4", 0, "a word that counts"),
+    ("8.4 k", "8.4", 0, "a prefix alone"),
+    ("8.4x", "8.4", 0, "a variable"),
+    ("8.4i", "8.4", 0, "imaginary"),
+    (r"8.4\pi", "8.4", 0, "a factor"),
+    ("8.4 or 9", "8.4", 0, "not settled"),
+    ("8.4 V or A", "8.4", 0, "not settled"),
+    ("x + 1 = 8.4", "8.4", 0, "no name"),
+    ("V = 9 = 8.4", "8.4", 0, "two values"),
+    ("9 V = 8.4", "8.4", 0, "two numbers"),
+    ("1950s", "1950", 0, "a decade is no second"),
+    ("8.4", "8.4 V", 1, "the gold's unit left out"),
+    (r"8.4\text{V}", "8.4 V", 1, "the same unit"),
+    ("8.4 A", "8.4 V", 0, "another unit"),
+    ("8.5 V", "8.4 V", 0, "another number"),
+    ("4", "4 apples", 1, "of a gold any word is a unit"),
+    ("4 apples", "4 apples", 1, "the same"),
+    ("4 pears", "4 apples", 0, "other things"),
+    ("5", "5 million", 0, "but for those that count"),
+    ("5 million", "5 million", 1, "as text"),
+    ("1950", "1950s", 0, "a decade"),
+    ("even", "even", 1, "a text"),
+    ("x = even", "even", 0, "a name is for numbers"),
+]
+
+
+@pytest.mark.parametrize(("answer", "gold", "expected", "why"), UNITS)
+def test_any_unit(answer, gold, expected, why):
+    assert REWARDS["chart"](respond(say(answer), gold, any_unit=True, **TWO)).score == expected, why
+
+
+def test_a_unit_makes_text_of_a_number_by_default():
+    for answer in ("8.4 V", "V_0 = 8.4", r"8.4^\circ"):
+        assert REWARDS["chart"](respond(say(answer), "8.4")).score == 0
+
+
 @pytest.mark.parametrize(
     "meta",
     [
+        {"any_unit": 1},
         {"precision": 2, "relative_tolerance": 0},
         {"precision": -1},
         {"answers": "b"},

@@ -13,6 +13,7 @@ MANY = {"options": {f"{i}": f"shape {i}" for i in range(1, 41)}}
 SWAPPED = {"A": "B", "B": "A"}  # which letter is painted first?
 NUMBERS = {"options": {"A": "5", "B": "5.5", "C": "1/2", "D": "0.25"}}
 TWINS = {"options": {"A": "0.5", "B": "1/2", "C": "2"}}
+MARKS = {"options": {"A": "~5", "B": "12 cm", "C": "13", "D": "red"}}
 PICTURES = {"options": {"A": "", "B": "", "C": "none of them"}}
 
 CASES = [  # answer, gold, meta, score, why
@@ -51,8 +52,37 @@ CASES = [  # answer, gold, meta, score, why
     ("B:blue", "B", LIST, 1, "a colon without a blank, as MathVerse has it"),
     ("B:red", "B", LIST, 0, "letter and text disagree"),
     ("B:blue", "B", {}, 0, "a text that nothing says is the option's"),
-    ("B)blue", "B", LIST, 0, "elsewhere there must be a blank"),
+    ("B)blue", "B", LIST, 1, "any mark behind a letter will do without: it can be no number, and the text must agree"),
+    ("B)blue", "B", {}, 0, "a text that nothing says is the option's"),
     ("1:5", "1", {"options": {"1": "5", "2": "4"}}, 0, "a ratio"),
+    ("1.5", "1", {"options": {"1": "5", "2": "4"}}, 0, "a number"),
+    ("3.14", "3", {"options": {"3": "14", "4": "1"}}, 0, "a number"),
+    ("1.5", "B", {"options": {"A": "5", "B": "1.5"}}, 1, "a number that is an option"),
+    ("B.12 cm", "B", MARKS, 1, "a full stop without a blank"),
+    ("B)12 cm", "B", MARKS, 1, "a bracket"),
+    ("b:12 CM", "B", MARKS, 1, "a colon"),
+    ("D.red", "D", MARKS, 1, "a word"),
+    ("C.13", "C", MARKS, 1, "a number"),
+    ("B\uff0e12 cm", "B", MARKS, 1, "a full-width stop"),
+    ("B\u300112 cm", "B", MARKS, 1, "a Chinese comma"),
+    ("B\u3001 12 cm", "B", MARKS, 1, "and a blank"),
+    ("B\u300212 cm", "B", MARKS, 1, "a Chinese full stop"),
+    ("B\uff1a12 cm", "B", MARKS, 1, "a full-width colon"),
+    ("(B)\u300112 cm", "B", MARKS, 1, "behind brackets"),
+    (r"D.\ red", "D", MARKS, 1, "a blank of LaTeX"),
+    (r"D.\; \text{red}", "D", MARKS, 1, "a blank of LaTeX and a text"),
+    (r"$\textbf{(D)}~\text{red}$", "D", MARKS, 1, "a tie"),
+    (r"D.~\text{red}", "D", MARKS, 1, "a tie behind a mark"),
+    ("A:~5", "A", MARKS, 1, "which may be a part of the text"),
+    (r"\mathrm{B}.12\text{ cm}", "B", MARKS, 1, "how a text is set does not matter"),
+    ("B.13", "B", MARKS, 0, "another option's text"),
+    ("B.13", "C", MARKS, 0, "nor is it that option"),
+    ("B\u300113", "B", MARKS, 0, "another option's text"),
+    ("B.12", "B", MARKS, 0, "a part of the text"),
+    ("B.12 cm C.13", "B", MARKS, 0, "two options"),
+    ("B,12 cm", "B", MARKS, 0, "a list"),
+    ("B.C", "B", MARKS, 0, "two letters"),
+    ("E.red", "D", MARKS, 0, "no such option"),
     (r"\textbf{(B) }blue", "B", LIST, 1, "letter set apart"),
     ("(B)blue", "B", LIST, 1, "brackets need no blank behind them"),
     ("(B)red", "B", LIST, 0, "nor agree with another text"),
@@ -168,6 +198,11 @@ SEVERAL = [  # answer, gold, meta, score, why
     ("A, C", "A, C", DICT, 1, "labels that are known"),
     ("A, D", "A, D", {"options": {"A": "1", "D": "2"}}, 1, "labels with a gap"),
     ("A, E", "A, C", DICT, 0, "no such label"),
+    ("A.C", "A, C", DICT, 0, "a full stop parts no labels"),
+    ("A\u3001C", "A, C", DICT, 0, "nor does a Chinese comma"),
+    ("B.blue", "B", DICT, 1, "one option with its text"),
+    ("A.red, B.blue", "A, B", DICT, 1, "two of them"),
+    ("A.red, B.red", "A, B", DICT, 0, "letter and text disagree"),
     (", ".join("A" * 400), "A", {}, 0, "longer than any list"),
 ]
 

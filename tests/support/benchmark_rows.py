@@ -91,6 +91,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         ("Which two are the same? Choose from A, B, C, D.", "A, C", ["spatial", "mechanical"]),
         ("Which is it?", "", ["numerical"]),
         ("Which is it?", "3 and 4", ["numerical"]),
+        ("Which fit?\nA. red\nB. blue\nC. green", "A, C", ["spatial"]),
+        ("Which fits? A. red B. blue C. green", "b", ["spatial"]),
         image="picture:green",
     ),
     "chartqa": _rows(

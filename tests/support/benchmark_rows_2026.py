@@ -106,6 +106,7 @@ SETS_2026: dict[str, Rows] = {
         ),
         ("ERQA_2", "Which is nearer? Choices: A. 1. B. 2.", ["picture:red", "picture:blue"], "A", "Multi-view"),
         ("ERQA_3", "Which? Choices: A. 1. B. 2.", [], "A", "Multi-view"),
+        ("ERQA_4", "Which of the marks?", ["picture:red"], "A", "Multi-view"),
         visual_indices=[0],
     ),
     "babyvision": [
