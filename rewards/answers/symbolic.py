@@ -36,7 +36,16 @@ from sympy.core.relational import Relational
 from rewards.answers.labelled import labelled
 from rewards.answers.latex import Formula, NotMath, formula, words
 from rewards.answers.quantity import split_unit
-from rewards.answers.solutions import is_solution, is_solved, members, relations
+from rewards.answers.solutions import (
+    as_set,
+    in_order,
+    is_solution,
+    is_solved,
+    members,
+    relations,
+    spread,
+    without_indices,
+)
 from rewards.base import WRONG
 
 MAX_BITS = 20_000  # of a number that SymPy may work out: 6000 digits
@@ -83,7 +92,10 @@ def difference(gold: str, answer: str) -> str:
     * a list where the gold is one thing, or a longer list than the gold's, even of equal values: 5, 5 for 5;
     * numbers more than CLOSE apart, relatively (math-verify rounds to 6 decimals, so to it 1e-7 is 2e-7);
     * an equation for its right side alone: x + 2 = 7 for 7; or a chain that is false: 7 = 5 for 5;
-    * an equation that the gold solves: x + 2 = 7 for x = 5 (rewards.answers.solutions).
+    * an equation that the gold solves: x + 2 = 7 for x = 5 (rewards.answers.solutions);
+    * values in another order than that of the gold's names: 2, 1 for x = 1, y = 2.
+
+    Solutions of one unknown may also be written without indices, and those of inequalities as a set.
 
     Raises:
         NotMath: the answer (or the gold) is not plain mathematics, cannot be parsed, or is too large.
@@ -115,6 +127,7 @@ def difference(gold: str, answer: str) -> str:
         if given.items > 1 and (not _is_list(gold_value) or given.items > wanted.items > 1):
             return "more than one answer"
         try:
+            gold_value, value = without_indices(spread(gold_value), spread(value))
             points = not any(token[0].islower() for token in wanted.tex.split())
             same = _equal(gold_value, value, points)
             if percents and not same and isinstance(gold_value, sympy.Expr):
@@ -166,6 +179,9 @@ def _equal(gold: Any, value: Any, points: bool) -> bool:
         return False
     if is_solution(gold, points) and not is_solved(value):
         return False
+    gold, value = in_order(gold, value)
+    if isinstance(value, sympy.Interval | sympy.Union):
+        gold = as_set(gold)
     if any(map(_is_false_chain, members(value))) or not verify(gold, value, timeout_seconds=None):
         return False
     numbers, wanted = _numbers(value), _numbers(gold)
