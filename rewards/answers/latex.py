@@ -14,6 +14,7 @@ import re
 from rewards.answers.extract import bare
 from rewards.answers.latex_tables import FUNCTIONS, SYMBOLS, TEXTS, UNICODE, WORDS
 from rewards.answers.latex_writer import Formula, NotMath, Writer
+from rewards.answers.typeset import scripted
 
 __all__ = ["Formula", "NotMath", "formula", "words"]
 
@@ -50,7 +51,7 @@ def formula(text: str) -> Formula:
     Raises:
         NotMath: the text holds anything but plain mathematics, or more of it than is scored.
     """
-    text = text.translate(UNICODE)
+    text = scripted(text).translate(UNICODE)
     if "matrix" not in text:
         text = _DOUBLED.sub(r"\\", text)  # "\\\\frac": escaped once too often, as in JSON
     text = _CONJUNCTION.sub(r"\1 ", text)

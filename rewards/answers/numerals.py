@@ -30,7 +30,7 @@ _NUMBER = re.compile(
 )
 _SEPARATOR = re.compile(r"\{,\}|\\,|,\\!|,")
 _UNIT_MARKUP = re.compile(r"\\(?:text|mathrm|rm|mbox)\b|\\[ ,;]|[{}~]")
-_DEGREE_SIGN = re.compile(r"\^?\ ?(?:\{\ ?\\circ\ ?\}|\\circ\b|\\degree\b|\u00b0)\ ?")
+_DEGREE_SIGN = re.compile(r"\^?\ ?(?:\{\ ?\\circ\ ?\}|\\circ\b|\\degree\b|[\u00b0\u00ba\u02da])\ ?")
 _SCRIPT = re.compile(r"\ ?\^\ ?")
 _OVER = re.compile(r"\ ?/\ ?")
 _UNIT_CHARACTERS = str.maketrans({"\u00b2": "^2", "\u00b3": "^3", "\u00b5": "\u03bc", "\\": ""})

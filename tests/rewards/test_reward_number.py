@@ -107,6 +107,7 @@ CASES = [  # answer, gold, meta, score, why
     ("$5 cm", "5", {"unit": ["$", "cm"]}, 0, "two units"),
     (r"30^\circ", "30", {"unit": "\u00b0"}, 1, "degrees in LaTeX"),
     ("30 degrees", "30", {"unit": "deg"}, 1, "degrees in words"),
+    ("30\u00ba", "30", {"unit": "\u00b0"}, 1, "the sign of an ordinal, typed for it"),
     ("5 kg of apples", "5", {"unit": "kg"}, 0, "more than the unit"),
     # per cent
     ("20%", "20", {"percent": "points"}, 1, "20% is 20"),
