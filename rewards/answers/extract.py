@@ -10,13 +10,14 @@ reference answer: listing candidates gains nothing.
 What an answer says is then read without what is around all of it: marks of Markdown, the full stop that closes it, a
 box (`settled`, the end of `last_answer`), and LaTeX that only sets it (`bare`). Golds are read by the same functions.
 
-All functions are single passes over the text with plain string search or expressions without repetition, so
-their time grows linearly with its length whatever a model writes.
+All functions are one pass over the text, or a bounded number of them, with plain string search or expressions without
+repetition, so their time grows linearly with its length whatever a model writes.
 """
 
 import re
 import unicodedata
 from collections import deque
+from collections.abc import Callable
 
 _ANSWER_TAG = re.compile(r"</?answer>")
 # What moves the depth of braces; a line break `\\` and an escaped brace do not. `\\boxed{` is a `\boxed{`
@@ -44,6 +45,7 @@ _MARKS_AND_BLANKS = "*_` \t\n"
 _STOPS = (".", "\u3002", "\uff0e")  # the latter two after Chinese and Japanese text
 # The stop of "U.S.", "e.g." and "p.m." is a part of the word.
 _ABBREVIATION = re.compile(r"[(\[\"']?(?:[^\W\d_]{1,3}\.){2,}")
+_MAX_ROUNDS = 8  # of taking off marks, a stop and a box around an answer; nobody means more
 _MAX_MARKS = 30  # combining marks on one letter: more than any script has (UAX #15, stream-safe text)
 
 
@@ -59,10 +61,7 @@ def bare(text: str) -> str:
 
 def undressed(text: str) -> str:
     """Without anything around all of it that does not change what it says: `settled` and `unset`, in any order."""
-    text = text.strip()
-    while (inner := settled(unset(text))) != text:
-        text = inner
-    return text
+    return _peeled(text, lambda left: _unboxed(_unmarked(_unstopped(unset(left)))))
 
 
 def settled(text: str) -> str:
@@ -71,10 +70,7 @@ def settled(text: str) -> str:
     `**B**`, `*B*.`, `__B__`, "`B`", `\boxed{B}.` and "B." say B. What is left alone: marks that are not around all
     (`**A** or **B**`), the stop of an abbreviation ("U.S."), more than one stop ("...", "5.."), signs alone.
     """
-    text = text.strip()
-    while (inner := _unboxed(_unmarked(_unstopped(text)))) != text:
-        text = inner
-    return text
+    return _peeled(text, lambda left: _unboxed(_unmarked(_unstopped(left))))
 
 
 def unset(text: str) -> str:
@@ -198,6 +194,19 @@ def _is_closed(text: str, left: str, right: str) -> bool:
     return text.count(right) % 2 == 1 if left == right else text.count(right) > text.count(left)
 
 
+def _peeled(text: str, peel: Callable[[str], str]) -> str:
+    """What `peel` leaves of a text once it finds no more; the text itself if that takes more than _MAX_ROUNDS rounds.
+
+    Each round reads all that is left, so that without a bound the time would be quadratic.
+    """
+    text = left = text.strip()
+    for _ in range(_MAX_ROUNDS + 1):
+        if (inner := peel(left)) == left:
+            return left
+        left = inner
+    return text
+
+
 def _boxes(text: str) -> list[tuple[int, int, int]]:
     r"""(start, start of the content, end of the content) of every balanced `\boxed{...}`."""
     open_braces: list[tuple[int, int] | None] = []  # where a box starts and its content does; None: a plain brace
@@ -216,16 +225,19 @@ def _boxes(text: str) -> list[tuple[int, int, int]]:
 
 
 def _unboxed(text: str) -> str:
-    """What the box holds if `text` is one box, or boxes one directly inside the other; else `text`."""
+    """What the box holds if `text` is one box, or boxes with nothing but blanks between them; else `text`."""
     whole = _without_marks(text)
     if not whole.startswith(("\\boxed", "\\\\boxed")):
         return text
     boxes = {start: (inside, end) for start, inside, end in _boxes(whole)}
-    start, end, content = 0, len(whole), None
+    start, end = 0, len(whole)
     while start in boxes and boxes[start][1] + 1 == end:
         start, end = boxes[start]
-        content = whole[start:end]
-    return text if content is None else content.strip()
+        while start < end and whole[start].isspace():
+            start += 1
+        while start < end and whole[end - 1].isspace():
+            end -= 1
+    return whole[start:end] if start else text
 
 
 def _without_marks(text: str) -> str:

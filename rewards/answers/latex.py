@@ -12,8 +12,9 @@ second is written out, as is what it cannot read: `\frac12`, "x^(1/2)", "sqrt(2)
 import re
 
 from rewards.answers.extract import bare
-from rewards.answers.latex_tables import FUNCTIONS, SYMBOLS, UNICODE, WORDS
+from rewards.answers.latex_tables import FUNCTIONS, SYMBOLS, TEXTS, UNICODE, WORDS
 from rewards.answers.latex_writer import Formula, NotMath, Writer
+from rewards.answers.typeset import scripted
 
 __all__ = ["Formula", "NotMath", "formula", "words"]
 
@@ -21,6 +22,11 @@ _SCIENTIFIC = re.compile(r"(?<![A-Za-z0-9.])([0-9]+\.?[0-9]*)[eE]([+-]?[0-9]{1,2
 _THOUSANDS = re.compile(r"(?<=[0-9])(?:\{,\}|\\,|,\\!)(?=[0-9]{3}(?![0-9]))")
 _REPEATING = re.compile(r"(?<![0-9.])([0-9]{0,9})\.([0-9]{0,9})\\overline ?\{([0-9]{1,9})\}")
 _MIXED = re.compile(r"(?<![0-9./])([0-9]{1,9}) ([0-9]{1,9}) ?/ ?([0-9]{1,9})(?![0-9./])")
+# Behind a comma "and" adds nothing: "3, 4, and 5".
+_CONJUNCTION = re.compile(
+    r"([,;])(?:[ ~]|\\[ ,;:!]|\\q?quad(?![A-Za-z]))*"
+    rf"(?:(?:{'|'.join(WORDS)})(?![A-Za-z])|\\(?:{'|'.join(sorted(TEXTS))}) ?\{{ *(?:{'|'.join(WORDS)}) *\}})"
+)
 _DOUBLED = re.compile(r"\\\\(?=[A-Za-z])")
 _WORDS = re.compile(r"[A-Za-z][A-Za-z '-]*")
 _SET_AS_TEXT = re.compile(r"\\(?:text|math|mbox)")
@@ -45,9 +51,10 @@ def formula(text: str) -> Formula:
     Raises:
         NotMath: the text holds anything but plain mathematics, or more of it than is scored.
     """
-    text = text.translate(UNICODE)
+    text = scripted(text).translate(UNICODE)
     if "matrix" not in text:
         text = _DOUBLED.sub(r"\\", text)  # "\\\\frac": escaped once too often, as in JSON
+    text = _CONJUNCTION.sub(r"\1 ", text)
     text = _SCIENTIFIC.sub(r"\1\\cdot 10^{\2}", _THOUSANDS.sub("", text))
     text = _MIXED.sub(r"\1\\frac{\2}{\3}", _REPEATING.sub(_repeating, text))
     return Writer(text).formula()

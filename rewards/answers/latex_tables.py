@@ -75,7 +75,9 @@ OPENING = {"(": "(", "[": "[", "\\{": "\\{", "\\lbrace": "\\{", "\\lfloor": "\\l
 CLOSING = {")": ")", "]": "]", "\\}": "\\}", "\\rbrace": "\\}", "\\rfloor": "\\rfloor", "\\rceil": "\\rceil"}
 BARS = frozenset(["|", "\\|", "\\vert", "\\lvert", "\\rvert"])
 
-IGNORED = _names("left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle limits quad qquad thinspace")
+IGNORED = _names(
+    "left right big Big bigg Bigg bigl bigr Bigl Bigr displaystyle textstyle limits quad qquad thinspace degree"
+)
 IGNORED_ESCAPES = frozenset(["\\ ", "\\,", "\\;", "\\:", "\\!"])
 
 FRACTIONS = _names("frac dfrac tfrac cfrac")
@@ -97,6 +99,7 @@ UNICODE = str.maketrans(
         "\u22c5": "\\cdot ",
         "\u00f7": "\\div ",
         "\u2013": "-",
+        "\u3001": ", ",
         "\u00b1": "\\pm ",
         "\u2264": "\\le ",
         "\u2265": "\\ge ",
@@ -109,8 +112,8 @@ UNICODE = str.maketrans(
         "\u2229": "\\cap ",
         "\u2205": "\\emptyset ",
         "\u00b0": "^{\\circ}",
-        "\u00b2": "^{2}",
-        "\u00b3": "^{3}",
+        "\u00ba": "^{\\circ}",  # this and the next are typed for it
+        "\u02da": "^{\\circ}",
         "\u00bd": "\\frac{1}{2}",
         "\u00bc": "\\frac{1}{4}",
         "\u00be": "\\frac{3}{4}",

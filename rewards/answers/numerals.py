@@ -15,12 +15,15 @@ MAX_CHARS = 64
 _DIGITS = r"(?:[0-9]{1,3}(?:(?:,|\{,\}|\\,|,\\!)[0-9]{3})+|[0-9]+)"
 _EXPONENT = r"[eE](?P<e>[+-]?[0-9]{1,2})(?![0-9])"
 _POWER = r"\ ?(?:x|\*|\u00d7|\\times|\\cdot)\ ?10\^(?:\{(?P<p>[+-]?[0-9]{1,2})\}|(?P<q>[+-]?[0-9]{1,2})(?![0-9]))"
+# What a fraction of LaTeX holds: a number in braces, with a sign or none, or one digit without.
+_WITHIN = r"\ ?(?:\{{\ ?(?P<{0}>[+-]?\ ?[0-9]+)\ ?\}}|(?P<{0}_digit>[0-9]))"
+_FRACTION = rf"\\[dt]?frac{_WITHIN.format('top')}{_WITHIN.format('bottom')}(?![0-9])"
 _NUMBER = re.compile(
     rf"""
     (?P<sign>[+-]\ ?)?
     (?P<currency>\\\$|[$\u20ac\u00a3\u00a5])?\ ?
     (?:
-        (?:(?P<units>[0-9]+)\ ?)?\\[dt]?frac\ ?\{{(?P<top>[0-9]+)\}}\ ?\{{(?P<bottom>[0-9]+)\}}
+        (?:(?P<units>[0-9]+)\ ?)?{_FRACTION}
       | (?:(?P<whole>[0-9]+)\ )?(?P<over>[0-9]+)\ ?/\ ?(?P<under>[0-9]+)
       | 10\^(?:\{{(?P<r>[+-]?[0-9]{{1,2}})\}}|(?P<s>[+-]?[0-9]{{1,2}})(?![0-9]))
       | (?P<decimal>{_DIGITS}(?:\.[0-9]*)?|\.[0-9]+)(?:{_EXPONENT}|{_POWER})?
@@ -30,9 +33,10 @@ _NUMBER = re.compile(
 )
 _SEPARATOR = re.compile(r"\{,\}|\\,|,\\!|,")
 _UNIT_MARKUP = re.compile(r"\\(?:text|mathrm|rm|mbox)\b|\\[ ,;]|[{}~]")
-_DEGREE_SIGN = re.compile(r"\^?\ ?(?:\{\ ?\\circ\ ?\}|\\circ\b|\\degree\b|\u00b0)\ ?")
+_DEGREE_SIGN = re.compile(r"\^?\ ?(?:\{\ ?\\circ\ ?\}|\\circ\b|\\degree\b|[\u00b0\u00ba\u02da])\ ?")
 _SCRIPT = re.compile(r"\ ?\^\ ?")
 _OVER = re.compile(r"\ ?/\ ?")
+_ONE_SIGN = str.maketrans({"\u00bd": r"\frac12", "\u00bc": r"\frac14", "\u00be": r"\frac34"})
 _UNIT_CHARACTERS = str.maketrans({"\u00b2": "^2", "\u00b3": "^3", "\u00b5": "\u03bc", "\\": ""})
 _DEGREE = frozenset(["\u00b0", "degree", "degrees", "deg"])
 _CURRENCY = {
@@ -86,13 +90,14 @@ class Numeral:
 def read_numeral(text: str) -> Numeral | None:
     r"""The one number that `text` consists of, with an optional unit; None for anything else.
 
-    Reads "1,234.5", "1{,}234", "-3/4", "1 1/2" (mixed), `\frac{3}{4}`, "1e5", "3 \times 10^{5}", "$5", "20%",
-    "5 cm^2", each also between `$...$`. What stands behind the number counts as its unit whatever it is; the
+    Reads "1,234.5", "1{,}234", "-3/4", "1 1/2" (mixed), `\frac{3}{4}`, `\frac34`, "¾", "1e5", "3 \times 10^{5}", "$5",
+    "20%", "5 cm^2", each also between `$...$`. What stands behind the number counts as its unit whatever it is; the
     caller says which units it takes. Not numbers: words, NaN, infinity, expressions, a division by zero, more
     than MAX_CHARS characters, exponents of ten beyond 99.
     """
     text = bare(text)
-    match = _NUMBER.match(text) if len(text) <= MAX_CHARS else None
+    text = text.translate(_ONE_SIGN) if len(text) <= MAX_CHARS else ""
+    match = _NUMBER.match(text)
     if match is None:
         return None
     value = _value(match)
@@ -130,14 +135,16 @@ def _simple_unit(name: str) -> str:
 
 def _value(match: re.Match[str]) -> Fraction | None:
     sign = -1 if (match["sign"] or "").startswith("-") else 1
-    top, bottom = match["top"] or match["over"], match["bottom"] or match["under"]
+    top = match["top"] or match["top_digit"] or match["over"]
+    bottom = match["bottom"] or match["bottom_digit"] or match["under"]
     if top is not None:
-        if int(bottom) == 0:
+        above, below = int(top.replace(" ", "")), int(bottom.replace(" ", ""))
+        if below == 0:
             return None
-        fraction = Fraction(int(top), int(bottom))
+        fraction = Fraction(above, below)
         whole = match["units"] or match["whole"]
-        if whole is not None and fraction >= 1:
-            return None  # "2 3/2" is no mixed number
+        if whole is not None and not (top.isdigit() and bottom.isdigit() and fraction < 1):
+            return None  # neither "2 3/2" nor 2\frac{-1}{2} is a mixed number
         return sign * (int(whole or 0) + fraction)
     exponent = int(next((match[name] for name in "epqrs" if match[name] is not None), 0))
     mantissa = Fraction(_SEPARATOR.sub("", match["decimal"])) if match["decimal"] is not None else Fraction(1)

@@ -5,6 +5,7 @@ import re
 from rewards.answers.extract import bare
 from rewards.answers.latex_writer import MAX_LETTERS
 from rewards.answers.numerals import unit_name
+from rewards.answers.typeset import scripted
 
 # Units that are recognised behind a number, in the normal form of unit_name without powers. Words that count ("dozen",
 # "million") are not among them: they change the number. Nor are single letters, which are variables, unless they are
@@ -24,14 +25,16 @@ _AMOUNT = re.compile(r"[+-]? ?[0-9][0-9,]*(?: |\.[0-9]+ ?)")
 _CURRENCY = re.compile(r"([+-]? ?)(\\\$|[$\u20ac\u00a3\u00a5]) ?(?=[0-9.])")
 _SPACE_AT_END = re.compile(r"(?:\\[ ,;:!]|~|\\quad| )+\Z")
 _BEHIND = r"(?:(?<=[0-9)}\]!])|(?<=\ ))"
-_POWER = r"(?:\ ?\^\ ?(?:\{[23]\}|[23])|[\u00b2\u00b3])?"
+_RAISED = r"\^\ ?(?:\{[23]\}|[23])"
+_POWER = rf"(?:\ ?{_RAISED})?"
+_DEGREES = r"\^\ ?(?:\{\ ?\\circ\ ?\}|\\circ)|\\degree|[\u00b0\u00ba\u02da]"
 # "215\u00b0T" is a true bearing: the T says from where it is measured, and is no factor.
 _AT_END = re.compile(
     rf"""
-    (?: (?P<set>\\(?:text|textrm|textbf|mathrm|mbox)\ ?\{{[A-Za-z/.~\ ]{{1,30}}\}}){_POWER}
+    (?: (?P<set>\\(?:text|textrm|textbf|mathrm|mbox)\ ?\{{(?:[A-Za-z/.~\ ]|{_RAISED}){{1,30}}\}}){_POWER}
       | {_BEHIND}(?P<bare>[A-Za-z][A-Za-z/]{{1,14}}(?:\ [A-Za-z]{{2,14}}|\ ?/\ ?[A-Za-z]{{1,14}})?){_POWER}
       | {_BEHIND}(?P<letter>[A-Za-z]){_POWER}
-      | (?P<degrees>\^\ ?(?:\{{\ ?\\circ\ ?\}}|\\circ)|\u00b0)(?:\ ?(?:T|\\(?:text|mathrm)\ ?\{{\ ?T\ ?\}}))?
+      | (?P<degrees>{_DEGREES})(?:\ ?(?:T|\\(?:text|mathrm)\ ?\{{\ ?T\ ?\}}))?
       | (?P<sign>\\?%|\\?\$|[\u20ac\u00a3\u00a5])
     )\Z
     """,
@@ -46,7 +49,7 @@ def split_unit(text: str, also: str = "", trusted: bool = False) -> tuple[str, s
         also: one more unit to recognise, a normal form: that of the gold, for an answer.
         trusted: take any word behind the formula for its unit, and a letter behind a number; for golds.
     """
-    text = _trimmed(bare(text).rstrip("."))
+    text = _trimmed(scripted(bare(text).rstrip(".")))
     if currency := _CURRENCY.match(text):
         return currency[1] + text[currency.end() :], unit_name(currency[2])
     match = _AT_END.search(text)

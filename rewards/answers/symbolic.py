@@ -24,7 +24,6 @@ from latex2sympy2_extended.latex2sympy2 import is_expr_of_only_symbols, latex2sy
 from latex2sympy2_extended.logic import And
 from math_verify.grader import (
     is_assignment_relation,
-    is_relation,
     should_treat_as_complex,
     take_first_relation,
     take_last_relation,
@@ -37,6 +36,16 @@ from sympy.core.relational import Relational
 from rewards.answers.labelled import labelled
 from rewards.answers.latex import Formula, NotMath, formula, words
 from rewards.answers.quantity import split_unit
+from rewards.answers.solutions import (
+    as_set,
+    in_order,
+    is_solution,
+    is_solved,
+    members,
+    relations,
+    spread,
+    without_indices,
+)
 from rewards.base import WRONG
 
 MAX_BITS = 20_000  # of a number that SymPy may work out: 6000 digits
@@ -82,7 +91,11 @@ def difference(gold: str, answer: str) -> str:
     * a set in braces for a tuple or interval, and the other way round;
     * a list where the gold is one thing, or a longer list than the gold's, even of equal values: 5, 5 for 5;
     * numbers more than CLOSE apart, relatively (math-verify rounds to 6 decimals, so to it 1e-7 is 2e-7);
-    * an equation for its right side alone: x + 2 = 7 for 7; or a chain that is false: 7 = 5 for 5.
+    * an equation for its right side alone: x + 2 = 7 for 7; or a chain that is false: 7 = 5 for 5;
+    * an equation that the gold solves: x + 2 = 7 for x = 5 (rewards.answers.solutions);
+    * values in another order than that of the gold's names: 2, 1 for x = 1, y = 2.
+
+    Solutions of one unknown may also be written without indices, and those of inequalities as a set.
 
     Raises:
         NotMath: the answer (or the gold) is not plain mathematics, cannot be parsed, or is too large.
@@ -114,9 +127,11 @@ def difference(gold: str, answer: str) -> str:
         if given.items > 1 and (not _is_list(gold_value) or given.items > wanted.items > 1):
             return "more than one answer"
         try:
-            same = _equal(gold_value, value)
+            gold_value, value = without_indices(spread(gold_value), spread(value))
+            points = not any(token[0].islower() for token in wanted.tex.split())
+            same = _equal(gold_value, value, points)
             if percents and not same and isinstance(gold_value, sympy.Expr):
-                same = _equal(gold_value * sympy.Integer(100) ** -percents, value)
+                same = _equal(gold_value * sympy.Integer(100) ** -percents, value, points)
         except _GIVEN_UP as error:  # what SymPy raises where it cannot work with a value
             raise NotMath("cannot be compared") from error
     return "" if same else WRONG
@@ -159,10 +174,15 @@ def _is_list(gold: Any) -> bool:
     return isinstance(gold, sympy.Set | sympy.Tuple | sympy.MatrixBase | Relational | And)
 
 
-def _equal(gold: Any, value: Any) -> bool:
-    if is_relation(value) and not is_relation(gold) and not _names_a_value(value):
+def _equal(gold: Any, value: Any, points: bool) -> bool:
+    if not relations(gold) and not all(map(_names_a_value, relations(value))):
         return False
-    if _is_false_chain(value) or not verify(gold, value, timeout_seconds=None):
+    if is_solution(gold, points) and not is_solved(value):
+        return False
+    gold, value = in_order(gold, value)
+    if isinstance(value, sympy.Interval | sympy.Union):
+        gold = as_set(gold)
+    if any(map(_is_false_chain, members(value))) or not verify(gold, value, timeout_seconds=None):
         return False
     numbers, wanted = _numbers(value), _numbers(gold)
     return len(numbers) != len(wanted) or all(map(_close, numbers, wanted))

@@ -65,15 +65,20 @@ def typeset(text: str) -> str:
     return _typeset(text) if len(text) <= MAX_CHARS else text
 
 
+def scripted(text: str) -> str:
+    """Small raised and lowered signs as LaTeX: x\u2074 is x^{4}, x\u2081 is x_{1}, 10\u207b\u00b3 is 10^{-3}."""
+    for mark, run in zip("^_", _RUNS, strict=True):
+        text = run.sub(lambda m, mark=mark: f"{mark}{{{m[0].translate(_PLAIN_SCRIPT)}}}", text)
+    return text
+
+
 @functools.lru_cache(maxsize=4096)
 def _typeset(text: str) -> str:
     text = bare(text).translate(_ONE_SIGN)
     text = _INLINE.sub(_inside, text).replace("\\$", "$")
     text = _IGNORED.sub("", _SPACE.sub(" ", _THOUSANDS.sub(",", text)))
     text = _ESCAPED.sub(r"\1", text).replace("<=", "\u2264").replace(">=", "\u2265").replace("!=", "\u2260")
-    for mark, run in zip("^_", _RUNS, strict=True):
-        text = run.sub(lambda m, mark=mark: f"{mark}{{{m[0].translate(_PLAIN_SCRIPT)}}}", text)
-    text = _FACTOR.sub("", _COMMAND.sub(lambda m: _SIGNS.get(m[1], m[0]), text))
+    text = _FACTOR.sub("", _COMMAND.sub(lambda m: _SIGNS.get(m[1], m[0]), scripted(text)))
     text = _DEGREES.sub("\u00b0", _MINUS_UP.sub(r"^{\1}", text))
     text = re.sub(r"(?<![A-Za-z\\])sqrt ?(?=\()", "\u221a", text)
     for _ in range(_MAX_DEPTH):  # from the innermost groups outwards

@@ -434,6 +434,29 @@ def test_what_is_around_a_whole_answer(text, expected):
     assert last_answer(f"<answer>{text}</answer>") == expected
 
 
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("depth", [1, 2, 5, 20_000])
+def test_boxes_in_boxes_are_read_in_one_pass(depth):
+    # A quadratic reader would need minutes for the deepest.
+    inside = "\\boxed{ " * depth + "5" + " }" * depth
+    assert settled(inside) == bare(inside) == last_answer(say(inside)) == last_answer(f"Answer: {inside}.") == "5"
+    assert score("number", say(inside), "5") == 1 and score("number", say(inside), "6") == 0
+
+
+@pytest.mark.timeout(60)
+@pytest.mark.parametrize("closing", [".}", "\u3002}", ". }"])
+def test_stops_and_boxes_in_turn_are_taken_off_to_a_bound(closing):
+    def nested(depth: int) -> str:
+        return "\\boxed{" * depth + "5" + closing * depth
+
+    for depth in (1, 2, 5):
+        assert settled(nested(depth)) == bare(nested(depth)) == "5"
+        assert score("number", say(nested(depth)), "5") == score("list", say(nested(depth)), "5") == 1
+    deep = nested(20_000)
+    assert settled(deep) == bare(deep) == deep
+    assert score("number", say(deep), "5") == score("list", say(deep), "5") == 0
+
+
 MARKED = ["**{}**", "*{}*", "__{}__", "`{}`", "{}.", "**{}**.", "*{}.*", "***{}***", "**${}$**.", "$`{}`$"]
 
 
