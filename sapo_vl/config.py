@@ -118,6 +118,11 @@ class RunConfig(Strict):
         return self
 
 
+def _weighs_whole_responses(c: RunConfig) -> bool:
+    """Whether weights are products or means of ratios over a response, which a cut law pulls away from 1."""
+    return c.mismatch.correction in ("geometric_mask", "sequence_mask") or c.loss.name == "vespo"
+
+
 def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
     """(whether it holds, what to say) for every pair of settings that cannot both be meant."""
     per_step, minis = c.rollout.prompts_per_step, c.batch.mini_batches
@@ -153,6 +158,14 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
             f"mismatch.correction={c.mismatch.correction} with loss.name={c.loss.name}: that loss weighs by pi_theta / "
             "pi_rollout itself, and the engine's gap would count twice; set mismatch.correction=none or take another "
             "loss",
+        ),
+        (
+            (c.rollout.top_p < 1 or c.rollout.top_k > 0) and _weighs_whole_responses(c),
+            f"rollout.top_p={c.rollout.top_p:g} and top_k={c.rollout.top_k} with "
+            + (f"loss.name={c.loss.name}" if c.loss.name == "vespo" else f"mismatch.correction={c.mismatch.correction}")
+            + ": each token was sampled from the part of the law that was kept, so that pi_old / pi_rollout is below 1 "
+            "at every token and a product over a response is near 0: nothing would be learned; sample with top_p=1 and "
+            "top_k=0, or correct by token (token_tis, icepop, loss.name=minirl)",
         ),
         (
             c.replay != "none" and c.model.tiny == "dense",
@@ -251,11 +264,16 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
 
 
 def _leave_params_of_another_loss(raw: dict[str, Any], overrides: Sequence[str]) -> None:
-    """`loss.name=grpo` on a config of SAPO would be refused for its temperatures."""
+    """`loss.name=grpo` on a config of SAPO would be refused for its temperatures; and a saved config, which has every
+    default in it, would give another loss the reduction of its own."""
     names = [text.partition("=")[2] for text in overrides if text.startswith("loss.name=")]
     loss = raw.get("loss")
     if names and isinstance(loss, dict) and loss.get("name", LossConfig().name) != names[-1]:
         loss.pop("params", None)
+        there = LOSSES.get(str(loss.get("name", LossConfig().name)))
+        if there is not None and loss.get("reduction") == there[1].own_reduction:
+            del loss["reduction"]
+            loss.pop("token_sum_constant", None)
 
 
 def _fault(loc: tuple[int | str, ...], message: str, given: Any) -> str:

@@ -89,7 +89,7 @@ def open_session(
     settings = deepspeed_config(optim, zero, model_config.dtype, tuning)
     sharding = HfDeepSpeedConfig(settings) if zero.stage == 3 else None
     model = load_model(model_config, folder, world.device)
-    chat = Chat.load(model, model_config)
+    chat = _chat(model, model_config, rollout)
     routes = _routes(model, replay)
     policy = PolicyModule(model, chat.banned_ids, routes).to(world.device)
     engine = PolicyEngine(policy, optim, zero, model_config.dtype, world, total_updates, tuning)
@@ -122,13 +122,13 @@ def open_sampling(
     rollout = rollout.model_copy(update={"vllm": vllm})
     seed_everything(seed, world.rank)
     if rollout.engine != "transformers":
-        chat = Chat.load(load_without_weights(folder), model_config)
+        chat = _chat(load_without_weights(folder), model_config, rollout)
         weights = functools.partial(folder_weights, folder, DTYPES[model_config.dtype])
         engine = _open_vllm(model_config, folder, rollout, chat, weights, world, out)
         return SamplingSession(world=world, folder=folder, chat=chat, rollouts=engine)
     sharding = HfDeepSpeedConfig(inference_config(zero, model_config.dtype)) if zero.stage == 3 else None
     model = load_model(model_config, folder, world.device)
-    chat = Chat.load(model, model_config)
+    chat = _chat(model, model_config, rollout)
     policy = for_inference(PolicyModule(model, chat.banned_ids), zero, model_config.dtype, world)
     del sharding
     own = _own_engine(policy, chat, rollout, zero.stage, world)
@@ -157,6 +157,13 @@ def open_rollouts(
     if config.server.adapters_only and model_config.lora is not None:
         adapters = AdapterSource(functools.partial(hub_adapters, engine), folder.path, folder.stored_bytes)
     return _open_vllm(model_config, folder, config, chat, weights, world, out, routes, adapters)
+
+
+def _chat(model: torch.nn.Module, config: ModelConfig, rollout: RolloutConfig) -> Chat:
+    """Prompts that the rollout engine cannot take are bad rows, and no fault of the engine in the middle of a run."""
+    chat = Chat.load(model, config)
+    chat.max_images = 0 if rollout.engine == "transformers" else rollout.vllm.max_images_per_prompt
+    return chat
 
 
 def _own_engine(policy: PolicyModule, chat: Chat, config: RolloutConfig, stage: int, world: World) -> RolloutEngine:

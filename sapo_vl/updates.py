@@ -142,6 +142,7 @@ def run_update(
     denominators = global_denominators(batch.micro_batches, world, config.loss.token_sum_constant)
     stats = UpdateStats(gate_temperatures(config.loss))
     if denominators.num_sequences == 0:
+        engine.skip()
         return None, {}, stats
     denominators += dataclasses.replace(batch.still, constant=denominators.constant)
     flips = FlipStats(engine.module.routes)

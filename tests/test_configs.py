@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sapo_vl.config import ConfigError, RunConfig, load_config, save_config
+from sapo_vl.losses import LOSSES
 from sapo_vl.losses.sapo import SapoConfig
 from sapo_vl.rollout import base as rollout_base
 
@@ -110,6 +111,28 @@ def test_overrides_go_over_the_file_and_later_ones_win(tmp_path):
 def test_a_number_is_read_however_it_is_written(lr):
     for text in (repr(lr), f"{lr:.17e}", f"{lr:.17E}"):
         assert load_config(None, [f"optim.lr={text}"]).optim.lr == lr
+
+
+@pytest.mark.parametrize("there", LOSSES)
+def test_another_loss_than_a_saved_one_has_its_own_reduction(there, tmp_path):
+    """A saved config has every default in it, among them the reduction of its loss."""
+
+    def own(name):
+        return LOSSES[name][1].own_reduction
+
+    def constant(name):
+        return ["loss.token_sum_constant=77"] if own(name) == "token_sum" else []
+
+    save_config(load_config(None, [f"loss.name={there}", *constant(there)]), path := tmp_path / "saved.yaml")
+    for here in LOSSES:
+        found = load_config(path, [f"loss.name={here}", *constant(here)]).loss
+        assert (found.name, found.reduction) == (here, own(here))
+        if own(here) == "token_sum" != own(there):
+            assert "token_sum_constant" in refusal(f"loss.name={here}", path=path)
+    asked = "token_mean" if own(there) == "sequence_mean" else "sequence_mean"
+    save_config(load_config(None, [f"loss.name={there}", f"loss.reduction={asked}"]), path)
+    other = next(name for name in LOSSES if name != there and own(name) != "token_sum")
+    assert load_config(path, [f"loss.name={other}"]).loss.reduction == asked, "what a user chose stays"
 
 
 def test_another_loss_than_the_files_leaves_its_params(tmp_path):
@@ -342,6 +365,18 @@ CONTRADICTIONS = {
     ),
     "a sum by nothing": (["loss.reduction=token_sum"], ["token_sum", "token_sum_constant"]),
     "a divisor of nothing": (["loss.token_sum_constant=3"], ["token_sum_constant = 3", "sequence_mean"]),
+    "a cut law and a product over a response": (
+        ["rollout.top_p=0.9", "rollout.old_logprobs=trainer", "mismatch.correction=sequence_mask"],
+        ["rollout.top_p=0.9", "mismatch.correction=sequence_mask", "token_tis"],
+    ),
+    "a cut law and a mean over a response": (
+        ["rollout.top_k=20", "rollout.old_logprobs=trainer", "mismatch.correction=geometric_mask"],
+        ["top_k=20", "mismatch.correction=geometric_mask"],
+    ),
+    "a cut law and vespo": (
+        ["rollout.top_p=0.9", "rollout.old_logprobs=trainer", "loss.name=vespo"],
+        ["loss.name=vespo"],
+    ),
     "settings of another loss": (["loss.name=grpo", "loss.params.tau_pos=1"], ["'grpo'", "'tau_pos'"]),
     "adapters in the cold start": (["cold_start.steps=3", "model.lora.rank=2"], ["cold_start", "model.lora"]),
     "nothing to learn": (["model.freeze=[vision, merger, language, lm_head]"], ["model.freeze", "leaves nothing"]),

@@ -144,7 +144,8 @@ def _difficulty(args: argparse.Namespace) -> None:
     from sapo_vl.config import load_config
     from sapo_vl.evaluation.difficulty import DifficultyRule, measure_set
     from sapo_vl.lengths import check_lengths, fitted
-    from sapo_vl.model.folder import examine
+    from sapo_vl.model.chat import check_tokenizer, load_processor
+    from sapo_vl.model.folder import check_layout_for_vllm, examine
 
     check_folder(args.out, new="RANK" not in os.environ)
     config = load_config(args.config, args.pairs)
@@ -152,9 +153,17 @@ def _difficulty(args: argparse.Namespace) -> None:
         raise UsageError("model.path is empty; give the model that the pass rates are of")
     if args.samples < 1 or not 0 <= args.above < args.up_to <= 1:
         raise UsageError("--samples must be 1 or more, and 0 <= --above < --up-to <= 1")
-    examine(config.model.path, config.model.revision)
+    folder = examine(config.model.path, config.model.revision)
+    check_tokenizer(load_processor(config.model.path, config.model.revision), folder)
     config = fitted(config)
     check_lengths(config)
+    if config.rollout.engine != "transformers":
+        check_layout_for_vllm(folder)
+    if config.rollout.engine == "vllm":
+        try:
+            config.rollout.vllm.check_ranks(int(os.environ.get("WORLD_SIZE", "1")))
+        except ValueError as error:
+            raise UsageError(f"{error}; torchrun --nproc_per_node N -m sapo_vl data difficulty ... starts N") from error
     rule = DifficultyRule(
         split=args.split, samples=args.samples, above=args.above, up_to=args.up_to, blank=args.blank
     )  # fmt: skip

@@ -126,7 +126,8 @@ def model_identity(model: ModelConfig) -> dict[str, Any]:
         return identity
     for key, names in {
         "config": ["config.json"],
-        "tokenizer": ["tokenizer.json", "chat_template.jinja", "tokenizer_config.json"],
+        "tokenizer": ["tokenizer.json", "chat_template.jinja", "chat_template.json", "tokenizer_config.json"],
+        "processor": ["processor_config.json", "preprocessor_config.json"],
     }.items():
         identity[key] = hash_of([(folder / n).read_text(encoding="utf-8") for n in names if (folder / n).is_file()])
     identity["weights"] = hash_of([_sampled(path) for path in sorted(folder.glob("*.safetensors"))])

@@ -81,7 +81,7 @@ class PolicyEngine:
         if optim.name == "muon":
             tag_for_muon(policy)
         self.optim, self.zero, self.world, self.total_updates = optim, zero, world, total_updates
-        self.updates = 0  # applied or dropped
+        self.updates = 0  # applied, dropped or skipped
         self.dropped_in_a_row = 0
         learning = [p for p in policy.parameters() if p.requires_grad]
         if not learning:
@@ -159,6 +159,11 @@ class PolicyEngine:
         self.updates += 1
         self.dropped_in_a_row = 0 if applied else self.dropped_in_a_row + 1
         return UpdateResult(applied=applied, loss=total, grad_norm=norm, lr=lr, offenders=tuple(offenders))
+
+    def skip(self) -> None:
+        """An update that was due and had nothing to learn from. The learning rate's schedule goes on: it counts on as
+        many as were planned."""
+        self.updates += 1
 
     def _tape(self, batch: MicroBatch) -> RouteTape | None:
         """What records the routing of a pass, and replays the old one if the micro-batch says so."""

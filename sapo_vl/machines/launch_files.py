@@ -98,7 +98,8 @@ def launch_files(to: str, config: RunConfig, config_text: str, out: str, folder:
         to, ("serve.sh.j2", "sh")
     )
     for server in servers:
-        files[f"serve_{server.index}.{ending}"] = _render(template, values | {"server": server})
+        alone = [other.host for other in servers].count(server.host) == 1
+        files[f"serve_{server.index}.{ending}"] = _render(template, values | {"server": server, "alone": alone})
     return files
 
 

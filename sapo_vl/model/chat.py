@@ -19,12 +19,13 @@ import numpy as np
 import torch
 from jinja2 import TemplateError
 from qwen_vl_utils import process_vision_info
+from qwen_vl_utils.vision_process import MAX_RATIO
 from transformers import AutoProcessor, PreTrainedModel
 
 from sapo_vl.model.folder import EMBEDDING, ModelError, ModelFolder
 from sapo_vl.model.hf_config import eos_ids
 from sapo_vl.model.loading import ModelConfig, base_model
-from sapo_vl.model.thinking import CLOSE, continued, opened_text
+from sapo_vl.model.thinking import continued, opened_text
 from sapo_vl.types import Problem, Prompt
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,12 @@ class NoSolution(PromptError):
     """There is nothing to imitate."""
 
     kind = "no solution to imitate"
+
+
+class TooManyImages(PromptError):
+    """More than the rollout engine was started for."""
+
+    kind = "too many images"
 
 
 class RefusedByLibrary(PromptError):
@@ -182,14 +189,11 @@ class Chat:
         )
         self.eos_ids: tuple[int, ...] = _eos_ids(inner, self.tokenizer)
         self._special = _special_tokens(processor)
+        self._unread = _unread_ids(self.tokenizer)
         self.opened: str = opened_text(processor)
         """What the chat template has opened for the response, such as "<think>\\n"; "" for most templates."""
-        if self.opened and CLOSE not in self.decode(self.tokenizer(CLOSE, add_special_tokens=False).input_ids):
-            raise ModelError(
-                f"the chat template opens <think> for the model, but the tokenizer leaves {CLOSE} out of what it "
-                f'decodes: every response would look like unfinished thinking; set "special": false for {CLOSE} in '
-                "tokenizer_config.json"
-            )
+        self.max_images = 0
+        """Pictures of a prompt that the rollout engine takes; 0 = any number."""
         self.pad_id: int = self.tokenizer.pad_token_id if self.tokenizer.pad_token_id is not None else self.eos_ids[0]
 
     @classmethod
@@ -212,12 +216,23 @@ class Chat:
 
     def prompt(self, problem: Problem) -> Prompt:
         """Tokenises one problem. Raises PromptError naming the problem and what to change; nothing else for any row."""
+        if 0 < self.max_images < len(problem.images):
+            raise TooManyImages(
+                f"problem {problem.id!r}: {len(problem.images)} images, rollout.vllm.max_images_per_prompt is "
+                f"{self.max_images}; raise it, or leave the row out"
+            )
         messages = _with_images(problem, self.config.min_pixels, self.config.max_pixels)
         self._check_texts(problem, messages)
         with _library(problem, "the chat template cannot write it"):
             text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
         with _library(problem, "its images cannot be resized"):
             images = process_vision_info(messages, image_patch_size=self.patch_size)[0]
+        for image in images or ():
+            if max(image.size) > MAX_RATIO * min(image.size):  # once it is rounded to whole blocks; vLLM would raise
+                raise RefusedByLibrary(
+                    f"problem {problem.id!r}: an image is {image.width} x {image.height} pixels once it is resized; "
+                    f"its sides may differ by a factor of {MAX_RATIO} at most; leave the row out, or cut the image"
+                )
         with _library(problem, "the tokenizer cannot read it"):
             compact = self.tokenizer(text, add_special_tokens=False).input_ids
         placeholders = compact.count(self.image_token_id)
@@ -293,8 +308,12 @@ class Chat:
         return np.asarray([*ids, self.eos_ids[0]], np.int64)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """The text of a response, special tokens left out: what the chat template opened, then the ids decoded."""
-        return self.opened + self.tokenizer.decode(np.asarray(ids, np.int64), skip_special_tokens=True)
+        """The text of a response, special tokens left out: what the chat template opened, then the ids decoded.
+
+        Tags of thinking and answer are read whether or not the tokenizer takes them for special tokens.
+        """
+        ids = np.asarray(ids, np.int64)
+        return self.opened + self.tokenizer.decode(ids[~np.isin(ids, self._unread)], skip_special_tokens=False)
 
     def blank_pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest image there is: pixel_values [merge^2, patch_dim] of zeros and its grid [1, 3]."""
@@ -317,6 +336,12 @@ def _special_tokens(processor: Any) -> re.Pattern[str]:
     # The longest first, so that an error names the whole token.
     ordered = sorted((name for name in names - set(_TAGS) if name.strip()), key=lambda name: (-len(name), name))
     return re.compile("|".join(map(re.escape, ordered)))
+
+
+def _unread_ids(tokenizer: Any) -> np.ndarray:
+    """Ids of the special tokens that are no text of a response."""
+    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special and token.content not in _TAGS]
+    return np.asarray(special, np.int64)
 
 
 def _eos_ids(inner: Any, tokenizer: Any) -> tuple[int, ...]:

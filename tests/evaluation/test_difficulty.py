@@ -9,12 +9,15 @@ import sys
 from pathlib import Path
 
 import pytest
+from helpers_models import make_model, processor
 from recipe_helpers import picture
 
+from sapo_vl.commands.cli import main
 from sapo_vl.config import RunConfig
 from sapo_vl.data.problem_set import DataError, ProblemSet
 from sapo_vl.data.writer import Card, write_splits
 from sapo_vl.evaluation.difficulty import DifficultyRule, filtered
+from sapo_vl.model.export import save_hf_folder
 from sapo_vl.types import Problem
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -86,6 +89,22 @@ def test_a_set_by_its_pass_rates(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nothing is left of split 'train' .*'too hard': 9"):
         filtered(config, folder, tmp_path / "none", DifficultyRule(), [0.0] * 9)
     assert not (tmp_path / "none").exists()
+
+
+def test_an_engine_over_more_ranks_than_there_are_is_refused_before_anything_is_made(
+    folder: Path, tmp_path: Path, seed: int, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the shipped configs for larger models have it, in one process."""
+    for name in ("RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    save_hf_folder(make_model("dense", seed), processor(), tmp_path / "model")
+    engine = ["rollout.engine=vllm", "rollout.vllm.tensor_parallel=2", f"model.path={tmp_path / 'model'}"]
+    sizes = ["model.min_pixels=256", "model.max_pixels=4096"]
+    capsys.readouterr()  # a bar of transformers'
+    assert main(["data", "difficulty", str(folder), "--out", str(tmp_path / "out"), *engine, *sizes]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert "rollout.vllm.tensor_parallel=2 with 1 ranks" in line and "torchrun --nproc_per_node" in line
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["model", "set"]
 
 
 @pytest.mark.slow

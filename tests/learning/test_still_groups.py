@@ -112,6 +112,10 @@ class Engine:
 
     def __init__(self, case: Case) -> None:
         self.module = case.policy
+        self.skipped = 0
+
+    def skip(self) -> None:
+        self.skipped += 1
 
     def update(self, micro: Any, filler: Any, objective: Any, temperature: float, seen: Any) -> UpdateResult:
         loss = sum(objective(mb, *self.module(mb, temperature=temperature)).loss.item() for mb in micro)
@@ -165,5 +169,7 @@ def test_an_update_of_nothing_else_is_none(case: Case, tmp_path: Path) -> None:
     spare = flat(case.chat, case.groups[:1])
     batch = MiniBatch(micro_batches=make_micro_batches([], case.chat), filler=spare, still=Denominators(5, 9))
     config = settings()
-    result, values, _ = run_update(config, session(case), batch, None, new_record(config, 1), 0, tmp_path, 1)
+    run = session(case)
+    result, values, _ = run_update(config, run, batch, None, new_record(config, 1), 0, tmp_path, 1)
     assert result is None and values == {}
+    assert run.engine.skipped == 1, "the schedule of the learning rate was made for all updates"

@@ -141,12 +141,18 @@ def test_slurm(config: Path, tmp_path: Path) -> None:
         subprocess.run(["bash", "-n"], input=files[name], text=True, check=True)
     assert directives(files["train.sbatch"]) == {
         "--job-name": "our-run-7", "--nodes": "3", "--ntasks-per-node": "1", "--gpus-per-node": "4", "--exclusive": "",
+        "--mem": "0",
         "--time": "1-12", "--requeue": "", "--open-mode": "append", "--output": "our-run-7-%j.log",
         "--signal": "USR1@161", "--partition": "big", "--account": "us",
     }  # fmt: skip
     server = directives(files["serve_1.sbatch"])
     assert (server["--nodelist"], server["--gpus-per-node"], server["--nodes"]) == ("node-8", "2", "1")
+    assert (server["--exclusive"], server["--mem"]) == ("", "0"), "one CPU and a site's default memory are too little"
     assert "--host node-8 --port 8001" in files["serve_1.sbatch"]
+    shared = ("rollout.server.urls=[http://node-9:8000, http://node-9:8001]", "rollout.vllm.tensor_parallel=2")
+    server = directives(launch(config, "slurm", f"/disk/{ODD}", *SERVERS, *shared, *limits)["serve_1.sbatch"])
+    assert server["--cpus-per-task"] == "8" and "--exclusive" not in server
+    launch(config, "slurm", f"/disk/{ODD}", *SERVERS, *urls, *limits)
 
     # With what SLURM has played by a shell: two tasks, the second of which was told to stop.
     fake = tmp_path / "slurm"

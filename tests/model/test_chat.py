@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -14,6 +15,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from rewards.answers.extract import last_answer
 from sapo_vl.model.chat import Chat, PromptError, load_processor
 from sapo_vl.model.loading import ModelConfig, ModelError
 from sapo_vl.model.tiny import tiny_processor
@@ -211,6 +213,42 @@ def test_response_ids_round_trip(chat: Chat) -> None:
     assert chat.decode(ids) == "<think> red</think><answer> 3</answer>"  # the tags take the space before them
     with pytest.raises(PromptError, match=r"special token <\|image_pad\|>"):
         chat.response_ids("an <|image_pad|>")
+
+
+def test_tags_that_a_tokenizer_calls_special_are_read_all_the_same(model: Any) -> None:
+    """As fine-tuners add them. Special tokens are else no text of a response."""
+    text = "<think>three circles</think><answer>3</answer>"
+    other = copy.deepcopy(processor())
+    tags = ["<think>", "</think>", "<answer>", "</answer>"]
+    other.tokenizer.add_special_tokens({"additional_special_tokens": tags})
+    assert "<answer>" not in other.tokenizer.decode(other.tokenizer(text).input_ids, skip_special_tokens=True)
+    chat = Chat(other, model, MODEL)
+    ids = chat.response_ids(text)
+    assert chat.decode(ids) == text and last_answer(chat.decode(ids)) == "3"
+    assert chat.decode([*ids, *chat.eos_ids, *chat.banned_ids]) == text
+
+
+def test_a_picture_that_is_too_thin_once_it_is_rounded(chat: Chat) -> None:
+    """40 x 8000 pixels differ by 200; made smaller in whole blocks, 16 x 6192 more: vLLM would raise, in a run."""
+    config = MODEL.model_copy(update={"max_pixels": 192_200, "max_prompt_tokens": 9000})
+    other = chat.twin()
+    other.config = config
+    with pytest.raises(PromptError, match=r"16 x 6192 pixels once it is resized") as refused:
+        other.prompt(problem([{"type": "image"}], (Image.new("RGB", (40, 8000)),)))
+    assert refused.value.kind == "refused by the processor"
+
+
+def test_more_images_than_the_engine_takes(model: Any, chat: Chat) -> None:
+    images = (Image.new("RGB", (32, 32)),) * 3
+    asked = problem([{"type": "image"}] * 3 + [{"type": "text", "text": "which?"}], images)
+    few = chat.twin()
+    for limit in (0, 3):
+        few.max_images = limit
+        assert len(few.prompt(asked).images) == 3
+    few.max_images = 2
+    with pytest.raises(PromptError, match=r"3 images, rollout\.vllm\.max_images_per_prompt is 2") as refused:
+        few.prompt(asked)
+    assert refused.value.kind == "too many images"
 
 
 def test_banned_ids_are_the_four_vision_tokens(chat: Chat) -> None:

@@ -16,7 +16,7 @@ from rewards import REWARDS, RewardInput
 from rewards.answers.extract import last_answer
 from sapo_vl.evaluation.records import response_of
 from sapo_vl.model.chat import Chat
-from sapo_vl.model.loading import ModelError, prepare_model
+from sapo_vl.model.loading import prepare_model
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.model.thinking import continued, opened_text
 from sapo_vl.model.tiny import CHAT_TEMPLATE
@@ -146,8 +146,8 @@ def test_the_start_of_a_run_says_so(model: Any, tmp_path: Path, caplog: pytest.L
         assert ("the chat template opens '<think>\\n'" in caplog.text) == said
 
 
-def test_a_tokenizer_that_drops_the_closing_tag_is_refused(model: Any) -> None:
+def test_a_closing_tag_that_the_tokenizer_calls_special_closes(model: Any) -> None:
     other = with_template(ending("<think>\n"))
     other.tokenizer.add_special_tokens({"additional_special_tokens": ["</think>"]})
-    with pytest.raises(ModelError, match='"special": false for </think>'):
-        Chat(other, model, MODEL)
+    chat = Chat(other, model, MODEL)
+    assert last_answer(chat.decode(chat.response_ids("<think>\nred</think>\\boxed{blue}"))) == "blue"

@@ -6,8 +6,11 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from helpers_models import MODEL, make_model, processor
+from qwen_vl_utils.vision_process import smart_resize as resize_first
+from transformers.models.qwen2_vl.image_processing_qwen2_vl import smart_resize as resize_again
 
 from sapo_vl.commands.cli import main
 from sapo_vl.model.export import save_hf_folder
@@ -33,7 +36,7 @@ def test_the_server_is_set_as_the_trainer_needs_it() -> None:
         "--max-model-len": "432", "--tensor-parallel-size": "2", "--max-num-seqs": "7",
         "--logprobs-mode": "processed_logprobs", "--generation-config": "vllm",
         "--worker-extension-cls": "sapo_vl.rollout.vllm.worker.WorkerExtension",
-        "--mm-processor-kwargs": '{"size": {"shortest_edge": 256, "longest_edge": 16384}}',
+        "--mm-processor-kwargs": '{"size": {"shortest_edge": 1, "longest_edge": 16384}}',
         "--limit-mm-per-prompt": '{"image": 8, "video": 0}',
     } == given  # fmt: skip
     flags = {"--enable-scale-out", "--no-enforce-eager", "--no-trust-remote-code", "--enable-chunked-prefill"}
@@ -42,6 +45,28 @@ def test_the_server_is_set_as_the_trainer_needs_it() -> None:
     command, environment = serve_command(model, rollout, "::1", 8123, on_cpu=True)
     assert {"--enforce-eager", "--no-enable-chunked-prefill"} <= set(command)
     assert environment["TORCHDYNAMO_DISABLE"] == "1"
+
+
+@pytest.mark.parametrize("factor", [16, 32])
+@pytest.mark.parametrize(
+    ("least", "most"), [(256, 16384), (4096, 1 << 20), (1 << 18, 1 << 18), (200704, 1 << 18), (65536, 65536 + 9)]
+)
+def test_a_second_resize_changes_no_image(least: int, most: int, factor: int, seed: int) -> None:
+    """vLLM resizes as transformers does what the trainer has resized: with the same bounds not always to the same."""
+    rng = np.random.default_rng(seed)
+    bounds = v0_32.image_bounds(least, most)
+    assert bounds["longest_edge"] == most or most < 2 * least, "no wider than needed: vLLM makes room for the largest"
+    for _ in range(2000):
+        width, height = (int(x) for x in np.exp(rng.uniform(np.log(8), np.log(4000), 2)))
+        if max(width, height) > 200 * min(width, height):
+            continue
+        first = resize_first(height, width, factor, least, most)
+        if min(first) < factor or max(first) > 200 * min(first):
+            continue  # a bad row: rounded down to nothing, or too thin once it is rounded
+        again = resize_again(
+            *first, factor=factor, min_pixels=bounds["shortest_edge"], max_pixels=bounds["longest_edge"]
+        )
+        assert again == first, (height, width)
 
 
 def test_triton_multiplies_exactly_where_the_model_is_float32(monkeypatch: pytest.MonkeyPatch) -> None:

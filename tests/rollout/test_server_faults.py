@@ -9,6 +9,7 @@ import dataclasses
 import functools
 import logging
 import threading
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -28,7 +29,7 @@ from sapo_vl.model.chat import Chat
 from sapo_vl.model.routing import RouteSpec
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.rollout.failures import RolloutStopped
-from sapo_vl.rollout.vllm import handover
+from sapo_vl.rollout.vllm import dispatch, handover
 from sapo_vl.rollout.vllm.config import ServerConfig
 from sapo_vl.rollout.vllm.handover import reading_s, stored_bytes
 from sapo_vl.rollout.vllm.pool import STRIKES, Pool
@@ -242,6 +243,16 @@ def test_a_prompt_that_is_refused_is_not_sent_again_and_costs_no_server(
     assert len(failures(groups)) == N and all("too long" in reason for reason in failures(groups))
     assert [r.finish for r in groups[1].rollouts] == [Finish.FAILED] * N
     assert not any(named(caplog, s) for s in servers)
+
+
+def test_a_long_response_may_take_long(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    """timeout_s is a limit for short ones: an answer comes when the longest response of its group has ended."""
+    (server,) = setup.add(1)
+    monkeypatch.setattr(dispatch, "SLOWEST_TOKENS_PER_S", SAMPLING.max_new_tokens / 300)
+    server.fault = lambda e: time.sleep(3) if e.number == 1 else None  # twice the limit
+    groups = setup.engine(**SOON).generate(setup.prompts, SAMPLING)
+    check_counts(groups, setup.prompts, [server])
+    assert failures(groups) == [] and len(server.asked) == len(setup.prompts)
 
 
 @pytest.mark.parametrize("retries", [0, 1])

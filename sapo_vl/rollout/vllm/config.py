@@ -38,7 +38,8 @@ class ServerConfig(Strict):
     # Servers beyond this machine, and `sapo-vl serve --host` beyond loopback. Whoever reaches such a port can run
     # any method of vLLM's workers without a key: only inside a network that nobody else can reach.
     allow_remote: bool = False
-    timeout_s: float = Field(default=600.0, gt=0)  # for the answer to one prompt, and at least for reading new weights
+    # For the answer to one prompt (or as long as max_new_tokens take at 10 a second), and at least for reading weights.
+    timeout_s: float = Field(default=600.0, gt=0)
     startup_s: float = Field(default=600.0, ge=0)  # waited for servers at the start, and when none is left
     retries: int = Field(default=2, ge=0)  # times that a prompt without an answer is sent again
     max_in_flight: int = Field(default=64, ge=1)  # prompts of one rank at one server

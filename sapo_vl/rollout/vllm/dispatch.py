@@ -3,8 +3,9 @@
 A prompt is at one server at a time. What happens to it when that server fails it:
 
 * no connection: the server is out of use;
-* silence for `timeout_s`: if the server answered nothing else in that time it is wedged and out of use, and its other
-  requests are given up at once; if it did, the prompt alone was too slow;
+* silence for `timeout_s`, or for as long as a longest response takes at SLOWEST_TOKENS_PER_S: if the server answered
+  nothing else in that time it is wedged and out of use, and its other requests are given up at once; if it did, the
+  prompt alone was too slow;
 * an answer under another label than that of the current weights: out of use, and the answer is thrown away;
 * a status of 5xx or 429, a broken connection, an unreadable answer: a strike against it (see pool.py);
 * any other status but those below: it is not what it should be, and out of use;
@@ -31,6 +32,7 @@ from sapo_vl.rollout.vllm.v0_32_http import GENERATE, Labelled, read_answer, req
 from sapo_vl.types import Prompt
 
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before a prompt is sent again; doubled each time
+SLOWEST_TOKENS_PER_S = 10.0  # of one response: 40,960 tokens may take 68 minutes, whatever timeout_s says
 THE_PROMPT = (400, 413, 422)  # statuses that speak of the request, not of the server
 
 
@@ -119,7 +121,7 @@ class Dispatcher:
         return found.answer, ""
 
     async def _exchange(self, http: httpx.AsyncClient, url: str, body: dict[str, Any]) -> Labelled:
-        limit = self.config.timeout_s
+        limit = max(self.config.timeout_s, body["sampling_params"]["max_tokens"] / SLOWEST_TOKENS_PER_S)
         try:
             async with asyncio.timeout(limit) as deadline:
                 self._deadlines[url].add(deadline)

@@ -6,6 +6,7 @@ tests/rollout/test_vllm.py and `sapo-vl doctor` passed with it.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -25,6 +26,8 @@ from sapo_vl.types import Prompt
 
 # Far below any logit: e^-100 is nothing, and vLLM takes no bias beyond it.
 BAN = -100.0
+BLOCK = 32  # pixels to a side of a vision token of Qwen3-VL
+THINNEST = 200  # sapo_vl.model.chat refuses pictures whose sides differ by a larger factor
 WORKER = "sapo_vl.rollout.vllm.worker.WorkerExtension"
 # Ways to take new weights over, from the fastest to the surest. A parity check decides which one is right.
 SYNC_METHODS = ("reload", "repack", "fresh")
@@ -105,14 +108,24 @@ def engine_settings(
         # Log-probs of the law that is sampled from: after bans, temperature, top-k and top-p.
         "logprobs_mode": "processed_logprobs",
         "limit_mm_per_prompt": {"image": config.max_images_per_prompt, "video": 0},
-        # Images arrive resized; with the same bounds a second resize changes nothing.
-        "mm_processor_kwargs": {"size": {"shortest_edge": model.min_pixels, "longest_edge": model.max_pixels}},
+        "mm_processor_kwargs": {"size": image_bounds(model.min_pixels, model.max_pixels)},
         "seed": 0,  # of what no request names; all requests carry their own
         "trust_remote_code": False,
         # Not run here: vLLM's CPU build has no Model Runner V2. The expert ids are those of the model, whatever the
         # placement of experts on GPUs.
         **({"enable_return_routed_experts": True, "enable_prefix_caching": True} if routes else {}),
     }
+
+
+def image_bounds(min_pixels: int, max_pixels: int) -> dict[str, int]:
+    """Bounds of vLLM's resize, so wide that it leaves alone the images, which arrive resized.
+
+    The first resize rounds sides to whole blocks: down from max_pixels, and so below min_pixels where the two lie close
+    together, and up from min_pixels, and so above max_pixels there.
+    """
+    sides = math.sqrt(min_pixels * THINNEST) + math.sqrt(min_pixels / THINNEST)  # of the thinnest picture
+    rounded_up = math.ceil(min_pixels + BLOCK * sides + BLOCK**2)
+    return {"shortest_edge": 1, "longest_edge": max(max_pixels, rounded_up)}
 
 
 def _drop_own_groups(shutdown_ray: bool = False) -> None:
