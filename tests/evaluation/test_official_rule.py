@@ -128,7 +128,7 @@ def test_rescoring_on_the_command_line(
         ("mmstar", "the answer is c, I think", 1 / 3, {"average": 1 / 3}),
         ("visulogic", "so it must be B.", 1 / 2, {}),
         ("neulab_visualpuzzles", "Of these I like (D) best", 1 / 2, {}),
-        ("erqa", "d.", 1 / 2, {}),
+        ("erqa", "d.", 1 / 3, {}),
         pytest.param("emma", "The correct answer is B. I am sure", 1 / 3, {}, marks=pytest.mark.slow),  # SymPy starts
         # yes is right for the first picture's first question and for the one without a picture
         ("hallusionbench", "Yes, it is.", 2 / 4, {"aAcc": 2 / 4, "qAcc": 1 / 3, "fAcc": 0 / 2}),
