@@ -33,7 +33,7 @@ from sapo_vl.model.work import work_of
 from sapo_vl.types import RolloutGroup
 
 UPDATES = 2
-BUDGET = 150  # of tokens and patches: the largest groups are split
+BUDGET = 170  # of tokens and patches: the largest groups are split, and any response fits with its prompt
 STILL = ((1,), (2, 3))  # groups of rank 0 and of rank 1 that have no gradient, once that is what is looked at
 
 
