@@ -61,7 +61,8 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     """
     problems = ProblemSet(config.data.path, config.data.train_split)
     rows = world.gather(problems.digest() if world.is_main else "")[0]
-    sampler = QuotaSampler(problems.tasks, config.data.quotas, config.rollout.prompts_per_step, config.seed, rows)
+    per_step, updates = config.rollout.prompts_per_step, config.batch.mini_batches
+    sampler = QuotaSampler(problems.tasks, config.data.quotas, per_step, config.seed, rows, parts=updates)
     scorer.check(problems.rewards, dataset=config.data.path)
 
     started = time.monotonic()

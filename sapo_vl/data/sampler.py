@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
+from collections import Counter
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from fractions import Fraction
 from typing import Any
@@ -47,22 +48,32 @@ class QuotaSampler:
     """Batches of row indices with exactly the same number of rows of every task in each.
 
     Every task walks through its own rows in a shuffled order, epoch after epoch: a row comes again only when
-    all rows of its task have been used. (Around the end of an epoch a batch may hold a row twice.) The orders
-    depend on (seed, task, epoch), the order of the tasks within a batch on (seed, step), so the state is a
-    few integers and a restored sampler goes on exactly where the saved one was. Iterating never ends.
+    all rows of its task have been used, and never twice in a batch, where its responses would be the same ones:
+    a batch in which an epoch ends goes on with other rows. A batch that is trained in several parts is laid out so
+    that each has its share of every task. The orders depend on (seed, task, epoch), the order within a batch on
+    (seed, step), so the state is a few integers and a restored sampler goes on exactly where the saved one was.
+    Iterating never ends.
 
     counts: rows per task in every batch; 0 for a task with quota 0.
     """
 
     def __init__(
-        self, tasks: Sequence[str], quotas: Mapping[str, float], batch_size: int, seed: int, content: str = ""
+        self,
+        tasks: Sequence[str],
+        quotas: Mapping[str, float],
+        batch_size: int,
+        seed: int,
+        content: str = "",
+        *,
+        parts: int = 1,
     ) -> None:
         """tasks: the task of every row, in row order. quotas: ratio per task; empty = the same for every
         task. content: a digest of the rows themselves (ProblemSet.digest), so that a state is not taken up over
-        changed ones; "" = not looked at.
+        changed ones; "" = not looked at. parts: how many updates a batch is dealt to, row by row (row i to the one of
+        number i % parts); the rows that a task has in two of them differ by one at most.
 
-        Raises QuotaError if quotas and data do not name the same tasks, for what `quota_counts` rejects, and
-        for a task with fewer rows than a batch asks of it.
+        Raises QuotaError if quotas and data do not name the same tasks, for what `quota_counts` rejects, for a task
+        with fewer rows than a batch asks of it, and for a batch that has no equal parts.
         """
         number = {task: i for i, task in enumerate(sorted(set(tasks)))}
         numbers = np.fromiter(map(number.__getitem__, tasks), np.int32, len(tasks))
@@ -72,6 +83,11 @@ class QuotaSampler:
         self.batch_size = batch_size
         self.seed = seed
         self.counts = quota_counts(quotas, batch_size)
+        if batch_size % parts:
+            raise QuotaError(
+                f"a batch of {batch_size} prompts has no {parts} equal parts; give it a multiple of {parts}"
+            )
+        self._parts = parts
         for task, count in self.counts.items():
             if count > len(self._rows[task]):
                 raise QuotaError(
@@ -84,27 +100,33 @@ class QuotaSampler:
         self._step = 0
         self._epoch = dict.fromkeys(self._rows, 0)
         self._position = dict.fromkeys(self._rows, 0)  # rows of the epoch already given out
-        self._order = {task: self._permutation(task, 0) for task in self._rows}
+        self._late: dict[str, list[int]] = {task: [] for task in self._rows}  # rows that come last in the epoch
+        self._order = {task: self._permutation(task) for task in self._rows}
 
     def __iter__(self) -> Iterator[list[int]]:
         return self
 
     def __next__(self) -> list[int]:
         """The row indices of the next batch."""
-        batch = [self._take(task) for task, count in self.counts.items() for _ in range(count)]
-        order = np.random.default_rng([self.seed, _number("batch"), self._step]).permutation(len(batch))
+        batch = [row for task, count in self.counts.items() for row in self._take(task, count)]
+        rng = np.random.default_rng([self.seed, _number("batch"), self._step])
         self._step += 1
-        return [batch[i] for i in order]
+        # A column is an update. The batch is still sorted by task, so that dealing it shares every task out.
+        order = np.arange(len(batch)).reshape(-1, self._parts)
+        order = rng.permuted(order, axis=0)[:, rng.permutation(self._parts)]
+        return [batch[i] for i in order.flat]
 
     def peek(self) -> list[int]:
         """What the next batch is as things stand. It does not move the walk."""
         twin = copy.copy(self)
-        twin._epoch, twin._position, twin._order = dict(self._epoch), dict(self._position), dict(self._order)
+        twin._epoch, twin._position = dict(self._epoch), dict(self._position)
+        twin._late, twin._order = dict(self._late), dict(self._order)
         return next(twin)
 
     def further(self, tasks: Sequence[str]) -> list[int]:
         """The next row of each task, in order: the walk of that task moves on, beyond what its batches take."""
-        return [self._take(task) for task in tasks]
+        walks = {task: iter(self._take(task, count)) for task, count in Counter(tasks).items()}
+        return [next(walks[task]) for task in tasks]
 
     def spare(self, bad: int, attempt: int, exclude: Collection[int] = ()) -> int:
         """A row of the same task to stand in for row `bad` of the latest batch.
@@ -137,6 +159,7 @@ class QuotaSampler:
             "step": self._step,
             "epoch": dict(self._epoch),
             "position": dict(self._position),
+            "late": dict(self._late),
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -159,21 +182,29 @@ class QuotaSampler:
         self._step = int(state["step"])
         self._epoch = {task: int(state["epoch"][task]) for task in self._rows}
         self._position = {task: int(state["position"][task]) for task in self._rows}
-        self._order = {task: self._permutation(task, epoch) for task, epoch in self._epoch.items()}
+        late = state.get("late", {})  # states from before a batch had no row twice have none
+        self._late = {task: [int(row) for row in late.get(task, ())] for task in self._rows}
+        self._order = {task: self._permutation(task) for task in self._rows}
 
-    def _take(self, task: str) -> int:
-        order = self._order[task]
-        if self._position[task] == len(order):
-            self._epoch[task] += 1
-            self._position[task] = 0
-            order = self._order[task] = self._permutation(task, self._epoch[task])
-        row = order[self._position[task]]
-        self._position[task] += 1
-        return int(row)
+    def _take(self, task: str, count: int) -> list[int]:
+        """The next rows of a task's walk. Where its epoch ends among them, the next one leaves them for its end."""
+        rows: list[int] = []
+        for _ in range(count):
+            if self._position[task] == len(self._order[task]):
+                self._epoch[task] += 1
+                self._position[task] = 0
+                self._late[task] = list(rows)
+                self._order[task] = self._permutation(task)
+            rows.append(int(self._order[task][self._position[task]]))
+            self._position[task] += 1
+        return rows
 
-    def _permutation(self, task: str, epoch: int) -> np.ndarray:
-        """[rows of the task] int64: their order in this epoch."""
-        return np.random.default_rng([self.seed, _number(task), epoch]).permutation(self._rows[task])
+    def _permutation(self, task: str) -> np.ndarray:
+        """[rows of the task] int64: their order in its epoch."""
+        rng = np.random.default_rng([self.seed, _number(task), self._epoch[task]])
+        order = rng.permutation(self._rows[task])
+        is_late = np.isin(order, self._late[task])
+        return np.concatenate([order[~is_late], order[is_late]])
 
 
 def _number(name: str) -> int:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from sapo_vl.data.problem_set import blank_twin
 from sapo_vl.evaluation.items import Item, Items, prompt_hash
 from sapo_vl.evaluation.pictures import PictureFolder
-from sapo_vl.evaluation.records import Record, make_record
+from sapo_vl.evaluation.records import UNREADABLE, Record, make_record
 from sapo_vl.evaluation.rules import Judged, Judges
 from sapo_vl.model.chat import PromptError
 from sapo_vl.rollout import SamplingParams
@@ -75,7 +75,7 @@ def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> tuple[list[R
             log.warning("%s leaves out item %s: %s", name, item.id, error)
             problem = Problem(id=item.id, task=item.task, messages=(), reward=item.reward)
             places[item.id] = item
-            records[item.id] = _record(asking, problem, item, skipped="row")
+            records[item.id] = _record(asking, problem, item, skipped=UNREADABLE)
             continue
         places[problem.id], to_score[problem.id] = item, scored_as
         copies |= asking.pictures.new(problem, item.prompt) if asking.pictures else {}

@@ -17,6 +17,7 @@ from rewards.answers.extract import last_answer
 from rewards.weighted import OWN
 from sapo_vl.benchmarks.base import GROUPS
 from sapo_vl.evaluation.errors import EvaluationError
+from sapo_vl.record.files import write_text
 from sapo_vl.strict import Strict, read_mapping
 from sapo_vl.types import Finish, Problem, Rollout, ScoreStatus
 
@@ -25,6 +26,7 @@ RECORDS, BLANK, SUMMARY = "records.jsonl", "blank.jsonl", "summary.json"  # file
 _SEAL = re.compile(r', "seal": "([0-9a-f]{16})"\}\Z')
 ANSWER_CHARS = 500  # of an extracted answer that are kept
 MAX_TOKENS = 10_000_000  # of a response, in a record that can be believed
+UNREADABLE = "row"  # `skipped` of an item whose row, which could be read before, could not be any more
 META_CHARS = 100_000  # `meta` of more JSON than this (test cases of programs) stays in the source
 
 
@@ -74,6 +76,14 @@ class Record(Strict):
     def scores(self) -> list[float]:
         """Of the responses that could be scored."""
         return [r.score for r in self.responses if r.score is not None]
+
+    @property
+    def is_lacking(self) -> bool:
+        """Whether another try could have more: the engine gave nothing for a response, or the row could not be read.
+
+        A response's seed is its own, so that those which were had come out the same.
+        """
+        return self.skipped == UNREADABLE or any(r.finish is Finish.FAILED for r in self.responses)
 
 
 def make_record(
@@ -160,11 +170,20 @@ class RecordFile:
         self.path = path
 
     def done(self) -> set[str]:
-        """Ids of the items in the file. A last line that was cut off is taken out of it first."""
+        """Ids of the items in the file that need not be asked again. The others are taken out of it first: a last line
+        that was cut off, and records with `is_lacking`."""
         if not self.path.exists():
             return set()
         self._drop_cut_line()
-        return {record.id for record in read_records(self.path)}
+        found = [(record.id, record.is_lacking) for record in read_records(self.path)]
+        if lacking := sum(lacks for _, lacks in found):
+            log.warning(
+                "%s: %d items lack a response or their row, which could not be had; they are asked again",
+                self.path, lacking,
+            )  # fmt: skip
+            lines = self.path.read_text("ascii").splitlines(keepends=True)
+            write_text(self.path, "".join(line for line, (_, lacks) in zip(lines, found, strict=True) if not lacks))
+        return {id for id, lacks in found if not lacks}
 
     def append(self, records: Iterable[Record]) -> None:
         with self.path.open("a", encoding="ascii") as file:

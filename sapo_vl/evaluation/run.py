@@ -41,8 +41,8 @@ def evaluate_benchmarks(
 ) -> dict[str, dict[str, Any]]:
     """Name of every configured benchmark -> its summary, the same on every rank.
 
-    Items that `out` has already, under the same harness, are not asked again. During training `step` says after which
-    one: what `out` has then is from a run that was cut off, and is deleted first.
+    Items that `out` has already, under the same harness, are not asked again, but for those that lack a response.
+    During training `step` says after which one: what `out` has then is from a run that was cut off, and is deleted first.
 
     Raises:
         EvaluationError, on all ranks: a benchmark does not exist, or `out` holds results of another harness.
@@ -187,6 +187,11 @@ class _Run:
         head = {"benchmark": self.items.benchmark.name, "harness": hash_of(harness), "rule": self.judges.headline}
         summary = head | with_items(figures, self.items)
         write_json(self.folder / SUMMARY, summary)
+        if (failed := summary["responses"].get("failed")) and self.step is None:
+            log.warning(
+                "%s: the engine gave nothing for %d responses; the same command asks their items again",
+                self.items.benchmark.name, failed,
+            )  # fmt: skip
         return summary
 
     def _on_main(self, work: Any) -> Any:

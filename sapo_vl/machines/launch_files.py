@@ -186,8 +186,9 @@ def _faults(to: str, config: RunConfig, out: str, folder: Path, m: Machines) -> 
 
 def _fits(tensor_parallel: int, m: Machines) -> bool:
     """Whether engines of so many ranks are whole parts of a machine, or made of whole machines."""
-    whole = tensor_parallel % m.gpus == 0 and m.nodes * m.gpus % tensor_parallel == 0 if m.gpus > 0 else False
-    return m.gpus % tensor_parallel == 0 or whole
+    if m.gpus < 1 or m.nodes < 1:
+        return True  # which is told of by itself
+    return m.gpus % tensor_parallel == 0 or (tensor_parallel % m.gpus == 0 and m.nodes * m.gpus % tensor_parallel == 0)
 
 
 def _server_faults(to: str, config: RunConfig, m: Machines) -> list[tuple[bool, str]]:

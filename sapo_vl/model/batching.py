@@ -169,7 +169,8 @@ def split_by_budget(groups: Sequence[RolloutGroup], budget: int) -> list[list[Ro
 def split_mini_batches(groups: Sequence[T], count: int) -> list[list[T]]:
     """Deals groups round-robin into `count` mini-batches, so that each holds its share of every task.
 
-    Groups arrive interleaved by task from the sampler; dealing keeps that mix. Lists may differ in size by one.
+    That share is the sampler's doing, which lays a batch out for this dealing (QuotaSampler's `parts`). Lists may
+    differ in size by one.
     """
     return [list(groups[i::count]) for i in range(count)]
 

@@ -14,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sapo_vl.data.sampler import QuotaError, QuotaSampler, quota_counts
+from sapo_vl.model.batching import split_mini_batches
 
 tenths = st.integers(1, 60)  # quotas as typed by hand: 0.1 .. 6.0
 quota_sets = st.dictionaries(st.sampled_from("abcdef"), tenths.map(lambda n: n / 10), min_size=1, max_size=6)
@@ -146,6 +147,64 @@ def test_no_row_comes_again_before_all_rows_of_its_task(seed):
     assert min(used[row] for row in range(len(tasks))) >= 40 * 2 // 17  # the walk really wraps around
 
 
+@settings(max_examples=150, deadline=None)
+@given(quota_sets, st.integers(1, 6), st.integers(1, 3), st.integers(1, 4), st.integers(0, 2**31))
+def test_every_update_has_its_share_of_every_task_over_all_ranks(quotas, updates, ranks, per_update, seed):
+    batch_size = updates * ranks * per_update
+    tasks = random_tasks(np.random.default_rng(seed), "".join(quotas), batch_size, batch_size + 9)
+    try:
+        counts = quota_counts(quotas, batch_size)
+    except QuotaError:
+        return
+    for batch in itertools.islice(QuotaSampler(tasks, quotas, batch_size, seed, parts=updates), 3):
+        assert Counter(tasks[row] for row in batch) == Counter(counts)
+        shares = [batch[i : i + batch_size // ranks] for i in range(0, batch_size, batch_size // ranks)]
+        dealt = [split_mini_batches(share, updates) for share in shares]
+        for update in range(updates):
+            rows = [row for rank in dealt for row in rank[update]]
+            assert len(rows) == ranks * per_update
+            has = Counter(tasks[row] for row in rows)
+            for task, count in counts.items():
+                assert count // updates <= has[task] <= -(-count // updates), (task, count, has)
+
+
+def test_no_update_is_the_one_that_a_task_prefers():
+    # 3 rows of "a" among 4 updates: each lacks one in a quarter of the batches.
+    tasks = ["a"] * 30 + ["b"] * 50
+    without, seconds = Counter(), Counter()
+    for batch in itertools.islice(QuotaSampler(tasks, {"a": 3, "b": 5}, 8, 0, parts=4), 400):
+        updates = [[tasks[row] for row in batch[i::4]] for i in range(4)]
+        (lacks,) = [i for i, update in enumerate(updates) if "a" not in update]
+        without[lacks] += 1
+        seconds.update(i for i, update in enumerate(updates) if update[1] == "a")
+    assert all(60 <= without[i] <= 140 for i in range(4)), without  # 100 expected, standard deviation 8.7
+    assert all(100 <= seconds[i] <= 200 for i in range(4)), seconds  # half of 300: "a" comes first as often as last
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 2**31), st.integers(1, 3))
+def test_a_batch_in_which_an_epoch_ends_has_no_row_twice(seed, parts):
+    rng = np.random.default_rng(seed)
+    tasks = random_tasks(rng, "ab", 4, 11)
+    sampler = QuotaSampler(tasks, {"a": 2, "b": 1}, 6, seed, parts=parts)
+    for _ in range(25):
+        drawn = [tasks[int(row)] for row in rng.integers(len(tasks), size=3)]
+        assert len(set(next(sampler))) == 6
+        assert len(set(further := sampler.further(drawn))) == len(further)
+
+
+def test_the_rows_left_for_the_end_of_an_epoch_are_the_only_ones_that_move():
+    tasks = ["a"] * 7
+    walk = QuotaSampler(tasks, {}, 1, 3)  # row by row: no batch holds two epochs
+    first, second = ([next(walk)[0] for _ in range(7)] for _ in range(2))
+    sampler = QuotaSampler(tasks, {}, 5, 3)
+    assert sorted(next(sampler)) == sorted(first[:5])
+    late = first[5:]
+    assert sorted(next(sampler)) == sorted(late + [row for row in second if row not in late][:3])
+    rest = [row for row in second if row not in late][3:] + [row for row in second if row in late]
+    assert sampler.further(["a"] * 4) == rest
+
+
 def test_orders_change_with_the_epoch_the_task_and_the_seed():
     sampler = QuotaSampler(["a"] * 30 + ["b"] * 30, {}, 60, 5)
     epochs = [next(sampler) for _ in range(2)]
@@ -179,16 +238,16 @@ def test_the_order_is_the_same_in_another_process():
 
 
 @settings(max_examples=60, deadline=None)
-@given(st.integers(0, 2**31), st.integers(0, 30))
-def test_a_restored_sampler_goes_on_where_the_saved_one_was(seed, steps):
+@given(st.integers(0, 2**31), st.integers(0, 30), st.sampled_from([1, 5]))
+def test_a_restored_sampler_goes_on_where_the_saved_one_was(seed, steps, parts):
     tasks = random_tasks(np.random.default_rng(seed), "abc", 5, 13)
     quotas = {"a": 3, "b": 1, "c": 0}
-    sampler = QuotaSampler(tasks, quotas, 5, seed)
+    sampler = QuotaSampler(tasks, quotas, 5, seed, parts=parts)
     for _ in range(steps):
         next(sampler)
     saved = json.loads(json.dumps(sampler.state_dict()))
     expected = [next(sampler) for _ in range(20)]
-    restored = QuotaSampler(tasks, quotas, 5, seed)
+    restored = QuotaSampler(tasks, quotas, 5, seed, parts=parts)
     restored.load_state_dict(saved)
     assert [next(restored) for _ in range(20)] == expected
 
@@ -236,6 +295,18 @@ def test_quotas_and_tasks_must_name_each_other():
         QuotaSampler([], {}, 2, 0)
     with pytest.raises(QuotaError, match="3 rows of task 'b' and there are 2"):
         QuotaSampler(["a"] * 9 + ["b"] * 2, {}, 6, 0)
+    with pytest.raises(QuotaError, match="6 prompts has no 4 equal parts; give it a multiple of 4"):
+        QuotaSampler(["a"] * 9 + ["b"] * 9, {}, 6, 0, parts=4)
+
+
+def test_a_state_from_before_there_were_late_rows_is_taken_up():
+    tasks = ["a"] * 10
+    sampler = QuotaSampler(tasks, {}, 4, 1)
+    next(sampler)
+    old = {name: value for name, value in sampler.state_dict().items() if name != "late"}
+    restored = QuotaSampler(tasks, {}, 4, 1)
+    restored.load_state_dict(old)
+    assert [next(restored) for _ in range(9)] == [next(sampler) for _ in range(9)]
 
 
 def test_a_spare_is_another_row_of_the_task_and_does_not_move_the_walk():

@@ -15,7 +15,7 @@ MADE_BY: dict[str, tuple[str, tuple[str, ...]]] = {
         ("sapo_vl/losses", "sapo_vl/experiments/surrogates.py", "sapo_vl/experiments/figures.py"),
     ),
     "docs/results/gates/figures": ("bash scripts/reproduce_paper.sh --config configs/experiments/choose.yaml", ()),
-    "docs/results/paper/figures": ("bash scripts/reproduce_paper.sh --figures 2,5,6", ()),
+    "docs/results/paper/figures": ("bash scripts/reproduce_paper.sh --figures 2,4,5,6,stress", ()),
     "docs/results/sapo_auto/figures": ("bash scripts/reproduce_paper.sh --figures stress", ()),
     "docs/results/tiny_moe/figures": ("bash scripts/reproduce_paper.sh --figures 4,stress", ()),  # of its own commit
     "docs/viewing": ("python scripts/screenshots.py", ("sapo_vl/viewing",)),

@@ -86,6 +86,31 @@ def test_what_the_engine_failed_on_is_no_zero(make: Make, tmp_path: Path) -> Non
     assert (saved["status"], saved["score"], saved["reason"]) == ("failed", None, "the engine was out of luck")
 
 
+def test_what_the_engine_failed_on_is_asked_again(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """A server that was away for a while: the same command brings what would have been there without."""
+    whole, out = tmp_path / "whole", tmp_path / "out"
+    evaluate_benchmarks(make(), session(ScriptedEngine(half_right)), whole)
+    assert "asks their items again" not in caplog.text
+
+    def away(name: str, j: int) -> str | None:
+        lost = name == "aime25-3" or (name, j) == ("aime25-1", 1)
+        return None if lost else half_right(name, j)
+
+    found = evaluate_benchmarks(make(), session(ScriptedEngine(away)), out)["aime25"]
+    assert found["responses"]["failed"] == 3
+    assert "aime25: the engine gave nothing for 3 responses; the same command asks their items again" in caplog.text
+    path = out / "aime25/records.jsonl"
+    kept = [line for line in path.read_text().splitlines() if '"failed"' not in line]
+    engine = ScriptedEngine(half_right)
+    again = evaluate_benchmarks(make(), session(engine), out)["aime25"]
+    assert engine.asked == ["aime25-1", "aime25-3"]
+    assert "records.jsonl: 2 items lack a response or their row" in caplog.text
+    written = path.read_text().splitlines()
+    assert written[:2] == kept, "what was whole is as it was"
+    assert sorted(written) == sorted((whole / "aime25/records.jsonl").read_text().splitlines())
+    assert again == json.loads((whole / "aime25/summary.json").read_text())
+
+
 def test_a_prompt_that_is_too_long_is_counted(make: Make, tmp_path: Path, aime: Path) -> None:
     rows = [{"problem_idx": i, "problem": "how many " * (1 if i else 400), "answer": "1"} for i in range(3)]
     (tmp_path / "long.jsonl").write_text("\n".join(map(json.dumps, rows)))
@@ -204,6 +229,24 @@ def test_a_benchmark_of_the_users(own: str, tmp_path: Path) -> None:
     assert found["items"]["left out"] == {"no answer given": 1} and found["items"]["bad rows"] == {"image: missing": 1}
     assert found["blank"]["mean"] == pytest.approx(1 / 3) and found["blank"]["n"] == 3
     assert found["blank"]["difference"]["mean"] == pytest.approx(5 / 6 - 1 / 3)
+
+
+def test_a_row_that_was_gone_for_a_while_is_asked_again(own: str, tmp_path: Path) -> None:
+    given = [f'eval.benchmarks=["{own}"]', "eval.batch=2", "eval.blank=false"]  # one item at a time
+    config = load_config(None, given).model_copy(update={"model": MODEL})
+    picture, away = tmp_path / "mine/1.png", tmp_path / "away.png"
+
+    def disk_fails(name: str, j: int) -> str:
+        if picture.exists():
+            picture.rename(away)
+        return "\\boxed{1}"
+
+    found = evaluate_benchmarks(config, session(ScriptedEngine(disk_fails)), tmp_path / "out")["squares"]
+    assert found["items"]["skipped"] == {"row": 1} and found["pass@1"]["n"] == 2
+    away.rename(picture)
+    engine = ScriptedEngine(lambda *_: "\\boxed{1}")
+    found = evaluate_benchmarks(config, session(engine), tmp_path / "out")["squares"]
+    assert engine.asked == ["squares-1"] and found["items"]["skipped"] == {} and found["pass@1"]["n"] == 3
 
 
 @pytest.mark.parametrize(

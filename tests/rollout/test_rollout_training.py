@@ -15,6 +15,7 @@ from helpers_runs import digests, prepare, rows, run_all, steps
 
 from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.data.sampler import QuotaSampler
+from sapo_vl.model.batching import split_mini_batches
 from sapo_vl.record.rollout_log import read_rollouts
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
@@ -125,6 +126,20 @@ def walk(problems: ProblemSet, task: str, seed: int) -> Iterator[str]:
     quotas = {name: float(name == task) for name in TASKS}
     for (row,) in QuotaSampler(problems.tasks, quotas, 1, seed):
         yield problems.get(row).id
+
+
+@pytest.mark.parametrize(("name", "ranks"), [("resampled", 1), ("two", 2)])
+def test_every_update_has_its_share_of_every_task(folder: Path, name: str, ranks: int) -> None:
+    """Two updates a step, to which a rank deals its groups in their order, in which they are written."""
+    for step in range(1, STEPS + 1):
+        updates: list[Counter[str]] = [Counter(), Counter()]
+        for rank in range(ranks):
+            lines = read_rollouts(folder / name / "rollouts" / f"step_{step:06d}.rank{rank}.jsonl")
+            tasks = list({line["id"]: line["task"] for line in lines}.values())
+            assert len(tasks) == PROMPTS // ranks
+            for i, part in enumerate(split_mini_batches(tasks, 2)):
+                updates[i].update(part)
+        assert updates == [dict.fromkeys(TASKS, PROMPTS // 4)] * 2
 
 
 def test_the_prompts_are_the_next_ones_of_each_task_and_quotas_hold(folder: Path, request: Any) -> None:
