@@ -42,7 +42,7 @@ def evaluate_benchmarks(
     """Name of every configured benchmark -> its summary, the same on every rank.
 
     Items that `out` has already, under the same harness, are not asked again, but for those that lack a response.
-    During training `step` says after which one: what `out` has then is from a run that was cut off, and is deleted first.
+    During training `step` says after which one: what `out` has then is from a run that was cut off, deleted first.
 
     Raises:
         EvaluationError, on all ranks: a benchmark does not exist, or `out` holds results of another harness.
