@@ -21,7 +21,7 @@ import transformers.models.qwen3_vl_moe.modeling_qwen3_vl_moe  # noqa: F401
 
 from sapo_vl.config import load_config
 from sapo_vl.doctor import CHECKS, Outcome, examine
-from sapo_vl.model.logprob import CHUNK
+from sapo_vl.model.logprob import CHUNK, chunk_tokens
 from sapo_vl.pipeline import prepare
 from sapo_vl.record.run_log import read_metrics
 from sapo_vl.session import versions as installed
@@ -71,11 +71,12 @@ def head(device: str, out: Path) -> dict[str, Any]:
     chunk: the weight and its gradient in float32 are gone through once a chunk, which larger ones may be faster for."""
     small = device == "cpu"
     tokens, width, words = (256, 64, 20000) if small else (HEAD_TOKENS, HEAD_WIDTH, HEAD_WORDS)
-    found = {n: gpu_layer.head(device, tokens, width, words, n) for n in (CHUNK, 4 * CHUNK, 16 * CHUNK)}
-    others = ", ".join(f"{each['seconds'] * 1e3:.0f} ms in chunks of {n}" for n, each in found.items() if n != CHUNK)
-    return found[CHUNK] | {
+    ours = chunk_tokens(width, half=not small)
+    found = {n: gpu_layer.head(device, tokens, width, words, n) for n in sorted({CHUNK, ours, 4 * ours})}
+    others = ", ".join(f"{each['seconds'] * 1e3:.0f} ms in chunks of {n}" for n, each in found.items() if n != ours)
+    return found[ours] | {
         "chunks": {str(n): each for n, each in found.items()},
-        "said": f"{found[CHUNK]['said']}; {others}",
+        "said": f"{found[ours]['said']}; {others}",
     }
 
 

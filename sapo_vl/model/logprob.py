@@ -22,6 +22,17 @@ KEPT_MAX_LOGITS = 40_000_000
 CHUNK = 128
 
 
+def chunk_tokens(width: int, *, half: bool) -> int:
+    """Tokens whose logits [C, V] are held at a time, for a head [V, width].
+
+    Once a chunk, backward reads and writes the weight's gradient in float32, and in half precision on a GPU (`half`) a
+    product of its size. By arithmetic that takes three times as long as the products of 128 tokens do there; with a
+    quarter of the width, less, and three such [C, V] are still smaller than the gradient. bench/gpu.sh measures it. On
+    a CPU products are what takes time, and no other length was faster.
+    """
+    return max(CHUNK, width // 4) if half else CHUNK
+
+
 def token_logprobs(
     hidden: Tensor,
     weight: Tensor,
@@ -39,7 +50,7 @@ def token_logprobs(
     dtype; logits are float32. targets [N] and banned_ids [n] are int64. hidden[i] must be the state that
     predicts targets[i].
 
-    chunked: None chooses by size. The chunked way holds [chunk_size, V] twice at a time (default: CHUNK tokens) and
+    chunked: None chooses by size. The chunked way holds [chunk_size, V] twice at a time (default: `chunk_tokens`) and
     recomputes logits in backward, unless there are few (KEPT_MAX_LOGITS). For its gradient it keeps `weight` itself and
     no copy, so the storage may be released and refilled in between (ZeRO-3).
 
@@ -49,7 +60,8 @@ def token_logprobs(
     learns = torch.is_grad_enabled() and (hidden.requires_grad or weight.requires_grad)
     keeps = learns and targets.numel() * weight.shape[0] <= KEPT_MAX_LOGITS
     if chunk_size is None:
-        chunk_size = max(1, targets.numel()) if keeps else CHUNK
+        half = _half(hidden, (hidden, weight)) is not None
+        chunk_size = max(1, targets.numel()) if keeps else chunk_tokens(weight.shape[-1], half=half)
     _check(hidden, weight, targets, temperature, banned_ids, chunk_size)
     if chunked is None:
         # A half-precision head would be copied to float32 by the plain way; chunks can use it as it is.

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from sapo_vl.model.attention_flex import BLOCK
-from sapo_vl.model.logprob import CHUNK, KEPT_MAX_LOGITS, PLAIN_MAX_LOGITS
+from sapo_vl.model.logprob import KEPT_MAX_LOGITS, PLAIN_MAX_LOGITS, chunk_tokens
 from sapo_vl.planning.sizes import ModelSizes
 
 FLOAT_BYTES, INDEX_BYTES = 4, 8
@@ -116,7 +116,8 @@ def head_bytes(m: ModelSizes, row: Row, *, backward: bool) -> int:
     logits = row.targets * m.vocabulary
     if m.dtype_bytes == FLOAT_BYTES and logits <= PLAIN_MAX_LOGITS:
         return hidden + 4 * logits * FLOAT_BYTES
-    rows = row.targets if backward and logits <= KEPT_MAX_LOGITS else min(CHUNK, row.targets)
+    at_a_time = chunk_tokens(m.hidden_width, half=m.dtype_bytes < FLOAT_BYTES)
+    rows = row.targets if backward and logits <= KEPT_MAX_LOGITS else min(at_a_time, row.targets)
     chunk = 3 * rows * m.vocabulary * FLOAT_BYTES
     if not backward:
         return hidden + chunk

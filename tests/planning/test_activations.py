@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -18,7 +19,7 @@ from sapo_vl.model.chat import Chat
 from sapo_vl.model.loading import DTYPES, ModelConfig, prepare_model
 from sapo_vl.model.policy import PolicyModule
 from sapo_vl.model.tiny import build_tiny, tiny_processor, train_tokenizer
-from sapo_vl.planning.activations import Row, layer_saved_bytes
+from sapo_vl.planning.activations import Row, head_bytes, layer_saved_bytes
 from sapo_vl.planning.sizes import model_sizes
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup
 
@@ -103,6 +104,23 @@ def test_a_layer_keeps_what_is_planned(
         )
     assert m is not None and row is not None
     assert kept[3] - kept[2] == pytest.approx(layer_saved_bytes(m, row), rel=0.03)
+
+
+@pytest.mark.parametrize(("width", "at_a_time"), [(128, 128), (2048, 512), (4096, 1024)])
+def test_the_head_of_a_large_model_by_hand(width: int, at_a_time: int) -> None:
+    """In bfloat16, of 151,936 words and 20,000 targets: states and their gradients, three times the logits of a chunk,
+    the weight's gradient in float32, a product of its size and what it is rounded to."""
+    tokenizer = train_tokenizer(["how many red ?"] * 50, vocab_size=300)
+    tiny = build_tiny("dense", tokenizer, 0, SIZES)
+    m = model_sizes("x", tiny.config, ModelConfig(dtype="bfloat16"))
+    m = dataclasses.replace(m, hidden_width=width, vocabulary=151_936)
+    row = Row(tokens=24_000, prompts=4, prompt=1000, responses=40, response=500, targets=20_000, patches=0)
+    chunk = 3 * at_a_time * 151_936 * 4
+    assert head_bytes(m, row, backward=False) == 20_000 * width * 2 + chunk
+    assert head_bytes(m, row, backward=True) == 2 * 20_000 * width * 2 + chunk + 151_936 * width * (4 + 4 + 2)
+    assert head_bytes(dataclasses.replace(m, dtype_bytes=4), row, backward=False) == (
+        20_000 * width * 4 + 3 * 128 * 151_936 * 4
+    )
 
 
 @pytest.mark.slow
