@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -107,6 +108,21 @@ class World:
         return [
             parcels[peer] if peer == self.rank else tensor.cpu().numpy().tobytes() for peer, tensor in enumerate(got)
         ]
+
+    def of_main(self, work: Callable[[], T], meet_every_s: float = 60.0) -> T:
+        """What `work` gives on the main rank, on every rank; it runs in a thread there, and nowhere else.
+
+        The ranks meet meanwhile, so that `work` may take longer than COLLECTIVE_TIMEOUT: to read hundreds of gigabytes
+        back from a slow disk, for example. All ranks call it together. What `work` raises is raised on the main rank.
+        """
+        if self.size == 1:
+            return work()
+        with ThreadPoolExecutor(1) as pool:
+            going = pool.submit(work) if self.is_main else None
+            while not self.gather(going is not None and bool(wait([going], meet_every_s).done))[0]:
+                pass
+            given: Any = going.result() if going is not None else None
+        return self.gather(given)[0]
 
     def barrier(self) -> None:
         if self.size > 1:

@@ -185,7 +185,7 @@ class _Run:
     def _summarise(self, harness: Mapping[str, Any], *, blank: bool) -> dict[str, Any]:
         figures = summarise_folder(self.folder, harness["k"], self.items.benchmark.metrics, blank=blank)
         head = {"benchmark": self.items.benchmark.name, "harness": hash_of(harness), "rule": self.judges.headline}
-        summary = head | with_items(figures, self.items)
+        summary: dict[str, Any] = {**head, **with_items(figures, self.items)}
         write_json(self.folder / SUMMARY, summary)
         if (failed := summary["responses"].get("failed")) and self.step is None:
             log.warning(

@@ -10,10 +10,10 @@ import hashlib
 import logging
 import os
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -47,6 +47,8 @@ log = logging.getLogger(__name__)
 # layout that is read otherwise. In bfloat16 the trainer may be on an accelerator, with other kernels than those of the
 # CPU and routers that choose other experts; that has not been measured, so the limit leaves room.
 PROBE_LIMITS = {"float32": 1e-3, "bfloat16": 0.3}
+Noted = tuple[tuple[int, ...], str]  # shape and digest of a weight
+T = TypeVar("T")
 
 
 class ExportError(RuntimeError):
@@ -80,7 +82,6 @@ def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path,
     fails or the folder is not the model; what was written is then kept beside `out`, and an older `out` stays.
     """
     world = engine.world
-    fault, proof = "", None
     beside = out.with_name(f".{out.name}.writing-{os.getpid()}")
     asked: Asked | str = "no probe could be made a prompt"
     if probe is not None:
@@ -88,14 +89,12 @@ def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path,
             probe, engine.logprobs([probe], probe)[0][0].float().cpu(), engine.module.head.banned_ids.tolist()
         )
     weights = hub_weights(engine)
-    try:
-        if world.is_main:
-            proof = write_proved(weights, folder, dtype, beside, asked)
-    except (OSError, SafetensorError, ModelError) as error:
-        fault = str(error)
+    fault, sent = _attempt(lambda: _write(weights, folder, dtype, beside)) if world.is_main else ("", None)
     for _ in weights:  # of what the main rank did not take: the other ranks gather along
         pass
-    fault, proof = world.gather((fault, proof))[0]
+    fault, proof = world.of_main(
+        lambda: (fault, None) if fault else _attempt(lambda: _prove(beside, folder, dtype, sent or {}, asked))
+    )
     if fault:
         kept = world.gather(_keep_unproved(beside, out) if world.is_main else "")[0]
         raise ExportError(f"{out} was not written: {fault}{kept}")
@@ -114,10 +113,7 @@ def write_proved(
 
     Raises OSError or SafetensorError if the disk fails, ModelError if the folder is not the model.
     """
-    sent: dict[str, tuple[tuple[int, ...], str]] = {}
-    _start(beside, folder, dtype)
-    write_weights(_noted(_in_layout(weights, export_layout(folder), tied=folder.tied), sent), beside)
-    return _prove(beside, folder, dtype, sent, asked)
+    return _prove(beside, folder, dtype, _write(weights, folder, dtype, beside), asked)
 
 
 def tried_probe(engine: PolicyEngine, chat: Chat) -> MicroBatch | None:
@@ -156,6 +152,22 @@ def make_probe(chat: Chat) -> MicroBatch | None:
     return pack(groups, chat.blank_pixels()) if groups else None
 
 
+def _attempt(action: Callable[[], T]) -> tuple[str, T | None]:
+    """(what went wrong with the disk or the folder, or "", what `action` gave)."""
+    try:
+        return "", action()
+    except (OSError, SafetensorError, ModelError) as error:
+        return str(error) or type(error).__name__, None
+
+
+def _write(weights: Iterator[tuple[str, Tensor]], folder: ModelFolder, dtype: str, beside: Path) -> dict[str, Noted]:
+    """Writes the folder; what was sent to the disk, by name."""
+    sent: dict[str, Noted] = {}
+    _start(beside, folder, dtype)
+    write_weights(_noted(_in_layout(weights, export_layout(folder), tied=folder.tied), sent), beside)
+    return sent
+
+
 def _start(beside: Path, folder: ModelFolder, dtype: str) -> None:
     shutil.rmtree(beside, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -174,9 +186,7 @@ def _in_layout(weights: Iterator[tuple[str, Tensor]], layout: Layout, *, tied: b
         yield name, value.transpose(1, 2) if turn else value
 
 
-def _noted(
-    weights: Iterator[tuple[str, Tensor]], sent: dict[str, tuple[tuple[int, ...], str]]
-) -> Iterator[tuple[str, Tensor]]:
+def _noted(weights: Iterator[tuple[str, Tensor]], sent: dict[str, Noted]) -> Iterator[tuple[str, Tensor]]:
     """The same weights; what passes is written down as (shape, digest)."""
     for name, value in weights:
         value = value.detach().to("cpu").contiguous()
@@ -193,7 +203,7 @@ def _prove(
     beside: Path,
     folder: ModelFolder,
     dtype: str,
-    sent: Mapping[str, tuple[tuple[int, ...], str]],
+    sent: Mapping[str, Noted],
     asked: Asked | str,
 ) -> Proof:
     written = examine(str(beside))
@@ -215,9 +225,9 @@ def _prove(
     return Proof(weights=len(sent), bytes=written.stored_bytes, digest=every, probe_gap=gap, probe=why_not)
 
 
-def check_values(folder: Path, sent: Mapping[str, tuple[tuple[int, ...], str]]) -> None:
+def check_values(folder: Path, sent: Mapping[str, Noted]) -> None:
     """Raises ModelError unless the files hold exactly the weights that were sent, by name, shape and digest."""
-    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    found: dict[str, Noted] = {}
     for path in sorted(folder.glob("*.safetensors")):
         with safe_open(path, framework="pt") as f:
             for name in f.keys():  # noqa: SIM118
