@@ -148,8 +148,9 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         for told in constant.add(extremes(drawn, world)):
             if world.is_main:
                 log.warning("step %d: %s", step + 1, told)
-        _, advantages = assign_advantages(drawn, config.advantage, world)
-        groups, _ = assign_advantages(found.groups, config.advantage, world)
+        groups, advantages = assign_advantages(found.groups, config.advantage, world)
+        if config.rollout.resample:  # what is logged is of the batch as it was drawn
+            _, advantages = assign_advantages(drawn, config.advantage, world)
         record = new_record(config, step + 1)
         with timer("train"):
             dealt = deal_groups(config, session, groups)

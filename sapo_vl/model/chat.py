@@ -312,8 +312,8 @@ class Chat:
 
         Tags of thinking and answer are read whether or not the tokenizer takes them for special tokens.
         """
-        ids = np.asarray(ids, np.int64)
-        return self.opened + self.tokenizer.decode(ids[~np.isin(ids, self._unread)], skip_special_tokens=False)
+        read = [i for i in np.asarray(ids, np.int64).tolist() if i not in self._unread]
+        return self.opened + self.tokenizer.decode(read, skip_special_tokens=False)
 
     def blank_pixels(self) -> tuple[torch.Tensor, torch.Tensor]:
         """The smallest image there is: pixel_values [merge^2, patch_dim] of zeros and its grid [1, 3]."""
@@ -338,10 +338,10 @@ def _special_tokens(processor: Any) -> re.Pattern[str]:
     return re.compile("|".join(map(re.escape, ordered)))
 
 
-def _unread_ids(tokenizer: Any) -> np.ndarray:
+def _unread_ids(tokenizer: Any) -> frozenset[int]:
     """Ids of the special tokens that are no text of a response."""
-    special = [i for i, token in tokenizer.added_tokens_decoder.items() if token.special and token.content not in _TAGS]
-    return np.asarray(special, np.int64)
+    added = tokenizer.added_tokens_decoder.items()
+    return frozenset(i for i, token in added if token.special and token.content not in _TAGS)
 
 
 def _eos_ids(inner: Any, tokenizer: Any) -> tuple[int, ...]:

@@ -96,8 +96,9 @@ class RunLog:
             raise ValueError(f"metric names {taken} are taken by the line itself; rename them")
         plain = {name: _plain_numbers(name, value) for name, value in values.items()}
         row = {"step": int(step), "phase": phase, "time": round(time.monotonic() - self._start, 3)}
-        row |= {name: _finite(value) for name, value in plain.items()}
-        if broken := [name for name, value in plain.items() if _finite(value) != value]:
+        finite = {name: _finite(value) for name, value in plain.items()}
+        row |= finite
+        if broken := [name for name, value in plain.items() if finite[name] != value]:
             row["nonfinite"] = broken
         if on := self.notices.add(row):
             row["notices"] = on
@@ -253,8 +254,8 @@ def _start_tracker(name: TrackerName, out_dir: Path, config: LogConfig, run_conf
 
 
 def _plain_numbers(name: str, value: Any) -> int | float | list[int | float] | None:
-    if value is None:
-        return None
+    if value is None or type(value) is float:  # nearly all are: the classes of numbers.py take long to ask
+        return value
     if isinstance(value, list | tuple | np.ndarray):
         return [_plain_number(name, v) for v in value]
     return _plain_number(name, value)
@@ -268,12 +269,12 @@ def _plain_number(name: str, value: Any) -> int | float:
 
 def _finite(obj: Any) -> Any:
     """`obj` with None in place of every NaN and infinity."""
-    if isinstance(obj, Mapping):
-        return {key: _finite(value) for key, value in obj.items()}
-    if isinstance(obj, list | tuple):
-        return [_finite(value) for value in obj]
     if isinstance(obj, float | np.floating):
         return float(obj) if math.isfinite(obj) else None
+    if isinstance(obj, list | tuple):
+        return [_finite(value) for value in obj]
+    if isinstance(obj, Mapping):
+        return {key: _finite(value) for key, value in obj.items()}
     return obj
 
 
