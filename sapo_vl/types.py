@@ -32,6 +32,12 @@ class Finish(enum.StrEnum):
     FAILED = "failed"  # the engine returned nothing that can be used
 
 
+# How the reason of a failed response (Rollout.score_detail) begins where no engine was there to give one. Every other
+# reason is of the prompt, or of what was given: it would be the same another time.
+NO_ANSWER, NO_SERVER = "no answer", "no server is left"
+UNANSWERED = (NO_ANSWER, NO_SERVER)
+
+
 class ScoreStatus(enum.StrEnum):
     """What became of the attempt to score a response."""
 

@@ -48,11 +48,11 @@ class QuotaSampler:
     """Batches of row indices with exactly the same number of rows of every task in each.
 
     Every task walks through its own rows in a shuffled order, epoch after epoch: a row comes again only when
-    all rows of its task have been used, and never twice in a batch, where its responses would be the same ones:
-    a batch in which an epoch ends goes on with other rows. A batch that is trained in several parts is laid out so
-    that each has its share of every task. The orders depend on (seed, task, epoch), the order within a batch on
-    (seed, step), so the state is a few integers and a restored sampler goes on exactly where the saved one was.
-    Iterating never ends.
+    all rows of its task have been used, and a batch in which an epoch ends goes on with other rows: one that came
+    twice would have the same responses twice. (A row that stands in for a bad one may be of the batch already.) A
+    batch that is trained in several parts is laid out so that each has its share of every task. The orders depend on
+    (seed, task, epoch), the order within a batch on (seed, step), so the state is a few integers and a restored
+    sampler goes on exactly where the saved one was. Iterating never ends.
 
     counts: rows per task in every batch; 0 for a task with quota 0.
     """
@@ -102,14 +102,18 @@ class QuotaSampler:
         self._position = dict.fromkeys(self._rows, 0)  # rows of the epoch already given out
         self._late: dict[str, list[int]] = {task: [] for task in self._rows}  # rows that come last in the epoch
         self._order = {task: self._permutation(task) for task in self._rows}
+        self._latest: dict[str, list[int]] = {}  # rows of the latest batch, and those drawn beyond it
 
     def __iter__(self) -> Iterator[list[int]]:
         return self
 
     def __next__(self) -> list[int]:
         """The row indices of the next batch."""
-        batch = [row for task, count in self.counts.items() for row in self._take(task, count)]
+        self._latest = {task: [] for task in self._rows}
         rng = np.random.default_rng([self.seed, _number("batch"), self._step])
+        # Tasks of which an update has one row more than another must not be the same ones in every batch.
+        tasks = rng.permutation(list(self.counts)) if self._parts > 1 else self.counts
+        batch = [row for task in tasks for row in self._take(task, self.counts[task])]
         self._step += 1
         # A column is an update. The batch is still sorted by task, so that dealing it shares every task out.
         order = np.arange(len(batch)).reshape(-1, self._parts)
@@ -120,11 +124,12 @@ class QuotaSampler:
         """What the next batch is as things stand. It does not move the walk."""
         twin = copy.copy(self)
         twin._epoch, twin._position = dict(self._epoch), dict(self._position)
-        twin._late, twin._order = dict(self._late), dict(self._order)
+        twin._late, twin._order = dict(self._late), dict(self._order)  # and its own _latest, which is made anew
         return next(twin)
 
     def further(self, tasks: Sequence[str]) -> list[int]:
-        """The next row of each task, in order: the walk of that task moves on, beyond what its batches take."""
+        """The next row of each task, in order, none of the latest batch while there are others: the walk of that task
+        moves on, beyond what its batches take."""
         walks = {task: iter(self._take(task, count)) for task, count in Counter(tasks).items()}
         return [next(walks[task]) for task in tasks]
 
@@ -187,24 +192,24 @@ class QuotaSampler:
         self._order = {task: self._permutation(task) for task in self._rows}
 
     def _take(self, task: str, count: int) -> list[int]:
-        """The next rows of a task's walk. Where its epoch ends among them, the next one leaves them for its end."""
-        rows: list[int] = []
+        """The next rows of a task's walk. Where its epoch ends, the next one leaves for its end, the oldest first, what
+        was drawn since the latest batch began."""
+        latest = self._latest.setdefault(task, [])
         for _ in range(count):
             if self._position[task] == len(self._order[task]):
                 self._epoch[task] += 1
                 self._position[task] = 0
-                self._late[task] = list(rows)
+                self._late[task] = list(dict.fromkeys(reversed(latest)))[::-1]
                 self._order[task] = self._permutation(task)
-            rows.append(int(self._order[task][self._position[task]]))
+            latest.append(int(self._order[task][self._position[task]]))
             self._position[task] += 1
-        return rows
+        return latest[len(latest) - count :]
 
     def _permutation(self, task: str) -> np.ndarray:
         """[rows of the task] int64: their order in its epoch."""
         rng = np.random.default_rng([self.seed, _number(task), self._epoch[task]])
-        order = rng.permutation(self._rows[task])
-        is_late = np.isin(order, self._late[task])
-        return np.concatenate([order[~is_late], order[is_late]])
+        order, late = rng.permutation(self._rows[task]), np.asarray(self._late[task], np.int64)
+        return np.concatenate([order[~np.isin(order, late)], late])
 
 
 def _number(name: str) -> int:

@@ -7,7 +7,7 @@ import json
 import logging
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from sapo_vl.benchmarks.base import GROUPS
 from sapo_vl.evaluation.errors import EvaluationError
 from sapo_vl.record.files import write_text
 from sapo_vl.strict import Strict, read_mapping
-from sapo_vl.types import Finish, Problem, Rollout, ScoreStatus
+from sapo_vl.types import UNANSWERED, Finish, Problem, Rollout, ScoreStatus
 
 log = logging.getLogger(__name__)
 RECORDS, BLANK, SUMMARY = "records.jsonl", "blank.jsonl", "summary.json"  # files of a benchmark's folder
@@ -79,11 +79,12 @@ class Record(Strict):
 
     @property
     def is_lacking(self) -> bool:
-        """Whether another try could have more: the engine gave nothing for a response, or the row could not be read.
+        """Whether another try may have more: there was no engine to answer, or the row could not be read.
 
-        A response's seed is its own, so that those which were had come out the same.
+        What an engine refuses, or gives that cannot be used, is the same the next time.
         """
-        return self.skipped == UNREADABLE or any(r.finish is Finish.FAILED for r in self.responses)
+        lost = (r.finish is Finish.FAILED and r.reason.startswith(UNANSWERED) for r in self.responses)
+        return self.skipped == UNREADABLE or any(lost)
 
 
 def make_record(
@@ -164,33 +165,45 @@ def _verdict_of(rollout: Rollout) -> Verdict:
 
 
 class RecordFile:
-    """Lines of records, appended. What `append` has written survives the end of the process."""
+    """Lines of records, appended. What `append` has written survives the end of the process.
+
+    lacking: ids of the items that `done` found with `Record.is_lacking`. They stay in the file until `append` has more
+    of them, so that another try, however it ends, takes nothing away.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.lacking: frozenset[str] = frozenset()
 
     def done(self) -> set[str]:
-        """Ids of the items in the file that need not be asked again. The others are taken out of it first: a last line
-        that was cut off, and records with `is_lacking`."""
+        """Ids of the items in the file that need not be asked again. A last line that was cut off is taken out of it
+        first."""
         if not self.path.exists():
             return set()
         self._drop_cut_line()
-        found = [(record.id, record.is_lacking) for record in read_records(self.path)]
-        if lacking := sum(lacks for _, lacks in found):
-            log.warning(
-                "%s: %d items lack a response or their row, which could not be had; they are asked again",
-                self.path, lacking,
-            )  # fmt: skip
-            lines = self.path.read_text("ascii").splitlines(keepends=True)
-            write_text(self.path, "".join(line for line, (_, lacks) in zip(lines, found, strict=True) if not lacks))
-        return {id for id, lacks in found if not lacks}
+        found = {record.id: record.is_lacking for record in read_records(self.path)}
+        self.lacking = frozenset(id for id, lacks in found.items() if lacks)
+        return set(found) - self.lacking
 
     def append(self, records: Iterable[Record]) -> None:
+        new = {record.id: record for record in records}
+        again = {id: record for id, record in new.items() if id in self.lacking}
         with self.path.open("a", encoding="ascii") as file:
-            for record in records:
-                file.write(sealed(json.dumps(record.model_dump(mode="json"), allow_nan=False)) + "\n")
+            for record in new.values():
+                if record.id not in again:
+                    file.write(_line(record))
             file.flush()
             os.fsync(file.fileno())
+        if better := {id: record for id, record in again.items() if not record.is_lacking}:
+            self._replace(better)
+
+    def _replace(self, better: Mapping[str, Record]) -> None:
+        (self.path.parent / SUMMARY).unlink(missing_ok=True)  # it is of the records before
+        with self.path.open(encoding="ascii", newline="") as lines:
+            ids = (record.id for record in read_records(self.path))
+            text = "".join(_line(better[id]) if id in better else line for id, line in zip(ids, lines, strict=True))
+        write_text(self.path, text)
+        self.lacking -= set(better)
 
     def _drop_cut_line(self) -> None:
         with self.path.open("rb+") as file:
@@ -212,6 +225,10 @@ def _end_of_last_line(file: Any, size: int, block: int = 1 << 16) -> int:
             return start + found + 1
         at = start
     return 0
+
+
+def _line(record: Record) -> str:
+    return sealed(json.dumps(record.model_dump(mode="json"), allow_nan=False)) + "\n"
 
 
 def sealed(line: str) -> str:

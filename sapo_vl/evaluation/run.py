@@ -23,7 +23,7 @@ from sapo_vl.evaluation.items import Item, Items, load_items, open_items_source
 from sapo_vl.evaluation.pictures import FOLDER as PICTURES
 from sapo_vl.evaluation.pictures import PictureFolder
 from sapo_vl.evaluation.presets import PRESETS
-from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, RecordFile
+from sapo_vl.evaluation.records import BLANK, RECORDS, SUMMARY, UNREADABLE, RecordFile, read_records
 from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rules import Judges
 from sapo_vl.evaluation.summary import summarise_folder, with_items
@@ -41,7 +41,7 @@ def evaluate_benchmarks(
 ) -> dict[str, dict[str, Any]]:
     """Name of every configured benchmark -> its summary, the same on every rank.
 
-    Items that `out` has already, under the same harness, are not asked again, but for those that lack a response.
+    Items that `out` has already, under the same harness, are not asked again, but for those that had no answer.
     During training `step` says after which one: what `out` has then is from a run that was cut off, deleted first.
 
     Raises:
@@ -164,6 +164,13 @@ class _Run:
         pending = [item for item in items if item.id + suffix not in done]
         if len(pending) < len(items):
             log.info("%s: %d items are in %s already", self.items.benchmark.name, len(items) - len(pending), file.path)
+        if again := sum(item.id + suffix in file.lacking for item in pending):
+            log.warning(
+                "%s: %d items of %s had no answer or no row; they are asked again",
+                self.items.benchmark.name,
+                again,
+                file.path,
+            )
         asking = Asking(
             session=self.session,
             judges=self.judges,
@@ -187,10 +194,12 @@ class _Run:
         head = {"benchmark": self.items.benchmark.name, "harness": hash_of(harness), "rule": self.judges.headline}
         summary: dict[str, Any] = {**head, **with_items(figures, self.items)}
         write_json(self.folder / SUMMARY, summary)
-        if (failed := summary["responses"].get("failed")) and self.step is None:
+        might_lack = summary["responses"].get("failed") or UNREADABLE in summary["items"]["skipped"]
+        if self.step is None and might_lack:
+            lacking = sum(record.is_lacking for record in read_records(self.folder / RECORDS))
             log.warning(
-                "%s: the engine gave nothing for %d responses; the same command asks their items again",
-                self.items.benchmark.name, failed,
+                "%s: %d items had no answer or no row; the same command asks them again",
+                self.items.benchmark.name, lacking,
             )  # fmt: skip
         return summary
 

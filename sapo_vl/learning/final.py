@@ -89,12 +89,15 @@ def save_model(engine: PolicyEngine, folder: ModelFolder, dtype: str, out: Path,
             probe, engine.logprobs([probe], probe)[0][0].float().cpu(), engine.module.head.banned_ids.tolist()
         )
     weights = hub_weights(engine)
-    fault, sent = _attempt(lambda: _write(weights, folder, dtype, beside)) if world.is_main else ("", None)
-    for _ in weights:  # of what the main rank did not take: the other ranks gather along
-        pass
-    fault, proof = world.of_main(
-        lambda: (fault, None) if fault else _attempt(lambda: _prove(beside, folder, dtype, sent or {}, asked))
-    )
+    if engine.zero.stage < 3:  # the main rank has all of them
+        fault, proof = world.of_main(lambda: _attempt(lambda: write_proved(weights, folder, dtype, beside, asked)))
+    else:
+        fault, sent = _attempt(lambda: _write(weights, folder, dtype, beside)) if world.is_main else ("", None)
+        for _ in weights:  # of what the main rank did not take: the other ranks gather along
+            pass
+        fault, proof = world.of_main(
+            lambda: (fault, None) if fault else _attempt(lambda: _prove(beside, folder, dtype, sent or {}, asked))
+        )
     if fault:
         kept = world.gather(_keep_unproved(beside, out) if world.is_main else "")[0]
         raise ExportError(f"{out} was not written: {fault}{kept}")

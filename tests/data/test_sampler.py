@@ -181,6 +181,15 @@ def test_no_update_is_the_one_that_a_task_prefers():
     assert all(100 <= seconds[i] <= 200 for i in range(4)), seconds  # half of 300: "a" comes first as often as last
 
 
+def test_no_two_tasks_always_meet_in_an_update():
+    tasks = list("abcd") * 10
+    beside = Counter()
+    for batch in itertools.islice(QuotaSampler(tasks, {}, 4, 0, parts=2), 400):
+        updates = [{tasks[row] for row in batch[i::2]} for i in range(2)]
+        beside.update(next(update for update in updates if "a" in update) - {"a"})
+    assert all(90 <= beside[task] <= 180 for task in "bcd"), beside  # 133 expected, standard deviation 9.4
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 2**31), st.integers(1, 3))
 def test_a_batch_in_which_an_epoch_ends_has_no_row_twice(seed, parts):
@@ -189,8 +198,14 @@ def test_a_batch_in_which_an_epoch_ends_has_no_row_twice(seed, parts):
     sampler = QuotaSampler(tasks, {"a": 2, "b": 1}, 6, seed, parts=parts)
     for _ in range(25):
         drawn = [tasks[int(row)] for row in rng.integers(len(tasks), size=3)]
-        assert len(set(next(sampler))) == 6
-        assert len(set(further := sampler.further(drawn))) == len(further)
+        batch = next(sampler)
+        assert len(set(batch)) == 6
+        further = sampler.further(drawn)
+        assert len(set(further)) == len(further)
+        for name in "ab":  # one of the batch again only where all others have come
+            rows = [row for row in further if tasks[row] == name]
+            free = {row for row, task in enumerate(tasks) if task == name} - set(batch)
+            assert set(rows[: len(free)]) <= free and (len(rows) < len(free) or free <= set(rows))
 
 
 def test_the_rows_left_for_the_end_of_an_epoch_are_the_only_ones_that_move():
@@ -201,8 +216,7 @@ def test_the_rows_left_for_the_end_of_an_epoch_are_the_only_ones_that_move():
     assert sorted(next(sampler)) == sorted(first[:5])
     late = first[5:]
     assert sorted(next(sampler)) == sorted(late + [row for row in second if row not in late][:3])
-    rest = [row for row in second if row not in late][3:] + [row for row in second if row in late]
-    assert sampler.further(["a"] * 4) == rest
+    assert sampler.further(["a"] * 4) == [row for row in second if row not in late][3:] + late
 
 
 def test_orders_change_with_the_epoch_the_task_and_the_seed():

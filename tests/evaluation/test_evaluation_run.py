@@ -21,6 +21,7 @@ from sapo_vl.evaluation.records import RecordFile, read_records
 from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rescore import Change, rescore
 from sapo_vl.evaluation.run import check_benchmarks, evaluate_benchmarks, metric_values
+from sapo_vl.rollout.failures import RolloutStopped
 from sapo_vl.scoring.scorer import ScoringConfig, ScoringError
 
 Make = Callable[..., RunConfig]
@@ -86,29 +87,69 @@ def test_what_the_engine_failed_on_is_no_zero(make: Make, tmp_path: Path) -> Non
     assert (saved["status"], saved["score"], saved["reason"]) == ("failed", None, "the engine was out of luck")
 
 
-def test_what_the_engine_failed_on_is_asked_again(make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """A server that was away for a while: the same command brings what would have been there without."""
+AWAY = "no answer (tries: 3): http://node-1:8000: connection refused"
+
+
+def away(name: str, j: int) -> str | None:
+    """`half_right`, of a server that was away for the first and the third item."""
+    return None if name in ("aime25-1", "aime25-3") else half_right(name, j)
+
+
+@pytest.mark.parametrize("why", [AWAY, "no server is left: http://node-1:8000 (connection refused)"])
+def test_what_had_no_answer_is_asked_again(
+    why: str, make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The same command brings what would have been there without."""
     whole, out = tmp_path / "whole", tmp_path / "out"
     evaluate_benchmarks(make(), session(ScriptedEngine(half_right)), whole)
-    assert "asks their items again" not in caplog.text
-
-    def away(name: str, j: int) -> str | None:
-        lost = name == "aime25-3" or (name, j) == ("aime25-1", 1)
-        return None if lost else half_right(name, j)
-
-    found = evaluate_benchmarks(make(), session(ScriptedEngine(away)), out)["aime25"]
-    assert found["responses"]["failed"] == 3
-    assert "aime25: the engine gave nothing for 3 responses; the same command asks their items again" in caplog.text
-    path = out / "aime25/records.jsonl"
-    kept = [line for line in path.read_text().splitlines() if '"failed"' not in line]
+    assert "asks them again" not in caplog.text
+    found = evaluate_benchmarks(make(), session(ScriptedEngine(away, why)), out)["aime25"]
+    assert found["responses"]["failed"] == 4 and found["pass@1"]["n"] == 2
+    assert "aime25: 2 items had no answer or no row; the same command asks them again" in caplog.text
     engine = ScriptedEngine(half_right)
-    again = evaluate_benchmarks(make(), session(engine), out)["aime25"]
+    evaluate_benchmarks(make(), session(engine), out)
     assert engine.asked == ["aime25-1", "aime25-3"]
-    assert "records.jsonl: 2 items lack a response or their row" in caplog.text
-    written = path.read_text().splitlines()
-    assert written[:2] == kept, "what was whole is as it was"
-    assert sorted(written) == sorted((whole / "aime25/records.jsonl").read_text().splitlines())
-    assert again == json.loads((whole / "aime25/summary.json").read_text())
+    for name in ("records.jsonl", "summary.json"):
+        assert (out / "aime25" / name).read_bytes() == (whole / "aime25" / name).read_bytes()
+
+
+def test_what_the_engine_refuses_is_not_asked_again(make: Make, tmp_path: Path) -> None:
+    """A function of the prompt: it would be refused again, for ever."""
+    evaluate_benchmarks(make(), session(ScriptedEngine(away, "http://node-1:8000: status 400: too long")), tmp_path)
+    engine = ScriptedEngine(half_right)
+    evaluate_benchmarks(make(), session(engine), tmp_path)
+    assert engine.asked == []
+
+
+def test_another_try_takes_nothing_away(make: Make, tmp_path: Path) -> None:
+    """It has no answer either, or the run is stopped in it, for the share of what failed or by somebody."""
+    evaluate_benchmarks(make("eval.batch=2"), session(ScriptedEngine(away, AWAY)), tmp_path)
+    folder = tmp_path / "aime25"
+    before = {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()}
+
+    def stops(name: str, j: int) -> str:
+        raise RolloutStopped("2 of the latest 2 responses could not be used")
+
+    with pytest.raises(RolloutStopped):
+        evaluate_benchmarks(make("eval.batch=2"), session(ScriptedEngine(stops)), tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+    evaluate_benchmarks(make("eval.batch=2"), session(ScriptedEngine(away, AWAY)), tmp_path)
+    assert {path.name: path.read_bytes() for path in folder.iterdir() if path.is_file()} == before
+
+    def one(name: str, j: int) -> str:
+        if name == "aime25-3":
+            raise KeyboardInterrupt
+        return half_right(name, j)
+
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_benchmarks(make("eval.batch=2"), session(ScriptedEngine(one)), tmp_path)
+    records = list(read_records(folder / "records.jsonl"))
+    assert [record.id for record in records] == [f"aime25-{i}" for i in range(1, 5)]
+    assert [record.is_lacking for record in records] == [False, False, True, False]
+    assert not (folder / "summary.json").exists(), "it would be of the records before"
+    engine = ScriptedEngine(half_right)
+    found = evaluate_benchmarks(make("eval.batch=2"), session(engine), tmp_path)["aime25"]
+    assert engine.asked == ["aime25-3"] and found["pass@1"]["n"] == 4
 
 
 def test_a_prompt_that_is_too_long_is_counted(make: Make, tmp_path: Path, aime: Path) -> None:

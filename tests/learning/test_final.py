@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import dataclasses
 import json
@@ -80,6 +81,38 @@ def test_what_is_written_is_what_was_trained(kind: Kind, seed: int, tmp_path: Pa
         t.engine.module.head.weight.add_(1)
     assert save_model(t.engine, t.folder, "float32", tmp_path / "final", make_probe(t.chat)).digest != proof.digest
     assert sorted(p.name for p in tmp_path.iterdir()) == ["final", "source"]
+
+
+@pytest.mark.parametrize(("stage", "met"), [(1, ["write", "read back"]), (3, ["read back"])])
+def test_the_other_ranks_meet_the_one_that_is_at_the_disk(
+    stage: Any, met: list[str], seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With sharded weights they gather along while it writes."""
+    t = trained("dense", seed, tmp_path / "source")
+    monkeypatch.setattr("sapo_vl.learning.weights.gathered", lambda *_: contextlib.nullcontext())
+    t.engine.zero = ZeroConfig(stage=stage)
+    inside, done = [False], list[str]()
+
+    def of_main(self: World, work: Any) -> Any:
+        inside[0] = True
+        try:
+            return work()
+        finally:
+            inside[0] = False
+
+    def noted(name: str, action: Any) -> Any:
+        def run(*given: Any) -> Any:
+            if inside[0]:
+                done.append(name)
+            return action(*given)
+
+        return run
+
+    monkeypatch.setattr(World, "of_main", of_main)
+    monkeypatch.setattr(final, "write_weights", noted("write", final.write_weights))
+    monkeypatch.setattr(final, "check_values", noted("read back", final.check_values))
+    save_model(t.engine, t.folder, "float32", tmp_path / "final", None)
+    assert done == met
 
 
 def test_a_probe_has_a_picture_and_a_text(seed: int, tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from sapo_vl.rollout.vllm.config import ServerConfig
 from sapo_vl.rollout.vllm.handover import reading_s, stored_bytes
 from sapo_vl.rollout.vllm.pool import STRIKES, Pool
 from sapo_vl.rollout.vllm.server import ServersUnusable, VllmServerEngine
-from sapo_vl.types import Finish, Prompt, RolloutGroup
+from sapo_vl.types import UNANSWERED, Finish, Prompt, RolloutGroup
 
 pytestmark = pytest.mark.timeout(120)  # nothing here may hang
 N = 3
@@ -298,6 +298,7 @@ def test_answers_that_cannot_be_used_fail_with_a_reason(setup: Setup, fault: str
     assert sum(len(s.asked) for s in servers) == len(setup.prompts)
     assert len(failures(groups)) == N * len(setup.prompts)
     assert all(USELESS[fault][1] in reason for reason in failures(groups))
+    assert not any(reason.startswith(UNANSWERED) for reason in failures(groups)), "it would be the same another time"
 
 
 def test_routes_are_asked_of_training_rollouts_alone(setup: Setup) -> None:
@@ -345,6 +346,7 @@ def test_when_no_server_is_left_the_step_ends_with_those_that_came(setup: Setup)
     assert who(groups) == {bad.mark: N}
     assert len(failures(groups)) == N * (len(setup.prompts) - 1)
     assert any("no server is left" in reason for reason in failures(groups))
+    assert all(reason.startswith(UNANSWERED) for reason in failures(groups)), "another try may have them"
     with pytest.raises(ServersUnusable, match="no server took the weights of version 2") as error:
         engine.sync(2)
     assert bad.url in str(error.value) and worse.url in str(error.value)

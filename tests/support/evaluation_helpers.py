@@ -68,12 +68,12 @@ def chat() -> Chat:
 
 
 class ScriptedEngine:
-    """A rollout engine whose j-th response to a problem is script(id of the problem, j); None: it failed."""
+    """A rollout engine whose j-th response to a problem is script(id of the problem, j); None: it failed, and why."""
 
     weight_version = 0
 
-    def __init__(self, script: Callable[[str, int], str | None]) -> None:
-        self.script = script
+    def __init__(self, script: Callable[[str, int], str | None], why: str = "the engine was out of luck") -> None:
+        self.script, self.why = script, why
         self.asked: list[str] = []
 
     def generate(
@@ -92,7 +92,7 @@ class ScriptedEngine:
             response_ids=np.arange(size), logprobs=np.zeros(size, np.float32), finish=Finish.STOP, weight_version=0
         )
         if text is None:
-            return dataclasses.replace(rollout, finish=Finish.FAILED, score_detail="the engine was out of luck")
+            return dataclasses.replace(rollout, finish=Finish.FAILED, score_detail=self.why)
         return dataclasses.replace(rollout, text=text, finish=Finish.LENGTH if text.endswith("...") else Finish.STOP)
 
     def sync(self, version: int) -> None: ...

@@ -29,7 +29,7 @@ from sapo_vl.rollout.vllm.config import ServerConfig
 from sapo_vl.rollout.vllm.pool import Pool, Server
 from sapo_vl.rollout.vllm.responses import Answer
 from sapo_vl.rollout.vllm.v0_32_http import GENERATE, Labelled, read_answer, request
-from sapo_vl.types import Prompt
+from sapo_vl.types import NO_ANSWER, Prompt
 
 PAUSE_S, LONGEST_PAUSE_S = 0.1, 5.0  # before a prompt is sent again; doubled each time
 SLOWEST_TOKENS_PER_S = 10.0  # of one response: 40,960 tokens may take 68 minutes, whatever timeout_s says
@@ -58,7 +58,7 @@ class Batch:
     def result(self, why: str) -> list[Answer | str]:
         """Every prompt's answer, or the reason why it has none; `why` for those that no server was left for."""
         return [
-            answer if answer is not None else f"no answer (tries: {tries}): {reason}" if tries else why
+            answer if answer is not None else f"{NO_ANSWER} (tries: {tries}): {reason}" if tries else why
             for answer, tries, reason in zip(self.answers, self.tries, self.reasons, strict=True)
         ]
 

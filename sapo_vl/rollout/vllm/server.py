@@ -36,7 +36,7 @@ from sapo_vl.rollout.vllm.responses import Answer, repeat_greedy, to_group
 from sapo_vl.rollout.vllm.transfer import CannotPack, DiskTransfer, Transfer, Weights
 from sapo_vl.rollout.vllm.v0_32 import sampling_fields, sync_methods
 from sapo_vl.rollout.vllm.v0_32_http import Wanted
-from sapo_vl.types import Prompt, RolloutGroup
+from sapo_vl.types import NO_SERVER, Prompt, RolloutGroup
 
 log = logging.getLogger(__name__)
 
@@ -201,7 +201,7 @@ class VllmServerEngine:
                 self._pool.settle(lost)
             if not self.world.any(bool(batch.open(self.config.retries))):
                 break
-        answers = batch.result(f"no server is left: {self._pool}")
+        answers = batch.result(f"{NO_SERVER}: {self._pool}")
         if missing := [a for a, b in zip(answers, batch.answers, strict=True) if isinstance(a, str) and b is None]:
             log.warning("%d of %d prompts have no answer; one of them: %s", len(missing), len(prompts), missing[0])
         return answers
