@@ -51,12 +51,21 @@ class ColdStartConfig(Strict):
     split: str = "cold_start"  # rows with solutions
     steps: int = Field(default=1000, ge=1)  # at most
     batch_size: int = Field(default=32, ge=1)  # problems a step, over all ranks
+    quotas: dict[str, float] = Field(default_factory=dict)  # as data.quotas; empty = those, of the split's own tasks
     reduction: Reduction = "token_mean"  # of the cross-entropy, as loss.reduction
     optim: OptimConfig = OptimConfig(lr=1e-5)
     zero: ZeroConfig = ZeroConfig()
     target_pass_rate: float = Field(default=0.0, ge=0, le=1)  # stop at this sampled accuracy; 0 = never
     measure_every: int = Field(default=25, ge=1)  # steps between measurements of the pass rate
     measure_per_task: int = Field(default=64, ge=1)  # rows of the training split a measurement uses per task
+
+    @model_validator(mode="after")
+    def _has_a_mean(self) -> ColdStartConfig:
+        if self.reduction == "token_sum":
+            raise ValueError(
+                "cold_start.reduction=token_sum: solutions have no length to divide by; use token_mean or sequence_mean"
+            )
+        return self
 
     @model_validator(mode="after")
     def _muon_needs_whole_gradients(self) -> ColdStartConfig:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import logging
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -76,10 +77,11 @@ def cold_start(
     world, chat, engine = session.world, session.chat, session.engine
     probe = tried_probe(engine, chat)
     problems = ProblemSet(config.data.path, sft.split)
-    sampler = QuotaSampler(problems.tasks, config.data.quotas, sft.batch_size, config.seed)
-    feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world, solutions=True)
+    sampler = cold_start_sampler(config, sft, problems.tasks)
+    room = config.batch.tokens_per_micro_batch
+    feed = ProblemFeed(problems, sampler, chat, config.data.max_bad_share, world, row_tokens=room)
     measure = ProblemSet(config.data.path, config.data.train_split) if sft.target_pass_rate else None
-    measure_config = EvalConfig(max_per_task=sft.measure_per_task)
+    measure_config = EvalConfig(max_per_task=sft.measure_per_task, temperature=config.rollout.temperature)
     started = time.monotonic()
     root = out / CHECKPOINTS["sft"]
     step, so_far = _resume(config.resume, root, session, feed)
@@ -118,7 +120,7 @@ def cold_start(
                 max_new_tokens=config.rollout.max_new_tokens,
                 seed=config.seed + step,
             )
-            pass_rate = values["pass_rate"] = measured["mean"]
+            pass_rate = values["pass_rate"] = pass_rate_of(measured, config.data.quotas)
         run_log.metrics(step, "sft", values)
         if step % sft.measure_every == 0:
             rate = "not measured" if pass_rate is None else f"{pass_rate:.3f}"
@@ -140,6 +142,27 @@ def cold_start(
         "loss": loss,
         "model": proof_values(proof),
     }
+
+
+def cold_start_sampler(config: RunConfig, sft: ColdStartConfig, tasks: Sequence[str]) -> QuotaSampler:
+    """Of the rows with these tasks. Raises QuotaError as QuotaSampler does.
+
+    data.quotas are of the training split, whose tasks need not all have solutions.
+    """
+    own = set(tasks)
+    quotas = sft.quotas or {task: quota for task, quota in config.data.quotas.items() if task in own}
+    return QuotaSampler(tasks, quotas, sft.batch_size, config.seed)
+
+
+def pass_rate_of(measured: Mapping[str, Any], quotas: Mapping[str, float]) -> float | None:
+    """The mean of a measurement, tasks weighed as in a batch of the training; None where nothing could be scored."""
+    if not quotas:
+        return measured["mean"]
+    means = {task: found["mean"] for task, found in measured["by_task"].items() if quotas.get(task)}
+    known = {task: mean for task, mean in means.items() if mean is not None}
+    if not known:
+        return None
+    return sum(quotas[task] * mean for task, mean in known.items()) / sum(quotas[task] for task in known)
 
 
 def _good_enough(sft: ColdStartConfig, pass_rate: float | None) -> bool:

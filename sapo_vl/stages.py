@@ -51,7 +51,7 @@ from sapo_vl.rollout.vllm.contract import check_transfer, load_contract
 from sapo_vl.room import check_room
 from sapo_vl.scoring.scorer import Scorer
 from sapo_vl.session import check_replay, open_sampling, open_session, peak_memory, setup_logging, versions
-from sapo_vl.sft import cold_start
+from sapo_vl.sft import cold_start, cold_start_sampler
 from sapo_vl.strict import Unreadable, read_mapping
 from sapo_vl.train import train
 
@@ -87,7 +87,7 @@ def preflight(config: RunConfig, stage: str, ranks: int = 0) -> None:
         if config.cold_start is None:
             raise ModelError("this config has no cold_start section; add one (cold_start.steps=...)")
         rows = _whole_rows(config.data.path, config.cold_start.split)
-        QuotaSampler(rows.tasks, config.data.quotas, config.cold_start.batch_size, config.seed)
+        cold_start_sampler(config, config.cold_start, rows.tasks)
         if config.cold_start.batch_size % ranks:
             raise DataError(
                 f"cold_start.batch_size={config.cold_start.batch_size} must be a multiple of the {ranks} ranks"

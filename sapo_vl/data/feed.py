@@ -32,20 +32,20 @@ class ProblemFeed:
         max_bad_share: float,
         world: World,
         *,
-        solutions: bool = False,
+        row_tokens: int = 0,
         ahead: bool = False,
     ) -> None:
-        """`solutions`: whether a row must have a solution that can be imitated. `ahead`: `prepare` reads rows in a
-        thread, with a tokenizer of its own."""
+        """`row_tokens`: every row must have a solution that can be imitated, with its prompt of at most so many tokens;
+        0 = none need have one. `ahead`: `prepare` reads rows in a thread, with a tokenizer of its own."""
         if sampler.batch_size % world.size:
             raise ValueError(
                 f"a batch of {sampler.batch_size} prompts cannot be shared equally by {world.size} ranks; "
                 "make it a multiple of the number of ranks"
             )
         self.problems, self.sampler, self.chat, self.world = problems, sampler, chat, world
-        self.solutions = solutions
+        self.row_tokens = row_tokens
         self.bad_rows = BadRows(max_bad_share)
-        self._ahead = RowsAhead(functools.partial(_read, problems, chat.twin(), solutions)) if ahead else None
+        self._ahead = RowsAhead(functools.partial(_read, problems, chat.twin(), row_tokens)) if ahead else None
 
     def prepare(self) -> None:
         """Begins to read this rank's rows of the next batch, as it would be now, and returns at once.
@@ -104,7 +104,7 @@ class ProblemFeed:
         candidate, attempt = row, 0
         while True:
             found = self._ahead.take(candidate) if self._ahead is not None else None
-            prompt, wrong = found or _read(self.problems, self.chat, self.solutions, candidate)
+            prompt, wrong = found or _read(self.problems, self.chat, self.row_tokens, candidate)
             if prompt is not None:
                 return prompt
             log.warning("skipping %s", wrong)
@@ -129,8 +129,8 @@ class ProblemFeed:
         self.bad_rows.load_state_dict(state["bad_rows"])
 
 
-def _read(problems: ProblemSet, chat: Chat, solutions: bool, row: int) -> tuple[Prompt | None, BadRow | None]:
-    return read_prompt(problems, row, chat, solution=solutions)
+def _read(problems: ProblemSet, chat: Chat, row_tokens: int, row: int) -> tuple[Prompt | None, BadRow | None]:
+    return read_prompt(problems, row, chat, row_tokens=row_tokens)
 
 
 def read_prompt(
@@ -139,21 +139,24 @@ def read_prompt(
     chat: Chat,
     *,
     change: Callable[[Problem], Problem] | None = None,
-    solution: bool = False,
+    row_tokens: int = 0,
 ) -> tuple[Prompt | None, BadRow | None]:
     """The prompt of a row, or why there is none: the one way from a row to a prompt.
 
     Args:
         change: made of the problem before it becomes a prompt, such as its blank twin.
-        solution: whether it must have a solution that can be imitated.
+        row_tokens: as in `ProblemFeed`.
     """
     try:
         problem = problems.get(row)
     except BadRow as bad:
         return None, bad
     try:
-        if solution:
+        if row_tokens:
             chat.check_solution(problem)
-        return chat.prompt(change(problem) if change else problem), None
+        prompt = chat.prompt(change(problem) if change else problem)
+        if row_tokens:
+            chat.check_row(prompt, row_tokens)
+        return prompt, None
     except PromptError as error:
         return None, BadRow(row, problem.id, str(error), error.kind)

@@ -55,6 +55,12 @@ class NoSolution(PromptError):
     kind = "no solution to imitate"
 
 
+class SolutionTooLong(PromptError):
+    """More tokens than a micro-batch may have. It is never cut: a model would learn not to end."""
+
+    kind = "solution too long"
+
+
 class TooManyImages(PromptError):
     """More than the rollout engine was started for."""
 
@@ -275,12 +281,21 @@ class Chat:
         if not problem.solution:
             raise NoSolution(
                 f"problem {problem.id!r} has no solution to imitate; build the split with solutions, or leave its task "
-                "out by data.quotas"
+                "out by cold_start.quotas"
             )
         if token := self.special_token(problem.solution):
             raise SpecialToken(f"problem {problem.id!r}: its solution contains the special token {token}; take it out")
         with _library(problem, "the tokenizer cannot read its solution"):
             self.tokenizer(problem.solution, add_special_tokens=False)
+
+    def check_row(self, prompt: Prompt, most: int) -> None:
+        """Raises SolutionTooLong if a prompt and its solution, which `check_solution` has seen, are of more tokens."""
+        size = len(self.response_ids(prompt.problem.solution))
+        if len(prompt.ids) + size > most:
+            raise SolutionTooLong(
+                f"problem {prompt.problem.id!r}: a solution of {size} tokens and a prompt of {len(prompt.ids)} are more than "
+                f"batch.tokens_per_micro_batch={most}, which memory is set up for; raise it or leave the row out"
+            )
 
     def special_token(self, text: str) -> str:
         """The first special token of the tokenizer that `text` spells out, or ""."""

@@ -33,7 +33,7 @@ from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.evaluation.config import EvalConfig
 from sapo_vl.evaluation.difficulty import DifficultyRule, filtered, pass_rates
 from sapo_vl.evaluation.run import evaluate_benchmarks
-from sapo_vl.model.chat import PromptError, RefusedByLibrary, SpecialToken
+from sapo_vl.model.chat import PromptError, RefusedByLibrary, SolutionTooLong, SpecialToken
 from sapo_vl.rollout.parity import probe_prompts
 from sapo_vl.scoring.scorer import Scorer, ScoringConfig
 from sapo_vl.sft import demonstration
@@ -232,15 +232,28 @@ def test_a_small_set_repeats_a_row_rather_than_stop(tmp_path: Path) -> None:
         ("", "no solution to imitate"),
         (f"{SOLUTION}<|im_end|>", "<|im_end|>"),
         ("<|image_pad|>", "<|image_pad|>"),
+        (f"{SOLUTION} {'because ' * 300}", "are more than batch.tokens_per_micro_batch=200"),
     ],
 )
 def test_the_cold_start_counts_solutions_that_cannot_be_imitated(tmp_path: Path, solution: str, words: str) -> None:
     rows = [row(f"good{i}", f"how many red {'and ' * i}") for i in range(3)] + [row("bad", solution=solution)]
     folder = save(tmp_path / "d", rows)
-    feed = feed_of(folder, 0.5, batch=4, solutions=True)
+    feed = feed_of(folder, 0.5, batch=4, row_tokens=200)
     groups = [demonstration(prompt, chat()) for prompt in feed.next()]
     assert len(groups) == 4 and feed.bad_rows.bad == 1 and words in feed.bad_rows.first[0]
     assert feed_of(folder, 0.0, batch=4).next(), "in reinforcement learning no solution is read"
+
+
+def test_a_row_may_have_so_many_tokens(tmp_path: Path) -> None:
+    folder = save(tmp_path / "d", [row("one")])
+    own = len(chat().tokenizer(SOLUTION, add_special_tokens=False).input_ids) + 1  # and the end of the turn
+    (prompt,) = feed_of(folder, 0.0, batch=1).next()
+    size = len(prompt.ids) + own
+    (prompt,) = feed_of(folder, 0.0, batch=1, row_tokens=size).next()
+    assert len(demonstration(prompt, chat()).rollouts[0].response_ids) == own
+    words = f"a solution of {own} tokens and a prompt of {len(prompt.ids)} are more than batch.tokens_per_micro_batch"
+    with pytest.raises(SolutionTooLong, match=f"{words}={size - 1}"):
+        chat().check_row(prompt, size - 1)
 
 
 def test_parity_probes_pass_them_over(mixed: Path) -> None:
