@@ -10,7 +10,7 @@ import difflib
 import inspect
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, Field, ValidationError, field_validator, model_validator
@@ -23,7 +23,7 @@ from sapo_vl.learning.advantage import AdvantageConfig
 from sapo_vl.learning.checkpoint import CheckpointConfig
 from sapo_vl.learning.mismatch import MismatchConfig
 from sapo_vl.learning.optim import OptimConfig, ZeroConfig
-from sapo_vl.losses import LOSSES, LossConfig, Reduction
+from sapo_vl.losses import LOSSES, LossConfig
 from sapo_vl.model.batching import BatchConfig
 from sapo_vl.model.loading import ModelConfig
 from sapo_vl.model.routing import Replay
@@ -52,7 +52,7 @@ class ColdStartConfig(Strict):
     steps: int = Field(default=1000, ge=1)  # at most
     batch_size: int = Field(default=32, ge=1)  # problems a step, over all ranks
     quotas: dict[str, float] = Field(default_factory=dict)  # as data.quotas; empty = those, of the split's own tasks
-    reduction: Reduction = "token_mean"  # of the cross-entropy, as loss.reduction
+    reduction: Literal["token_mean", "sequence_mean"] = "token_mean"  # of the cross-entropy, as loss.reduction
     optim: OptimConfig = OptimConfig(lr=1e-5)
     zero: ZeroConfig = ZeroConfig()
     target_pass_rate: float = Field(default=0.0, ge=0, le=1)  # stop at this sampled accuracy; 0 = never
@@ -60,19 +60,10 @@ class ColdStartConfig(Strict):
     measure_per_task: int = Field(default=64, ge=1)  # rows of the training split a measurement uses per task
 
     @model_validator(mode="after")
-    def _has_a_mean(self) -> ColdStartConfig:
-        if self.reduction == "token_sum":
-            raise ValueError(
-                "cold_start.reduction=token_sum: solutions have no length to divide by; use token_mean or sequence_mean"
-            )
-        return self
-
-    @model_validator(mode="after")
     def _muon_needs_whole_gradients(self) -> ColdStartConfig:
         if self.optim.name == "muon" and self.zero.stage > 0:
-            raise ValueError(
-                f"cold_start.optim.name=muon with cold_start.zero.stage={self.zero.stage}: use stage 0 or adamw"
-            )
+            stage = f"cold_start.zero.stage={self.zero.stage}"
+            raise ValueError(f"cold_start.optim.name=muon with {stage}: use stage 0 or adamw")
         return self
 
 

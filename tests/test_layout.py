@@ -31,7 +31,7 @@ MAY_IMPORT: dict[str, tuple[str, ...]] = {
     "sapo_vl/strict.py": (),
     "sapo_vl/distributed.py": (),
     "sapo_vl/losses/*": ("sapo_vl.losses", "sapo_vl.strict"),
-    "sapo_vl/data/feed.py": ("sapo_vl.data", "sapo_vl.model.chat", *BASIS),
+    "sapo_vl/data/feed.py": ("sapo_vl.data", "sapo_vl.model.chat", "sapo_vl.model.prompt_errors", *BASIS),
     "sapo_vl/data/*": ("sapo_vl.data", "sapo_vl.__version__", *BASIS),
     "sapo_vl/model/*": ("sapo_vl.model", *BASIS[:2]),
     "sapo_vl/scoring/*": ("sapo_vl.scoring", "rewards", *BASIS),

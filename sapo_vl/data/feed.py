@@ -11,7 +11,8 @@ from sapo_vl.data.problem_set import BadRow, BadRows, ProblemSet
 from sapo_vl.data.rows_ahead import RowsAhead
 from sapo_vl.data.sampler import QuotaSampler
 from sapo_vl.distributed import World
-from sapo_vl.model.chat import Chat, PromptError
+from sapo_vl.model.chat import Chat
+from sapo_vl.model.prompt_errors import PromptError
 from sapo_vl.types import Problem, Prompt
 
 log = logging.getLogger(__name__)

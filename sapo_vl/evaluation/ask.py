@@ -12,7 +12,7 @@ from sapo_vl.evaluation.items import Item, Items, prompt_hash
 from sapo_vl.evaluation.pictures import PictureFolder
 from sapo_vl.evaluation.records import UNREADABLE, Record, make_record
 from sapo_vl.evaluation.rules import Judged, Judges
-from sapo_vl.model.chat import PromptError
+from sapo_vl.model.prompt_errors import PromptError
 from sapo_vl.rollout import SamplingParams
 from sapo_vl.session import SamplingSession
 from sapo_vl.types import Problem, Prompt, RolloutGroup

@@ -69,7 +69,7 @@ class Record(Strict):
     gold: str
     meta: dict[str, Any] | None  # None: too long to repeat here; the source has it
     groups: dict[str, str]
-    skipped: str = ""  # why it was not asked: the kind of a model.chat.PromptError, "prompt too long" for one
+    skipped: str = ""  # why it was not asked: the kind of a PromptError, "prompt too long" for one
     responses: tuple[Response, ...] = ()
 
     @property

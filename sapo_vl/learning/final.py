@@ -25,7 +25,7 @@ from transformers import GenerationConfig
 from sapo_vl.learning.engine import PolicyEngine
 from sapo_vl.learning.weights import hub_weights
 from sapo_vl.model.batching import MicroBatch, pack
-from sapo_vl.model.chat import Chat, PromptError, check_tokenizer, load_processor
+from sapo_vl.model.chat import Chat, check_tokenizer, load_processor
 from sapo_vl.model.export import carried_files, export_layout, put_in_place
 from sapo_vl.model.folder import (
     EXPERT_WEIGHTS,
@@ -39,6 +39,7 @@ from sapo_vl.model.folder import (
 )
 from sapo_vl.model.loading import ModelConfig, map_model
 from sapo_vl.model.policy import PolicyModule
+from sapo_vl.model.prompt_errors import PromptError
 from sapo_vl.types import Finish, Problem, Rollout, RolloutGroup
 
 log = logging.getLogger(__name__)

@@ -25,52 +25,19 @@ from transformers import AutoProcessor, PreTrainedModel
 from sapo_vl.model.folder import EMBEDDING, ModelError, ModelFolder
 from sapo_vl.model.hf_config import eos_ids
 from sapo_vl.model.loading import ModelConfig, base_model
+from sapo_vl.model.prompt_errors import (
+    NoSolution,
+    PromptError,
+    PromptTooLong,
+    RefusedByLibrary,
+    SolutionTooLong,
+    SpecialToken,
+    TooManyImages,
+)
 from sapo_vl.model.thinking import continued, opened_text
 from sapo_vl.types import Problem, Prompt
 
 log = logging.getLogger(__name__)
-
-
-class PromptError(ValueError):
-    """A problem cannot become a prompt. Names the problem; `kind` is the reason in fixed words, as it is counted."""
-
-    kind = "images and text disagree"
-
-
-class PromptTooLong(PromptError):
-    """More tokens than model.max_prompt_tokens."""
-
-    kind = "prompt too long"
-
-
-class SpecialToken(PromptError):
-    """A text spells out a special token, which the tokenizer would take for the token itself."""
-
-    kind = "special token in the text"
-
-
-class NoSolution(PromptError):
-    """There is nothing to imitate."""
-
-    kind = "no solution to imitate"
-
-
-class SolutionTooLong(PromptError):
-    """More tokens than a micro-batch may have. It is never cut: a model would learn not to end."""
-
-    kind = "solution too long"
-
-
-class TooManyImages(PromptError):
-    """More than the rollout engine was started for."""
-
-    kind = "too many images"
-
-
-class RefusedByLibrary(PromptError):
-    """The chat template, the processor, the tokenizer or the model's position index raised."""
-
-    kind = "refused by the processor"
 
 
 # Whatever these calls raise for one row is that row's fault as far as a run can tell; a processor that raises for every
@@ -293,8 +260,8 @@ class Chat:
         size = len(self.response_ids(prompt.problem.solution))
         if len(prompt.ids) + size > most:
             raise SolutionTooLong(
-                f"problem {prompt.problem.id!r}: a solution of {size} tokens and a prompt of {len(prompt.ids)} are more than "
-                f"batch.tokens_per_micro_batch={most}, which memory is set up for; raise it or leave the row out"
+                f"problem {prompt.problem.id!r}: a solution of {size} tokens and a prompt of {len(prompt.ids)} are "
+                f"more than batch.tokens_per_micro_batch={most}, for which memory is set up; raise it or leave it out"
             )
 
     def special_token(self, text: str) -> str:

@@ -33,7 +33,7 @@ from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.evaluation.config import EvalConfig
 from sapo_vl.evaluation.difficulty import DifficultyRule, filtered, pass_rates
 from sapo_vl.evaluation.run import evaluate_benchmarks
-from sapo_vl.model.chat import PromptError, RefusedByLibrary, SolutionTooLong, SpecialToken
+from sapo_vl.model.prompt_errors import PromptError, RefusedByLibrary, SolutionTooLong, SpecialToken
 from sapo_vl.rollout.parity import probe_prompts
 from sapo_vl.scoring.scorer import Scorer, ScoringConfig
 from sapo_vl.sft import demonstration

@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rewards.answers.extract import last_answer
-from sapo_vl.model.chat import Chat, PromptError, load_processor
+from sapo_vl.model.chat import Chat, load_processor
 from sapo_vl.model.loading import ModelConfig, ModelError
+from sapo_vl.model.prompt_errors import PromptError
 from sapo_vl.model.tiny import tiny_processor
 from sapo_vl.types import Problem
 
