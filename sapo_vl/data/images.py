@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, UnidentifiedImageError
 
 IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")  # of an animation the first frame is taken
 MAX_IMAGE_PIXELS = 50_000_000  # a decoded RGB image of this size takes 150 MB
@@ -70,8 +70,20 @@ _DECODE_ERRORS = (
 )
 
 
+# What turns a picture upright, by its EXIF orientation. 1 is upright.
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
 def decode_image(data: bytes) -> Image.Image:
-    """The image in `data` as RGB, turned upright if its EXIF header says so.
+    """The image in `data` as RGB, turned upright if its EXIF header says so and can be read.
 
     Raises ImageRefused, a ValueError, if there are more than MAX_IMAGE_BYTES, the format is not one of
     IMAGE_FORMATS, the header announces more than MAX_IMAGE_PIXELS pixels or sides of more than MAX_ASPECT to 1
@@ -101,10 +113,21 @@ def decode_image(data: bytes) -> Image.Image:
         raise ImageRefused("aspect ratio", message)
     try:
         image.load()
-        image = ImageOps.exif_transpose(image)
     except _DECODE_ERRORS as error:
         raise ImageRefused("damaged", f"damaged {image.format} image ({error})") from error
-    return to_rgb(image)
+    return to_rgb(_upright(image))
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """A copy of `image`, turned as its EXIF header says; as it is where there is none or it cannot be read.
+
+    Not ImageOps.exif_transpose: it writes the whole EXIF anew, which raises for any tag of a wrong type.
+    """
+    try:
+        turn = _UPRIGHT.get(image.getexif().get(ExifTags.Base.Orientation, 1))
+    except Exception:  # Pillow raises all kinds for malformed EXIF, which says nothing about the pixels
+        turn = None
+    return image.copy() if turn is None else image.transpose(turn)
 
 
 def read_image(cell: Any, root: Path | None = None) -> Image.Image:

@@ -6,9 +6,12 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image
+from fuzzing import examples
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image, ImageOps
 
-from sapo_vl.data.images import MAX_IMAGE_PIXELS, blank_like, decode_image
+from sapo_vl.data.images import MAX_IMAGE_PIXELS, ImageRefused, blank_like, decode_image
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -60,6 +63,103 @@ def test_a_photo_is_turned_upright():
     turned = np.asarray(decode_image(encoded(image, "JPEG", exif=exif)))
     assert turned.shape == (40, 20, 3)
     assert turned[:, :8].min() > 200 and turned[:, 12:].max() < 50
+
+
+SHORT, ASCII, LONG, RATIONAL = 3, 2, 4, 5  # types of an EXIF tag
+TURNED = (0x0112, SHORT, 1, b"\x06\0")  # orientation 6: to be turned clockwise by 90 degrees
+
+
+def exif_of(*tags: tuple[int, int, int, bytes], values: bytes = b"") -> bytes:
+    """EXIF with tags as (number, type, count, value or its offset), little-endian; `values` lie behind them."""
+    written = b"".join(struct.pack("<HHI4s", *tag) for tag in tags)
+    return b"Exif\0\0II*\0\x08\0\0\0" + struct.pack("<H", len(tags)) + written + bytes(4) + values
+
+
+def with_corners(format: str, **options) -> bytes:
+    """40 x 24: red at the top left, green at the top right, blue at the bottom left, white elsewhere."""
+    image = Image.new("RGB", (40, 24), (255, 255, 255))
+    for corner, colour in (((0, 0), (255, 0, 0)), ((24, 0), (0, 255, 0)), ((0, 16), (0, 0, 255))):
+        image.paste(colour, (*corner, corner[0] + 16, corner[1] + 8))
+    return encoded(image, format, **options)
+
+
+def corners(image: Image.Image) -> list[str]:
+    """The colours of the corners: top left, top right, bottom left, bottom right."""
+    right, bottom = image.width - 2, image.height - 2
+    pixels = [image.getpixel(at) for at in ((1, 1), (right, 1), (1, bottom), (right, bottom))]
+    names = {(1, 0, 0): "red", (0, 1, 0): "green", (0, 0, 1): "blue", (1, 1, 1): "white"}
+    return [names[tuple(channel > 127 for channel in pixel)] for pixel in pixels]
+
+
+@pytest.mark.parametrize(
+    "broken",
+    [
+        (0x011A, ASCII, 4, b"ab\0\0"),  # XResolution, which is a RATIONAL
+        (0x011A, 7, 4, b"abcd"),  # bytes
+        (0x010E, RATIONAL, 1, struct.pack("<I", 38)),  # ImageDescription, which is text
+        (0x0100, ASCII, 4, b"40\0\0"),  # ImageWidth
+        (0x8769, ASCII, 4, b"ab\0\0"),  # the offset of more tags
+        (0x8769, LONG, 1, b"\xff\xff\xff\0"),  # beyond the end
+    ],
+)
+def test_a_picture_with_a_mistyped_exif_tag_is_turned_and_used(broken):
+    exif = exif_of(TURNED, broken, values=struct.pack("<II", 72, 1))
+    image = decode_image(with_corners("JPEG", exif=exif, quality=95))
+    assert image.size == (24, 40)
+    assert corners(image) == ["blue", "red", "white", "green"]
+
+
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"Exif\0\0",
+        b"Exif\0\0no header of a TIFF file",
+        exif_of(TURNED)[:20],
+        exif_of((0x0112, SHORT, 1, b"\x09\0")),
+        exif_of((0x0112, SHORT, 1, b"\0\0")),
+        exif_of((0x0112, ASCII, 2, b"6\0")),
+        exif_of((0x0112, SHORT, 0, b"")),
+    ],
+)
+def test_a_picture_whose_orientation_cannot_be_read_is_used_as_it_is(exif):
+    image = decode_image(with_corners("JPEG", exif=exif, quality=95))
+    assert image.size == (40, 24) and corners(image) == ["red", "green", "blue", "white"]
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_every_orientation_is_turned_as_pillow_turns_it(format, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = with_corners(format, exif=exif)
+    with Image.open(io.BytesIO(data)) as image:
+        expected = ImageOps.exif_transpose(image).convert("RGB")
+    found = decode_image(data)
+    assert found.size == expected.size and found.tobytes() == expected.tobytes()
+
+
+GOOD_EXIF = exif_of(
+    TURNED,
+    (0x011A, RATIONAL, 1, struct.pack("<I", 62)),
+    (0x0128, SHORT, 1, b"\x02\0"),
+    (0x8769, LONG, 1, struct.pack("<I", 8)),
+    values=struct.pack("<II", 72, 1),
+)
+BYTES = st.one_of(st.sampled_from([0, 1, 2, 3, 5, 7, 12, 255]), st.integers(0, 255))  # the first ones are types of tags
+
+
+@given(
+    changes=st.dictionaries(st.integers(6, len(GOOD_EXIF) - 1), BYTES, min_size=1, max_size=4),
+    format=st.sampled_from(["JPEG", "PNG", "WEBP"]),
+)
+@examples(200)
+def test_no_exif_breaks_more_than_its_picture(changes, format):
+    exif = bytes(changes.get(place, byte) for place, byte in enumerate(GOOD_EXIF))
+    try:
+        image = decode_image(with_corners(format, exif=exif))
+    except ImageRefused:
+        return
+    assert image.size in ((40, 24), (24, 40))
 
 
 def test_the_first_frame_of_an_animation_is_taken():
