@@ -83,7 +83,7 @@ _UPRIGHT = {
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """The image in `data` as RGB, turned upright if its EXIF header says so and can be read.
+    """The image in `data` as RGB, turned upright if its EXIF header says so and can be read; only the pixels are kept.
 
     Raises ImageRefused, a ValueError, if there are more than MAX_IMAGE_BYTES, the format is not one of
     IMAGE_FORMATS, the header announces more than MAX_IMAGE_PIXELS pixels or sides of more than MAX_ASPECT to 1
@@ -115,7 +115,9 @@ def decode_image(data: bytes) -> Image.Image:
         image.load()
     except _DECODE_ERRORS as error:
         raise ImageRefused("damaged", f"damaged {image.format} image ({error})") from error
-    return to_rgb(_upright(image))
+    picture = to_rgb(_upright(image))
+    picture.info.clear()  # megabytes at worst, which every copy would keep and some writers would pass on
+    return picture
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -280,9 +282,13 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 
 def encode_png(image: Image.Image) -> bytes:
-    """`image` as PNG bytes, lossless; low compression because the rows of a recipe are small and many."""
+    """The pixels of `image` as PNG bytes, lossless; low compression because the rows of a recipe are small and many.
+
+    Without the colour profile that Pillow would copy from the file the image came in: nobody here looks at it, and
+    no reader takes a PNG with one over 1 MiB, which a JPEG may have. Pillow copies no text, EXIF or resolution.
+    """
     buffer = io.BytesIO()
-    image.save(buffer, "PNG", compress_level=1)
+    image.save(buffer, "PNG", compress_level=1, icc_profile=None)
     return buffer.getvalue()
 
 

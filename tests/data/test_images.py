@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from sapo_vl.data.images import MAX_IMAGE_PIXELS, ImageRefused, blank_like, decode_image
+from sapo_vl.data.images import MAX_IMAGE_PIXELS, ImageRefused, blank_like, decode_image, encode_png
 
 
 def encoded(image: Image.Image, format: str, **options) -> bytes:
@@ -198,6 +198,43 @@ def test_unreadable_images_are_value_errors(data):
     with pytest.raises(ValueError, match=r"not a readable|damaged") as error:
         decode_image(data)
     assert " at 0x" not in str(error.value), "the same data, the same words"
+
+
+def chunks(png: bytes) -> list[bytes]:
+    """The names of the chunks of a PNG file."""
+    names, place = [], 8
+    while place < len(png):
+        (length,) = struct.unpack_from(">I", png, place)
+        names.append(png[place + 4 : place + 8])
+        place += 12 + length
+    return names
+
+
+def with_a_profile(mode: str) -> bytes:
+    """A JPEG of noise with more than its pixels: a colour profile over the 1 MiB that a reader of PNG inflates."""
+    rng = np.random.default_rng(len(mode))
+    bands = [Image.fromarray(rng.integers(0, 256, (9, 7), np.uint8)) for _ in mode]
+    exif = Image.Exif()
+    exif[0x010E] = "what is seen"
+    extra = {"icc_profile": bytes(2_000_000), "exif": exif, "dpi": (300, 300), "comment": b"made by hand"}
+    return encoded(Image.merge(mode, bands), "JPEG", **extra)
+
+
+@pytest.mark.parametrize("mode", ["CMYK", "RGB", "L"])
+def test_nothing_but_pixels_is_kept_of_a_picture(mode):
+    decoded = decode_image(with_a_profile(mode))
+    assert decoded.info == {}
+    png = encode_png(decoded)
+    read = decode_image(png)
+    assert read.size == (7, 9) and read.tobytes() == decoded.tobytes()
+    assert set(chunks(png)) == {b"IHDR", b"IDAT", b"IEND"}
+
+
+def test_a_png_is_written_without_the_profile_of_its_source():
+    with Image.open(io.BytesIO(with_a_profile("RGB"))) as image:  # as a recipe may open one itself
+        png = encode_png(image)
+        assert decode_image(png).tobytes() == image.tobytes()
+    assert set(chunks(png)) == {b"IHDR", b"IDAT", b"IEND"}
 
 
 def test_a_blank_image_is_uniform_in_the_commonest_colour():
