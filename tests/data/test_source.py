@@ -2,10 +2,13 @@
 
 import base64
 import json
+import math
 import os
 from pathlib import Path
 
 import datasets
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -106,6 +109,44 @@ def test_tables_and_saved_folders(tmp_path: Path) -> None:
             {"question": "q\u00e9", "n": numbers[0]},
             {"question": "r", "n": numbers[1]},
         ]
+
+
+NARROW = [0.1, 33.3, -2.5, 0.0, 1e-30, 3e30, None]
+
+
+@pytest.mark.parametrize(
+    ("kind", "numbers"),
+    [
+        (pa.float32(), NARROW),
+        (pa.float16(), [0.1, 33.3, -2.5, 0.0, 6.104e-05, 1000.0, None]),
+        (pa.float64(), [*NARROW, 0.10000000149011612, 0.1 + 0.2]),
+        (pa.int64(), [1, -3, 2**62 + 1, None]),
+    ],
+)
+def test_a_number_is_as_short_as_it_was_written(kind: pa.DataType, numbers: list, tmp_path: Path) -> None:
+    columns = {
+        "plain": (kind, numbers),
+        "list": (pa.list_(kind), [numbers, [], None, *([n] for n in numbers[3:])]),
+        "large": (pa.large_list(kind), [numbers] * len(numbers)),
+        "pair": (pa.list_(kind, 2), [[n, n] for n in numbers]),
+        "struct": (
+            pa.struct([("n", kind), ("word", pa.string()), ("deep", pa.list_(pa.struct([("n", kind)])))]),
+            [{"n": n, "word": "0.1", "deep": [{"n": n}, None]} for n in numbers[:-1]] + [None],
+        ),
+    }
+    schema = pa.schema([(name, of) for name, (of, _) in columns.items()])
+    table = pa.table({name: pa.array(values, of) for name, (of, values) in columns.items()}, schema=schema)
+    pq.write_table(table, tmp_path / "rows.parquet")
+    rows = [row for _, row in open_source(str(tmp_path / "rows.parquet"), "train").rows()]
+    assert rows == [dict(zip(columns, row, strict=True)) for row in zip(*(v for _, v in columns.values()), strict=True)]
+    assert {type(row["plain"]) for row in rows} == {type(n) for n in numbers}
+
+
+def test_what_is_no_number_stays_none(tmp_path: Path) -> None:
+    table = pa.table({"n": pa.array([math.nan, math.inf, -math.inf], pa.float32())})
+    pq.write_table(table, tmp_path / "rows.parquet")
+    nan, *infinite = (row["n"] for _, row in open_source(str(tmp_path / "rows.parquet"), "train").rows())
+    assert math.isnan(nan) and infinite == [math.inf, -math.inf]
 
 
 def test_what_is_not_there_is_named(tmp_path: Path) -> None:

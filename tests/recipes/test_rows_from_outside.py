@@ -130,6 +130,14 @@ def test_nan_in_parquet_is_a_malformed_row(folder: Path) -> None:
     assert [p.answer for p in problems] == ["1.0", "2.0"] and left_out == {"malformed row": 2}
 
 
+def test_golds_of_32_bits_are_as_short_as_they_were_written(folder: Path) -> None:
+    golds = pa.array([0.1, 33.3, 2.0, NAN, None], pa.float32())
+    columns = {"question": [f"{i}?" for i in range(5)], "answer": golds}
+    pq.write_table(pa.table(columns), folder / "rows.parquet")
+    problems, left_out, _ = build(folder, [{}] * 5, source=str(folder / "rows.parquet"))
+    assert [p.answer for p in problems] == ["0.1", "33.3", "2.0"] and left_out == {"malformed row": 2}
+
+
 @pytest.mark.parametrize("name", ["rows.csv", "rows.jsonl"])
 def test_none_na_and_null_are_words(name: str, folder: Path) -> None:
     words = ["None", "NA", "cat", "N/A", "null", "nan"]
