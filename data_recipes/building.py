@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +23,7 @@ from sapo_vl.data.writer import Card, write_splits
 from sapo_vl.types import Problem
 
 BATCH = 64  # problems whose golds are checked at a time
+BATCH_PIXELS = 100_000_000  # of their pictures, which are in memory until then, 3 bytes a pixel
 FIRST_SHOWN = 5  # ids kept of each reason
 MAX_TOKENS = 2048  # model.max_prompt_tokens of the shipped configs
 MAX_BAD_SHARE = 0.01
@@ -185,7 +185,7 @@ def _problems(
     tally = _Tally(BadRows(rules.max_bad_share, total=len(part.indices)))
     new = _new(name, split, part, read, rules, seen, tally)
     kept = without_image = 0
-    while batch := list(islice(new, BATCH)):
+    for batch in _batches(new):
         for problem in _with_good_golds(batch, judge, tally) if rules.check_golds else batch:
             kept += 1
             without_image += not problem.images
@@ -250,6 +250,20 @@ def _new(
             tally.leave_out(reason, id)
             continue
         yield problem
+
+
+def _batches(problems: Iterable[Problem]) -> Iterator[list[Problem]]:
+    """`problems` in their order, up to BATCH of them together, fewer once their pictures have BATCH_PIXELS."""
+    batch: list[Problem] = []
+    pixels = 0
+    for problem in problems:
+        batch.append(problem)
+        pixels += sum(image.width * image.height for image in problem.images)
+        if len(batch) >= BATCH or pixels >= BATCH_PIXELS:
+            yield batch
+            batch, pixels = [], 0
+    if batch:
+        yield batch
 
 
 def _with_good_golds(batch: Sequence[Problem], judge: Judge, tally: _Tally) -> Iterable[Problem]:

@@ -10,7 +10,6 @@ import platform
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +26,7 @@ from sapo_vl.strict import read_mapping
 from sapo_vl.types import Problem
 
 ROWS_PER_BATCH = 1000
+BYTES_PER_BATCH = 64_000_000  # of images as they are stored; rows of large photographs fill a batch sooner
 UNKNOWN = "unknown"
 
 
@@ -81,9 +81,10 @@ def write_splits(
 ) -> dict[str, Any]:
     """Saves `splits` as the data set folder `out` (a `datasets.DatasetDict`) and returns its manifest.
 
-    The problems are consumed one batch at a time, split after split. manifest.json holds the recipe's name
-    and arguments (its seed among them), rows per split and task, a digest of the rows of each split, the versions
-    that wrote it, and `notes`, which is read when the last split is written, so that a generator may still fill it.
+    The problems are consumed one at a time, split after split, and none is kept: decoded pictures are large.
+    manifest.json holds the recipe's name and arguments (its seed among them), rows per split and task, a digest of the
+    rows of each split, the versions that wrote it, and `notes`, which is read when the last split is written, so that a
+    generator may still fill it.
     `card` goes into the manifest and becomes README.md.
 
     Everything is written to a folder beside `out` and renamed at the end. Raises FileExistsError if `out` is
@@ -168,20 +169,38 @@ def copy_set(
 def _write_arrow(split: str, problems: Iterable[Problem], file: Path) -> dict[str, int]:
     """Streams the rows of one split into `file`; the number of rows per task."""
     tasks: collections.Counter[str] = collections.Counter()
-    ids: set[str] = set()
     schema = FEATURES.arrow_schema
-    stream = iter(problems)
     with pa.OSFile(str(file), "wb") as sink, pa.ipc.new_stream(sink, schema) as writer:
-        while batch := list(islice(stream, ROWS_PER_BATCH)):
-            for problem in batch:
-                if problem.id in ids:
-                    raise ValueError(f"id {problem.id!r} occurs twice in split {split!r}; ids must be unique")
-                ids.add(problem.id)
-                tasks[problem.task] += 1
-            writer.write_table(pa.Table.from_pylist([row_from_problem(p) for p in batch], schema=schema))
+        for batch in _batches(_rows(split, problems, tasks)):
+            writer.write_table(pa.Table.from_pylist(batch, schema=schema))
     if not tasks:
         raise ValueError(f"split {split!r} has no rows; leave it out or ask the recipe for more")
     return dict(sorted(tasks.items()))
+
+
+def _rows(split: str, problems: Iterable[Problem], tasks: collections.Counter[str]) -> Iterator[dict[str, Any]]:
+    """The rows of `problems`, which are counted in `tasks`. Raises ValueError for an id that occurs twice."""
+    ids: set[str] = set()
+    for problem in problems:
+        if problem.id in ids:
+            raise ValueError(f"id {problem.id!r} occurs twice in split {split!r}; ids must be unique")
+        ids.add(problem.id)
+        tasks[problem.task] += 1
+        yield row_from_problem(problem)
+
+
+def _batches(rows: Iterable[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """`rows` in their order, up to ROWS_PER_BATCH of them together, fewer once they have BYTES_PER_BATCH."""
+    batch: list[dict[str, Any]] = []
+    size = 0
+    for row in rows:
+        batch.append(row)
+        size += sum(len(image["bytes"]) for image in row["images"])
+        if len(batch) >= ROWS_PER_BATCH or size >= BYTES_PER_BATCH:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
 
 
 def _versions() -> dict[str, str]:

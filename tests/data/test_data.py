@@ -1,6 +1,7 @@
 """The data set folder: rows survive the way to disk and back, and whatever is wrong with one is said."""
 
 import json
+import weakref
 
 import datasets
 import numpy as np
@@ -8,6 +9,7 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
+from sapo_vl.data import writer
 from sapo_vl.data.problem_set import (
     FEATURES,
     BadRow,
@@ -181,6 +183,49 @@ def test_a_folder_appears_whole_or_not_at_all(tmp_path):
         write_splits({"a": [random_problem(rng)] * 2}, tmp_path / "twice", recipe="r", arguments={})
     with pytest.raises(ValueError, match="'b' has no rows"):
         write_splits({"a": [random_problem(rng)], "b": []}, tmp_path / "none", recipe="r", arguments={})
+
+
+@pytest.mark.parametrize("limit", [1, 3000, 64_000_000])
+def test_a_batch_ends_by_its_bytes_and_no_row_is_lost(limit, tmp_path, seed, monkeypatch):
+    rng = np.random.default_rng(seed)
+    problems = [random_problem(rng, f"p{i}", images=i % 4) for i in range(23)]
+    whole = write_splits({"train": problems}, tmp_path / "whole", recipe="r", arguments={})
+    monkeypatch.setattr(writer, "BYTES_PER_BATCH", limit)
+    written: list[int] = []  # bytes that are on the disk when a problem is asked for
+
+    def one_by_one():
+        for problem in problems:
+            written.append(sum(file.stat().st_size for file in tmp_path.rglob("*/parts/train.arrow")))
+            yield problem
+
+    manifest = write_splits({"train": one_by_one()}, tmp_path / "cut", recipe="r", arguments={})
+    assert manifest["digests"] == whole["digests"] and manifest["rows"] == {"train": {"über-task": 23}}
+    read = ProblemSet(tmp_path / "cut", "train")
+    assert len(read) == 23 and all(same(read.get(i), problem) for i, problem in enumerate(problems))
+    grown = len(set(written)) - 1  # batches before the last problem was asked for
+    sizes = [sum(len(image["bytes"]) for image in row_from_problem(p)["images"]) for p in problems[:-1]]
+    expected = total = 0
+    for size in sizes:
+        total += size
+        if total >= limit:
+            expected, total = expected + 1, 0
+    assert grown == expected
+
+
+def test_no_picture_is_kept_once_it_is_written(tmp_path, seed):
+    rng = np.random.default_rng(seed)
+    pictures: list[weakref.ref] = []
+    alive: list[int] = []
+
+    def problems():
+        for i in range(40):
+            problem = random_problem(rng, f"p{i}", images=2)
+            pictures.extend(weakref.ref(image) for image in problem.images)
+            alive.append(sum(picture() is not None for picture in pictures))
+            yield problem
+
+    write_splits({"train": problems()}, tmp_path / "set", recipe="r", arguments={})
+    assert max(alive) <= 3 * 2, "the problem that is made, the one that was written, and one between"
 
 
 def test_the_manifest_counts_the_rows_of_every_batch(tmp_path):

@@ -10,7 +10,7 @@ import pytest
 from PIL import Image
 from recipe_helpers import drawing, encoded, lines, picture, read
 
-from data_recipes import RECIPES
+from data_recipes import RECIPES, building
 from data_recipes.filters import Seen, answer_in_question, estimated_tokens, folded, image_digest
 from data_recipes.golds import Judge, gold_reasons, gold_response
 from sapo_vl.commands.cli import main
@@ -88,6 +88,27 @@ def test_a_set_full_of_traps_stops_the_build(folder: Path, tmp_path: Path) -> No
 
 
 # --- filters
+
+
+@pytest.mark.parametrize(("pixels", "together"), [(1, [1] * 5), (2400, [2, 2, 1]), (10**8, [5])])
+def test_few_large_pictures_are_in_memory_together(
+    pixels: int, together: list[int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for i in range(6):
+        (tmp_path / f"{i}.png").write_bytes(encoded(picture(i)))  # 1200 pixels each
+    rows = [{"image": f"{i}.png", "question": f"How many in {i}?", "answer": str(i)} for i in range(6)]
+    source = lines(tmp_path / "rows.jsonl", rows)
+    batches: list[int] = []
+
+    def watched(judge: Judge, problems: list[Problem]) -> list[tuple[str, str]]:
+        batches.append(len(problems))
+        return gold_reasons(judge, problems)
+
+    monkeypatch.setattr(building, "gold_reasons", watched)
+    monkeypatch.setattr(building, "BATCH_PIXELS", pixels)
+    RECIPES["columns"](tmp_path / "out", source=source, test_rows=1, seed=drawing(0, 6))
+    assert batches == [1, *together], "the test split, then the training split"
+    assert [(p.id.rpartition("-")[2], p.answer) for p in read(tmp_path / "out")] == [(str(i), str(i)) for i in range(6)]
 
 
 def asked(text: str, answer: str, reward: str = "math", images: tuple[Image.Image, ...] = ()) -> Problem:
