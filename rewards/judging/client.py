@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import functools
 import json
-import os
 import random
 import ssl
 import time
@@ -25,7 +24,7 @@ from rewards.base import Unscorable
 from rewards.judging.cache import Gate
 from rewards.judging.pictures import data_uri
 from rewards.judging.prompt import read_verdict, request_body
-from rewards.judging.settings import JudgeSettings, is_loopback
+from rewards.judging.settings import JudgeSettings, api_key, is_loopback
 
 NO_VERDICT = "the judge gave no verdict"  # how the reason of every failure of the judge starts
 MAX_BYTES = 1 << 20  # of a reply
@@ -128,18 +127,20 @@ class Judge:
             status, headers, content = asyncio.run(self._exchange(body, within))
         except TimeoutError:
             raise _Fault(f"no answer within {within:.3g} s", again=True) from None
+        except httpx.LocalProtocolError as error:  # its text quotes the header that it refuses, so the key
+            raise _Fault(f"{type(error).__name__} (is the key of judge.api_key_env whole?)", again=True) from None
         except httpx.RequestError as error:
             raise _Fault(f"{type(error).__name__} {error}".strip(), again=True) from None
         if status != 200:
             again = status in (408, 429) or status >= 500
-            text = " ".join(content.decode(errors="replace").split())[:_MESSAGE]
+            text = self._redacted(" ".join(content.decode(errors="replace").split()))[:_MESSAGE]
             raise _Fault(f"status {status} {text}", again, _retry_after(headers) if again else 0.0, status)
         return _content(content)
 
     async def _exchange(self, body: Mapping[str, Any], within: float) -> tuple[int, Mapping[str, str], bytes]:
         """(status, headers, body), all of it within so many seconds. Redirects are not followed: they have no key."""
         s = self._settings
-        key = os.environ.get(s.api_key_env, "") if s.api_key_env else ""
+        key = api_key(s)
         headers = {"Accept-Encoding": "identity"} | ({"Authorization": f"Bearer {key}"} if key else {})
         far = not is_loopback(urlsplit(s.url).hostname or "")  # a proxy is never for a server on this machine
         async with (
@@ -156,7 +157,7 @@ class Judge:
 
     def _redacted(self, text: str) -> str:
         """Some servers quote the key they were given in their errors."""
-        key = os.environ.get(self._settings.api_key_env, "") if self._settings.api_key_env else ""
+        key = api_key(self._settings)
         return text.replace(key, "***") if key else text
 
 

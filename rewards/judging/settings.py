@@ -81,14 +81,29 @@ def judge_problem(params: Mapping[str, Any], timeout_s: float) -> str:
             f"judge: deadline_s={values.deadline_s:g} must be at least {SPARE_S:g} s below the {timeout_s:g} s that a "
             "response may take (rewards.timeout_s), or a slow judge would cost the worker"
         )
-    if values.api_key_env and not os.environ.get(values.api_key_env):
-        return f"judge: the environment variable {values.api_key_env} (api_key_env) is not set"
+    if problem := _key_problem(values):
+        return f"judge: {problem}"
     try:
         Path(values.cache).mkdir(parents=True, exist_ok=True)
         tempfile.TemporaryFile(dir=values.cache).close()
     except OSError as error:
         return f"judge: cache={values.cache!r} is no folder that can be written to: {error}"
     return _url_problem(values)
+
+
+def api_key(values: JudgeSettings) -> str:
+    """The key, or "" without one; a line break at its end, as secrets from files often have, is no part of it."""
+    return os.environ.get(values.api_key_env, "").strip() if values.api_key_env else ""
+
+
+def _key_problem(values: JudgeSettings) -> str:
+    """What is wrong with the key, without a character of it, or ""."""
+    key, name = api_key(values), f"the environment variable {values.api_key_env} (api_key_env)"
+    if values.api_key_env and not key:
+        return f"{name} is not set, or blank"
+    if not all("!" <= sign <= "~" for sign in key):
+        return f"{name} holds white space, a control character or one beyond ASCII inside; no HTTP header takes that"
+    return ""
 
 
 def _asking_problem(values: JudgeSettings) -> str:

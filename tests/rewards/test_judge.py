@@ -205,6 +205,42 @@ def test_a_judge_that_fails_is_no_score(
     assert not any("sk-planted" in text for text in [*left, result.detail])
 
 
+@pytest.mark.parametrize("key", ["sk-planted\n", "sk-planted\r\n", " sk-planted"])
+def test_white_space_around_the_key_is_no_part_of_it(
+    server: FakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("PLANTED_KEY", key)
+    settings = fakes.params(server.url, tmp_path, api_key_env="PLANTED_KEY", retries=0)
+    assert setting_problem("judge", settings, 10.0) == ""
+    assert verdict_of(Judge(JudgeSettings(**settings)))
+    assert server.asked[0].headers["Authorization"] == "Bearer sk-planted"
+    # Quoted where the message is cut: no part of it is left over.
+    server.behave = lambda _: Reply("x" * 115 + "sk-planted is wrong", 401)
+    with pytest.raises(NoVerdict, match=r"x\*\*\*") as refusal:
+        verdict_of(Judge(JudgeSettings(**settings)))
+    assert "sk-" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("key", ["sk-pla\x07nted", "sk-pla\nnted", "sk-pla nted", "sk-pla\u00e9nted", " \n"])
+def test_a_key_that_no_header_takes_is_refused_unquoted(
+    server: FakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    monkeypatch.setenv("PLANTED_KEY", key)
+    problem = setting_problem("judge", fakes.params(server.url, tmp_path, api_key_env="PLANTED_KEY"), 10.0)
+    assert problem.startswith("judge: the environment variable PLANTED_KEY (api_key_env) ")
+    assert not any(part in problem for part in ("sk-", "pla", "nted", "\n"))
+
+
+def test_an_unfit_key_is_in_no_message_of_a_request(
+    server: FakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was changed after the settings were checked."""
+    monkeypatch.setenv("PLANTED_KEY", "sk-pla\nnted")
+    with pytest.raises(NoVerdict, match=r"LocalProtocolError.*api_key_env") as refusal:
+        verdict_of(judge(server, tmp_path, api_key_env="PLANTED_KEY", retries=0))
+    assert "sk-" not in str(refusal.value) and "nted" not in str(refusal.value)
+
+
 @pytest.mark.parametrize(
     "before",
     [
