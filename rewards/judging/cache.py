@@ -1,4 +1,4 @@
-"""What the processes that ask a judge share through a folder: its verdicts, a limit on requests, an outage.
+"""What the processes that ask a judge share through a folder: its verdicts, limits on requests, an outage.
 
 All of it survives the death of any process at any moment: files are replaced as a whole, and locks end with the
 process that holds them.
@@ -39,47 +39,68 @@ class VerdictCache:
 
 
 class Gate:
-    """At most `concurrency` requests at a time, and none for `pause_s` seconds after OUTAGE failures in a row."""
+    """At most `concurrency` requests at a time; none for `pause_s` seconds after OUTAGE failures in a row, and none
+    before the time that the server named when it refused one."""
 
     def __init__(self, folder: Path, concurrency: int, pause_s: float):
         self._slots = folder / "slots"
-        self._state = folder / "outage.json"
+        self._state, self._quota = folder / "outage.json", folder / "quota.json"
         self._concurrency, self._pause_s = concurrency, pause_s
 
     @contextlib.contextmanager
     def slot(self, deadline: float) -> Iterator[bool]:
         """Waits for a turn until `deadline` (of time.monotonic), holds it inside; False if there was none."""
         self._slots.mkdir(parents=True, exist_ok=True)
-        lock = self._take()
-        while lock is None and time.monotonic() + _LOOK_S < deadline:
-            time.sleep(_LOOK_S)
-            lock = self._take()
+        while True:
+            wait = self.refused()[0]
+            lock = None if wait else self._take()
+            wait = max(wait, _LOOK_S)
+            if lock is not None or time.monotonic() + wait >= deadline:
+                break
+            time.sleep(wait)
         try:
             yield lock is not None
         finally:
             if lock is not None:
                 os.close(lock)
 
-    def is_down(self) -> bool:
+    def down(self) -> str:
+        """While the judge counts as down, how the last request failed; else ""."""
         state = _read_json(self._state)
         failures, last = state.get("failures"), state.get("last")
         if not isinstance(failures, int) or not isinstance(last, int | float):
-            return False
-        return failures >= OUTAGE and 0 <= time.time() - last < self._pause_s
+            return ""
+        paused = failures >= OUTAGE and 0 <= time.time() - last < self._pause_s
+        return str(state.get("why") or "no answer") if paused else ""
 
-    def report(self, answered: bool) -> None:
-        """What came of a request. Two failures at once may count as one: the pause then starts one later."""
+    def report(self, failure: str) -> None:
+        """How a request failed, or "" if it was answered. Two failures at once may count as one: the pause then starts
+        one later."""
         failures = _read_json(self._state).get("failures", 0)
-        if not answered:
-            _write_json(
-                self._state, {"failures": failures + 1 if isinstance(failures, int) else 1, "last": time.time()}
-            )
+        if failure:
+            count = failures + 1 if isinstance(failures, int) else 1
+            _write_json(self._state, {"failures": count, "last": time.time(), "why": failure})
         elif failures:
-            self.forget()
+            self._state.unlink(missing_ok=True)
+
+    def refused(self) -> tuple[float, str]:
+        """(Seconds for which the server takes no request, what it said); (0, ...) if it takes one."""
+        state = _read_json(self._quota)
+        since, seconds = state.get("since"), state.get("seconds")
+        if not isinstance(since, int | float) or not isinstance(seconds, int | float):
+            return 0.0, ""
+        age = time.time() - since  # below 0 by the clock of another machine: then it is asked, and says so again
+        return max(0.0, seconds - age) if age >= 0 else 0.0, str(state.get("why"))
+
+    def refuse(self, seconds: float, why: str) -> None:
+        """The server takes no request for so many seconds; the longest wait that it asked for holds."""
+        if seconds > self.refused()[0]:
+            _write_json(self._quota, {"since": time.time(), "seconds": seconds, "why": why})
 
     def forget(self) -> None:
         """Whatever went wrong before, ask again."""
         self._state.unlink(missing_ok=True)
+        self._quota.unlink(missing_ok=True)
 
     def _take(self) -> int | None:
         """The descriptor of a locked slot file; closing it, also by the death of the process, frees the slot."""

@@ -30,6 +30,7 @@ NO_VERDICT = "the judge gave no verdict"  # how the reason of every failure of t
 MAX_BYTES = 1 << 20  # of a reply
 _FIRST_WAIT_S = 0.25  # before the second try; it doubles with every try
 _MESSAGE = 120  # characters of a server's error that are kept
+_BUSY = (429, 503)  # with a Retry-After: there, but at the end of a quota
 
 
 class NoVerdict(Unscorable):
@@ -45,6 +46,8 @@ class _Fault(Exception):
     def __init__(self, why: str, again: bool, wait: float = 0.0, status: int = 0):
         super().__init__(why)
         self.again, self.wait, self.status = again, wait, status
+        self.timed = bool(wait) and status in _BUSY  # a quota: everybody waits, and it is no try that failed
+        self.outage = again and not self.timed and status != 429
 
 
 class Judge:
@@ -53,6 +56,8 @@ class Judge:
     def __init__(self, settings: JudgeSettings):
         self._settings = settings
         self._gate = Gate(Path(settings.cache), settings.concurrency, settings.pause_s)
+        # Whoever had to wait is asked with no less time than this: cut shorter, a request would look like an outage.
+        self._least_s = min(settings.timeout_s, settings.deadline_s) / 2
         self._structured = True  # until the server says that it knows no response_format
 
     def verdict(
@@ -67,25 +72,19 @@ class Judge:
         Raises:
             NoVerdict: no answer in time, an error, or a reply that is no verdict.
         """
-        if self._gate.is_down():
-            raise NoVerdict(
-                f"it did not answer lately and is not asked for {self._settings.pause_s:g} s (judge.pause_s)"
-            )
+        if why := self._gate.down():
+            pause = f"{self._settings.pause_s:g} s (judge.pause_s)"
+            raise NoVerdict(f"it did not answer lately and is not asked for {pause}; last: {why}")
         shown = [data_uri(picture, self._settings.image_pixels) for picture in pictures]
-        with self._gate.slot(deadline) as mine:
-            if not mine:
-                raise NoVerdict(
-                    f"{self._settings.concurrency} others were asking all the time (judge.concurrency); raise it, or "
-                    "judge.deadline_s"
-                )
-            ask = functools.partial(request_body, self._settings.model, question, gold, answer, pictures=shown)
-            try:
-                reply = self._reply(ask, deadline)
-            except _Fault as fault:
-                if fault.again:
-                    self._gate.report(answered=False)
-                raise NoVerdict(self._redacted(str(fault))) from None
-        self._gate.report(answered=True)
+        ask = functools.partial(request_body, self._settings.model, question, gold, answer, pictures=shown)
+        try:
+            reply = self._reply(ask, deadline)
+        except _Fault as fault:
+            why = self._redacted(str(fault))
+            if fault.outage:
+                self._gate.report(why)
+            raise NoVerdict(why) from None
+        self._gate.report("")
         correct = read_verdict(reply)
         if correct is None:
             raise NoVerdict("its reply is not one of the two that it was given to choose from")
@@ -108,16 +107,31 @@ class Judge:
         return reply
 
     def _tries(self, body: Mapping[str, Any], deadline: float) -> str:
-        for attempt in range(self._settings.retries + 1):
-            try:
-                return self._try(body, deadline)
-            except _Fault as fault:
-                wait = fault.wait or _FIRST_WAIT_S * 2**attempt * random.uniform(0.5, 1.5)
-                last = attempt == self._settings.retries
-                if last or not fault.again or time.monotonic() + wait >= deadline:
-                    raise
+        fault, failed, latest = None, 0, deadline - self._least_s
+        while True:
+            with self._gate.slot(latest) as mine:
+                if not mine:
+                    raise fault or self._no_turn()
+                try:
+                    return self._try(body, deadline)
+                except _Fault as error:
+                    fault = error
+                    if fault.timed:  # before anybody else has the slot
+                        self._gate.refuse(fault.wait, str(fault))
+            failed += not fault.timed
+            wait = fault.wait or _FIRST_WAIT_S * 2 ** (failed - 1) * random.uniform(0.5, 1.5)
+            late = time.monotonic() + wait >= (latest if fault.timed else deadline)
+            if failed > self._settings.retries or not fault.again or late:
+                raise fault
             time.sleep(wait)
-        raise AssertionError("unreachable")
+
+    def _no_turn(self) -> _Fault:
+        """Why nothing was asked before the deadline."""
+        wait, why = self._gate.refused()
+        if wait:
+            return _Fault(f"{why}: judge.deadline_s ends before it may be asked again", again=False)
+        others = f"{self._settings.concurrency} others were asking all the time (judge.concurrency)"
+        return _Fault(f"{others}; raise it, or judge.deadline_s", again=False)
 
     def _try(self, body: Mapping[str, Any], deadline: float) -> str:
         within = min(self._settings.timeout_s, deadline - time.monotonic())
@@ -134,7 +148,10 @@ class Judge:
         if status != 200:
             again = status in (408, 429) or status >= 500
             text = self._redacted(" ".join(content.decode(errors="replace").split()))[:_MESSAGE]
-            raise _Fault(f"status {status} {text}", again, _retry_after(headers) if again else 0.0, status)
+            wait = _retry_after(headers) if again else None
+            if wait is None:
+                raise _Fault(f"status {status} {text}", again, status=status)
+            raise _Fault(f"status {status} {text} (Retry-After {wait:.0f} s)", again, max(wait, _FIRST_WAIT_S), status)
         return _content(content)
 
     async def _exchange(self, body: Mapping[str, Any], within: float) -> tuple[int, Mapping[str, str], bytes]:
@@ -172,15 +189,15 @@ def _certificates() -> ssl.SSLContext:
     return httpx.create_ssl_context()
 
 
-def _retry_after(headers: Mapping[str, str]) -> float:
-    """Seconds that the server asks to wait, given as such or as a date; 0 if it does not say."""
+def _retry_after(headers: Mapping[str, str]) -> float | None:
+    """Seconds that the server asks to wait, given as such or as a date; None if it does not say."""
     given = headers.get("retry-after", "").strip()
     if given.isascii() and given.isdecimal():
         return float(given[:9])
     try:
         return max(0.0, parsedate_to_datetime(given).timestamp() - time.time())
     except (ValueError, OverflowError):
-        return 0.0
+        return None
 
 
 def _content(body: bytes) -> str:

@@ -6,6 +6,7 @@ import json
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -273,7 +274,7 @@ def test_nobody_there_and_then_not_asked_for_a_while(server: FakeJudge, tmp_path
     for _ in range(OUTAGE):
         with pytest.raises(NoVerdict, match="ConnectError"):
             verdict_of(client)
-    with pytest.raises(NoVerdict, match=r"not asked for 3600 s \(judge.pause_s\)"):
+    with pytest.raises(NoVerdict, match=r"not asked for 3600 s \(judge.pause_s\); last: ConnectError"):
         verdict_of(client)
     other = judge(server, tmp_path, retries=0, pause_s=3600)  # as another process would see it
     with pytest.raises(NoVerdict, match="not asked"):
@@ -284,6 +285,62 @@ def test_nobody_there_and_then_not_asked_for_a_while(server: FakeJudge, tmp_path
         assert verdict_of(other)
     finally:
         back.close()
+
+
+# --- a quota
+
+
+@pytest.mark.parametrize(("concurrency", "refusals"), [(1, 2), (9, 9)])
+def test_a_quota_is_waited_for(server: FakeJudge, tmp_path: Path, concurrency: int, refusals: int) -> None:
+    """3 of 9 in each of three windows. Of all at once 6 and 3 are refused; one by one, a refusal keeps back the rest."""
+    server.behave = quota = fakes.Quota(3, seconds=1)
+    clients = [judge(server, tmp_path, concurrency=concurrency, retries=0) for _ in range(9)]  # as of 9 processes
+    with ThreadPoolExecutor(9) as threads:
+        assert all(threads.map(lambda client: verdict_of(client, seconds=50), clients))
+    assert 0 < quota.refused <= refusals and len(server.asked) == 9 + quota.refused
+    assert not (tmp_path / "outage.json").exists()
+
+
+@pytest.mark.parametrize("status", [429, 503])
+def test_a_quota_beyond_the_deadline_is_named_and_is_no_outage(server: FakeJudge, tmp_path: Path, status: int) -> None:
+    server.behave = fakes.Quota(3, 3600, status)
+    assert [verdict_of(judge(server, tmp_path)) for _ in range(3)] == [True] * 3
+    for _ in range(2 * OUTAGE):
+        with pytest.raises(NoVerdict, match=rf"status {status} slow down \(Retry-After 3600 s\)"):
+            verdict_of(judge(server, tmp_path))
+    assert len(server.asked) == 4, "it was asked in spite of what it said"
+    assert not (tmp_path / "outage.json").exists()
+    judge(server, tmp_path).forget_outage()
+    with pytest.raises(NoVerdict, match=f"status {status}"):
+        verdict_of(judge(server, tmp_path))
+    assert len(server.asked) == 5
+
+
+def test_a_server_that_refuses_without_a_time_is_no_outage(server: FakeJudge, tmp_path: Path) -> None:
+    server.behave = lambda _: Reply("slow down", 429)
+    for _ in range(2 * OUTAGE):
+        with pytest.raises(NoVerdict, match="status 429"):
+            verdict_of(judge(server, tmp_path, retries=0))
+    assert len(server.asked) == 2 * OUTAGE and not (tmp_path / "outage.json").exists()
+
+
+def test_nobody_waits_for_a_turn_that_comes_too_late(server: FakeJudge, tmp_path: Path) -> None:
+    """With 10 s left for a request that may take 80 its time limit would look like an outage."""
+    server.behave = lambda _: Reply("slow down", 429, {"Retry-After": "50"})
+    for more in ("$", ": judge.deadline_s ends before it may be asked again$"):
+        with pytest.raises(NoVerdict, match=r"status 429 slow down \(Retry-After 50 s\)" + more):
+            verdict_of(judge(server, tmp_path, timeout_s=80, deadline_s=100), seconds=60)
+    assert len(server.asked) == 1
+
+
+@pytest.mark.parametrize(
+    "state", ['{"since": 1e12, "seconds": 9}', '{"since": 0, "seconds": 9}', '{"since": "x", "seconds": 9}', "{", "[]"]
+)
+def test_a_quota_of_another_clock_or_a_damaged_one_holds_nobody_back(
+    server: FakeJudge, tmp_path: Path, state: str
+) -> None:
+    (tmp_path / "quota.json").write_text(state)
+    assert verdict_of(judge(server, tmp_path)) and len(server.asked) == 1
 
 
 # --- cache and concurrency
@@ -343,7 +400,7 @@ def test_waiting_for_a_turn_ends_with_the_deadline(server: FakeJudge, tmp_path: 
     while not server.asked:
         time.sleep(0.01)
     with pytest.raises(NoVerdict, match=r"1 others were asking all the time \(judge.concurrency\)"):
-        verdict_of(judge(server, tmp_path, concurrency=1), seconds=0.3)
+        verdict_of(judge(server, tmp_path, concurrency=1, timeout_s=0.2), seconds=0.3)
     server.released.set()
     holder.join()
     assert found == [True]

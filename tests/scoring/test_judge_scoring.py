@@ -95,6 +95,19 @@ def test_an_outage_without_end_stops_the_run_by_the_rule_for_every_reward(server
         assert len(server.asked) - before < 12
 
 
+def test_a_quota_that_is_used_up_is_named_for_every_response(server: FakeJudge, tmp_path: Path) -> None:
+    """No verdict that was had is lost, and nobody is told that the judge is down."""
+    with Scorer(scoring(params(server.url, tmp_path, retries=0, pause_s=3600), max_failure_share=1.0)) as scorer:
+        scorer.check(TASKS, "data")
+        server.behave = fakes.Quota(7, 3600)
+        [scored] = scorer.score(answers("red", *(f"shade {i}" for i in range(20))), max_tokens=9)
+        had = [r for r in scored.rollouts if r.score_status == ScoreStatus.SCORED]
+        told = [r.score_detail for r in scored.rollouts if r.score_status == ScoreStatus.UNSCORABLE]
+        assert (len(had), len(told)) == (1 + 7, 13) and all("status 429 slow down" in why for why in told)
+        assert (scorer.judge_metrics["judge/failures"], scorer.judge_metrics["judge/canary_failures"]) == (13, 4)
+    assert not (tmp_path / "outage.json").exists()
+
+
 # --- canaries
 
 

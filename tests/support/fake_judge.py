@@ -157,6 +157,26 @@ def in_turn(*replies: Reply) -> Callable[[Asked], Reply]:
     return lambda _: rest.pop(0) if len(rest) > 1 else rest[0]
 
 
+class Quota:
+    """Lets so many requests through in every window of `seconds`, and refuses the others until the next one."""
+
+    def __init__(self, number: int, seconds: int, status: int = 429) -> None:
+        self.refused = 0
+        self._number, self._seconds, self._status = number, seconds, status
+        self._left, self._end = 0, 0.0
+        self._lock = threading.Lock()
+
+    def __call__(self, asked: Asked) -> Reply:
+        with self._lock:
+            if time.monotonic() >= self._end:
+                self._left, self._end = self._number, time.monotonic() + self._seconds
+            if self._left:
+                self._left -= 1
+                return honest(asked)
+            self.refused += 1
+        return Reply("slow down", self._status, {"Retry-After": str(self._seconds)})
+
+
 def params(url: str, cache: Path, **more: Any) -> dict[str, Any]:
     return {"url": url, "model": "m", "rule": "word", "cache": str(cache), "pause_s": 0.05, "timeout_s": 5} | more
 
