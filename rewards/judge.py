@@ -42,6 +42,7 @@ def judge_by_rule(registry: Callable[[], Mapping[str, RewardFn]]) -> RewardFn:
         sample: float = JudgeSettings.sample,
         images: bool = JudgeSettings.images,
         image_pixels: int = JudgeSettings.image_pixels,
+        body: Mapping[str, Any] | None = JudgeSettings.body,
         timeout_s: float = JudgeSettings.timeout_s,
         deadline_s: float = JudgeSettings.deadline_s,
         retries: int = JudgeSettings.retries,
@@ -63,7 +64,7 @@ def judge_by_rule(registry: Callable[[], Mapping[str, RewardFn]]) -> RewardFn:
         """
         settings = JudgeSettings(
             url=url, model=model, rule=rule, cache=cache, ask=ask, sample=sample, images=images,
-            image_pixels=image_pixels, timeout_s=timeout_s, deadline_s=deadline_s, retries=retries,
+            image_pixels=image_pixels, body=body, timeout_s=timeout_s, deadline_s=deadline_s, retries=retries,
             concurrency=concurrency, pause_s=pause_s, canary_limit=canary_limit, api_key_env=api_key_env,
             allow_http=allow_http,
         )  # fmt: skip
@@ -148,7 +149,7 @@ def _key(settings: JudgeSettings, x: RewardInput, answer: str) -> str:
     from rewards.judging.pictures import picture_key  # imports Pillow: see rewards.PRELOAD
 
     shown = [picture_key(image, settings.image_pixels) for image in x.images] if settings.images else []
-    return verdict_key(settings.model, x.question, x.answer, answer, shown)
+    return verdict_key(settings.model, x.question, x.answer, answer, shown, settings.body)
 
 
 def _without_asking(answer: str) -> str:

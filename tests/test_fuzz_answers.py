@@ -20,7 +20,7 @@ from rewards.answers.numerals import read_numeral, unit_name
 from rewards.answers.quantity import split_unit
 from rewards.answers.symbolic import verdict
 from rewards.answers.typeset import typeset
-from rewards.judging.client import _content, _retry_after
+from rewards.judging.client import _read, _retry_after
 from rewards.judging.prompt import read_verdict, request_body
 from rewards.official import OFFICIAL
 from rewards.workers.worker import Job, Plan, score_one
@@ -123,12 +123,12 @@ REPLY_WORDS = (
 def test_a_reply_of_the_judge_is_one_of_two_or_none(text: str, raw: bytes) -> None:
     for body in (text.encode(errors="surrogatepass"), raw, raw + text.encode(errors="surrogatepass")):
         with bounded():
-            content = _content(body)
-            said = read_verdict(content)
-        assert isinstance(content, str) and said in (True, False, None)
+            reply = _read(body)
+            said = read_verdict(reply.text)
+        assert isinstance(reply.text, str) and said in (True, False, None) and reply.why.encode()
     with bounded():
         assert read_verdict(text) is None or text.strip() == '{"verdict": "correct"}'
-        assert _retry_after({"retry-after": text}) >= 0
+        assert (_retry_after({"retry-after": text}) or 0.0) >= 0
 
 
 @given(answer=texts(("</answer-", "<|im_end|>", "<", ">", "{", "}", "{token}", "{0}", "\n")))

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from email.utils import parsedate_to_datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import urlsplit
 
 import httpx
@@ -23,7 +23,7 @@ from PIL import Image
 from rewards.base import Unscorable
 from rewards.judging.cache import Gate
 from rewards.judging.pictures import data_uri
-from rewards.judging.prompt import read_verdict, request_body
+from rewards.judging.prompt import MAX_TOKENS, read_verdict, request_body
 from rewards.judging.settings import JudgeSettings, api_key, is_loopback
 
 NO_VERDICT = "the judge gave no verdict"  # how the reason of every failure of the judge starts
@@ -48,6 +48,11 @@ class _Fault(Exception):
         self.again, self.wait, self.status = again, wait, status
         self.timed = bool(wait) and status in _BUSY  # a quota: everybody waits, and it is no try that failed
         self.outage = again and not self.timed and status != 429
+
+
+class _Reply(NamedTuple):
+    text: str
+    why: str  # it holds no verdict, if it holds none
 
 
 class Judge:
@@ -76,7 +81,9 @@ class Judge:
             pause = f"{self._settings.pause_s:g} s (judge.pause_s)"
             raise NoVerdict(f"it did not answer lately and is not asked for {pause}; last: {why}")
         shown = [data_uri(picture, self._settings.image_pixels) for picture in pictures]
-        ask = functools.partial(request_body, self._settings.model, question, gold, answer, pictures=shown)
+        ask = functools.partial(
+            request_body, self._settings.model, question, gold, answer, pictures=shown, body=self._settings.body
+        )
         try:
             reply = self._reply(ask, deadline)
         except _Fault as fault:
@@ -85,16 +92,16 @@ class Judge:
                 self._gate.report(why)
             raise NoVerdict(why) from None
         self._gate.report("")
-        correct = read_verdict(reply)
+        correct = read_verdict(reply.text)
         if correct is None:
-            raise NoVerdict("its reply is not one of the two that it was given to choose from")
+            raise NoVerdict(self._redacted(reply.why))
         return correct
 
     def forget_outage(self) -> None:
         """Ask even if a run before this one found nobody there."""
         self._gate.forget()
 
-    def _reply(self, ask: Callable[..., Mapping[str, Any]], deadline: float) -> str:
+    def _reply(self, ask: Callable[..., Mapping[str, Any]], deadline: float) -> _Reply:
         if not self._structured:
             return self._tries(ask(structured=False), deadline)
         try:
@@ -106,7 +113,7 @@ class Judge:
         self._structured = False
         return reply
 
-    def _tries(self, body: Mapping[str, Any], deadline: float) -> str:
+    def _tries(self, body: Mapping[str, Any], deadline: float) -> _Reply:
         fault, failed, latest = None, 0, deadline - self._least_s
         while True:
             with self._gate.slot(latest) as mine:
@@ -133,7 +140,7 @@ class Judge:
         others = f"{self._settings.concurrency} others were asking all the time (judge.concurrency)"
         return _Fault(f"{others}; raise it, or judge.deadline_s", again=False)
 
-    def _try(self, body: Mapping[str, Any], deadline: float) -> str:
+    def _try(self, body: Mapping[str, Any], deadline: float) -> _Reply:
         within = min(self._settings.timeout_s, deadline - time.monotonic())
         if within <= 0:
             raise _Fault("no time was left to ask it", again=True)
@@ -147,12 +154,12 @@ class Judge:
             raise _Fault(f"{type(error).__name__} {error}".strip(), again=True) from None
         if status != 200:
             again = status in (408, 429) or status >= 500
-            text = self._redacted(" ".join(content.decode(errors="replace").split()))[:_MESSAGE]
+            text = self._redacted(_line(content))[:_MESSAGE]
             wait = _retry_after(headers) if again else None
             if wait is None:
                 raise _Fault(f"status {status} {text}", again, status=status)
             raise _Fault(f"status {status} {text} (Retry-After {wait:.0f} s)", again, max(wait, _FIRST_WAIT_S), status)
-        return _content(content)
+        return _read(content)
 
     async def _exchange(self, body: Mapping[str, Any], within: float) -> tuple[int, Mapping[str, str], bytes]:
         """(status, headers, body), all of it within so many seconds. Redirects are not followed: they have no key."""
@@ -200,10 +207,24 @@ def _retry_after(headers: Mapping[str, str]) -> float | None:
         return None
 
 
-def _content(body: bytes) -> str:
+def _line(text: bytes) -> str:
+    return " ".join(text.decode(errors="replace").split())
+
+
+def _read(body: bytes) -> _Reply:
     """The text of a chat completion; "" for anything else, which is then no verdict."""
     try:
-        text = json.loads(body)["choices"][0]["message"]["content"]
-    except (ValueError, RecursionError, LookupError, TypeError):
-        return ""
-    return text if isinstance(text, str) else ""
+        choice = json.loads(body)["choices"][0]
+        message, ended = choice["message"], choice.get("finish_reason")
+        text, refusal = message.get("content"), message.get("refusal")
+    except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
+        text = refusal = ended = None
+    why = "its reply is not one of the two that it was given to choose from"
+    if isinstance(refusal, str) and refusal.strip():
+        why = f"it refused: {_line(refusal.encode(errors='replace'))[:_MESSAGE]}"  # JSON may hold half a character
+    elif ended == "length":
+        why = (
+            f"its reply reached the token limit before a verdict ({MAX_TOKENS}, or what judge.body says); raise "
+            "max_tokens in judge.body, or switch its thinking off there"
+        )
+    return _Reply(text if isinstance(text, str) else "", why)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import secrets
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 VERSION = 1  # of the text below: part of the key of a cached verdict, so raise it with every change
@@ -61,22 +61,36 @@ RESPONSE_FORMAT: dict[str, Any] = {
 
 
 def request_body(
-    model: str, question: str, gold: str, answer: str, structured: bool, pictures: Sequence[str] = ()
+    model: str,
+    question: str,
+    gold: str,
+    answer: str,
+    structured: bool,
+    pictures: Sequence[str] = (),
+    body: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """A chat completion that asks for one verdict.
 
     Args:
         structured: the server is to hold the model to the form of a verdict.
         pictures: data URIs.
+        body: what else the request says, before what stands here; None as a value takes a key out.
     """
     texts = [question, gold, answer]
     token = secrets.token_hex(8)
     while any(token in text for text in texts):
         token = secrets.token_hex(8)
-    return _body(model, token, texts, structured, pictures)
+    return _body(model, token, texts, structured, pictures, body)
 
 
-def _body(model: str, token: str, texts: Sequence[str], structured: bool, pictures: Sequence[str]) -> dict[str, Any]:
+def _body(
+    model: str,
+    token: str,
+    texts: Sequence[str],
+    structured: bool,
+    pictures: Sequence[str],
+    more: Mapping[str, Any] | None,
+) -> dict[str, Any]:
     question, gold, answer = map(_as_data, texts)
     text = _TEXT.format(
         token=token, question=question, gold=gold, answer=answer, pictured=_PICTURED if pictures else ""
@@ -89,7 +103,8 @@ def _body(model: str, token: str, texts: Sequence[str], structured: bool, pictur
         "seed": 0,
         "max_tokens": MAX_TOKENS,
     }
-    return body | ({"response_format": RESPONSE_FORMAT} if structured else {})
+    body |= ({"response_format": RESPONSE_FORMAT} if structured else {}) | dict(more or {})
+    return {key: value for key, value in body.items() if value is not None}
 
 
 def _as_data(text: str) -> str:
@@ -107,18 +122,27 @@ def read_verdict(reply: str) -> bool | None:
     return _VERDICTS.get(verdict) if isinstance(verdict, str) else None
 
 
-def verdict_key(model: str, question: str, gold: str, answer: str, pictures: Sequence[str] = ()) -> str:
+def verdict_key(
+    model: str,
+    question: str,
+    gold: str,
+    answer: str,
+    pictures: Sequence[str] = (),
+    body: Mapping[str, Any] | None = None,
+) -> str:
     """Name of a question to the judge, 64 hex digits. The random marks have no part in it, nor has the address.
 
     Args:
         pictures: keys of those that are shown (rewards.judging.pictures.picture_key), in their order.
+        body: as of `request_body`.
     """
-    asked = [VERSION, model, question, gold, answer, *([list(pictures)] if pictures else [])]
-    return hashlib.sha256(json.dumps(asked).encode()).hexdigest()
+    asked: list[Any] = [VERSION, model, question, gold, answer]
+    asked += ([list(pictures)] if pictures else []) + ([dict(body)] if body else [])
+    return hashlib.sha256(json.dumps(asked, sort_keys=True).encode()).hexdigest()
 
 
-def prompt_identity(pictures: bool) -> str:
+def prompt_identity(pictures: bool, body: Mapping[str, Any] | None = None) -> str:
     """16 hex digits of all that is asked besides the texts and pictures of the question, sampling settings included."""
     shown = ((), ("picture",)) if pictures else ((),)
-    bodies = [_body("", "token", ("<question", "<gold", "<answer"), True, some) for some in shown]
+    bodies = [_body("", "token", ("<question", "<gold", "<answer"), True, some, body) for some in shown]
     return hashlib.sha256(json.dumps([VERSION, bodies], sort_keys=True).encode()).hexdigest()[:16]

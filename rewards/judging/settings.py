@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import os
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -35,6 +36,7 @@ UNREAD: dict[str, frozenset[str]] = {
 }
 OF_PROBLEM = "problem"  # the rule that each problem itself names: benchmarks mix choices and formulas
 UNSURE, ALL = "unsure", "all"  # which answers the judge is asked about
+PROTOCOL = ("messages", "model", "n", "stream")  # of a request, that `body` may not touch: a reply is read by them
 MIN_PIXELS = 1024  # of a picture; with fewer nothing is left to see
 
 
@@ -50,6 +52,8 @@ class JudgeSettings:
     sample: float = 0.0  # with UNSURE: share of the other answers that it is asked about too; the rule's verdict counts
     images: bool = False  # show the pictures of the problem
     image_pixels: int = 1 << 20  # a picture of more is scaled down to so many
+    # Of the request, over what it says by itself; None takes a key out. No part of the hash, as a dict has none:
+    body: Mapping[str, Any] | None = field(default=None, hash=False)
     timeout_s: float = 4.0  # for one request
     deadline_s: float = 8.0  # for a response, with all tries and waits
     retries: int = 2  # times that a request without an answer is sent again
@@ -122,6 +126,8 @@ def _asking_problem(values: JudgeSettings) -> str:
 def _type_problem(values: JudgeSettings, name: str) -> str:
     """What is wrong with one value taken by itself, or ""."""
     value = getattr(values, name)
+    if name == "body":
+        return _body_problem(value)
     kind = type(JudgeSettings.__dataclass_fields__[name].default)
     if name in ("allow_http", "images"):
         return "" if isinstance(value, bool) else f"{name} must be true or false, got {value!r}"
@@ -133,6 +139,20 @@ def _type_problem(values: JudgeSettings, name: str) -> str:
     if not number or not (value >= 0 if zero else value > 0) or not value < float("inf"):
         whole = "an integer" if kind is int else "a number"
         return f"{name} must be {whole} {'from 0' if zero else 'above 0'}, got {value!r}"
+    return ""
+
+
+def _body_problem(body: Any) -> str:
+    if body is None:
+        return ""
+    if not isinstance(body, dict) or not all(isinstance(key, str) for key in body):
+        return f"body must be a mapping of names in the request to values, got {body!r}"
+    if fixed := [key for key in PROTOCOL if key in body]:
+        return f"body has {', '.join(fixed)}: without its own {', '.join(PROTOCOL)} no verdict could be read"
+    try:
+        json.dumps(body, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        return f"body={body!r} cannot be written as JSON: {error}"
     return ""
 
 

@@ -105,8 +105,11 @@ def rule_settings(rules: Iterable[str], scoring: ScoringConfig) -> dict[str, Any
 def judge_identity(scoring: ScoringConfig) -> dict[str, Any]:
     """Which model at which address judges, beside which rule, what it is asked about, and how."""
     settings = JudgeSettings(**scoring.params[JUDGE])
-    seen = {"image_pixels": settings.image_pixels} if settings.images else {}
-    return {key: getattr(settings, key) for key in JUDGE_IDENTITY} | seen | {PROMPT: prompt_identity(settings.images)}
+    more: dict[str, Any] = {"image_pixels": settings.image_pixels} if settings.images else {}
+    if settings.body:
+        more["body"] = dict(settings.body)
+    prompt = prompt_identity(settings.images, settings.body)
+    return {key: getattr(settings, key) for key in JUDGE_IDENTITY} | more | {PROMPT: prompt}
 
 
 def saved_params(harness: Mapping[str, Any]) -> dict[str, dict[str, Any]]:

@@ -18,6 +18,7 @@ from rewards.judging.prompt import _TEXT
 from sapo_vl.config import RunConfig, load_config
 from sapo_vl.evaluation.agreement import ONLY_UNSURE, judge_agreement
 from sapo_vl.evaluation.errors import EvaluationError
+from sapo_vl.evaluation.harness import saved_params
 from sapo_vl.evaluation.records import Verdict
 from sapo_vl.evaluation.registry import find_benchmark
 from sapo_vl.evaluation.rescore import rescore
@@ -140,6 +141,22 @@ def test_the_bound_of_the_pictures_and_the_rule_of_the_problem_are_part_of_it_to
     evaluate_benchmarks(config, session(ScriptedEngine(script)), tmp_path / "out")
     harness = json.loads((tmp_path / "out/squares/harness.json").read_text())["harness"]
     assert harness["judge"]["image_pixels"] == 2048 and list(harness["rules"]) == ["judge", "number"]
+
+
+def test_what_the_request_says_besides_is_part_of_it_too(make: Make, server: FakeJudge, tmp_path: Path) -> None:
+    """And a judge that is asked again about saved responses is asked with it."""
+    evaluate_benchmarks(make(), session(ScriptedEngine(script)), tmp_path / "plain")
+    config = make(ask="all", body={"max_tokens": None, "max_completion_tokens": 9})
+    evaluate_benchmarks(config, session(ScriptedEngine(script)), tmp_path / "out")
+    plain, other = (
+        json.loads((tmp_path / f"{f}/squares/harness.json").read_text())["harness"] for f in ("plain", "out")
+    )
+    assert "body" not in plain["judge"] and plain["judge"]["prompt"] != other["judge"]["prompt"]
+    assert other["judge"]["body"] == {"max_tokens": None, "max_completion_tokens": 9}
+    assert saved_params(other)["judge"]["body"] == other["judge"]["body"]
+    assert "max_tokens" not in server.asked[-1].body and server.asked[-1].body["max_completion_tokens"] == 9
+    with pytest.raises(EvaluationError, match=r"results of another harness \(.*judge\.body"):
+        evaluate_benchmarks(make(ask="all"), session(ScriptedEngine(script)), tmp_path / "out")
 
 
 @pytest.mark.slow

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import threading
 import time
@@ -19,7 +20,7 @@ from rewards import REWARDS, RewardOutput, Unscorable
 from rewards.judging.cache import OUTAGE
 from rewards.judging.canaries import RIGHT, WRONG, chosen
 from rewards.judging.client import Judge, NoVerdict
-from rewards.judging.prompt import read_verdict
+from rewards.judging.prompt import read_verdict, verdict_key
 from rewards.judging.settings import JudgeSettings
 from rewards.workers.preflight import setting_problem
 from rewards.workers.worker import Job, Plan, score_one
@@ -153,7 +154,68 @@ def test_a_server_without_structured_output_is_asked_in_words(server: FakeJudge,
     assert ["response_format" in a.body for a in server.asked] == [True, False, False]
 
 
+REASONING = {"max_tokens": None, "max_completion_tokens": 2048, "temperature": None}
+
+
+def test_a_reasoning_model_is_asked_in_its_own_terms(server: FakeJudge, tmp_path: Path) -> None:
+    def strict(asked: fakes.Asked) -> Reply:
+        known = "max_tokens" not in asked.body and "temperature" not in asked.body
+        return fakes.honest(asked) if known else Reply("Unsupported parameter: 'max_tokens'", 400)
+
+    server.behave = strict
+    with pytest.raises(NoVerdict, match="status 400 Unsupported parameter"):
+        verdict_of(judge(server, tmp_path))
+    client = judge(server, tmp_path, body=REASONING)
+    assert verdict_of(client) and not verdict_of(client, "green")
+    body = server.asked[-1].body
+    assert (body.keys() - {"messages", "response_format"}) == {"model", "seed", "max_completion_tokens"}
+    assert (body["model"], body["seed"], body["max_completion_tokens"]) == ("m", 0, 2048)
+
+
+def test_the_body_reaches_a_request_whole(server: FakeJudge, ask: Any) -> None:
+    more = {"max_tokens": 2048, "chat_template_kwargs": {"enable_thinking": False}, "response_format": None}
+    assert ask("crimson", "red", body=more).score == 1.0
+    body = server.asked[0].body
+    assert (body["max_tokens"], body["temperature"]) == (2048, 0) and "response_format" not in body
+    assert body["chat_template_kwargs"] == {"enable_thinking": False}
+
+
+def test_the_cache_tells_bodies_apart(server: FakeJudge, ask: Any) -> None:
+    bodies = [None, {"max_tokens": 65}, {"max_tokens": 66}, REASONING]
+    for cached in (0.0, 1.0):
+        assert [ask("crimson", "red", body=body).parts["judge_cached"] for body in bodies] == [cached] * 4
+    assert len(server.asked) == 4
+    assert ask("crimson", "red", body=dict(reversed(REASONING.items()))).parts["judge_cached"] == 1.0
+    assert ask("crimson", "red", body={}).parts["judge_cached"] == 1.0
+    # A verdict of a request without a body keeps the name that it had before there were bodies.
+    before = hashlib.sha256(b'[1, "m", "q", "g", "a"]').hexdigest()
+    assert verdict_key("m", "q", "g", "a") == verdict_key("m", "q", "g", "a", (), {}) == before
+
+
 # --- what is made of the reply
+
+
+@pytest.mark.parametrize(
+    ("reply", "words"),
+    [
+        (Reply("", message={"content": None, "reasoning_content": "Hm"}, ended="length"), "token limit.*judge.body"),
+        (Reply('{"verdict": "corr', ended="length"), "token limit.*max_tokens in judge.body"),
+        (Reply("", message={"content": None, "refusal": "I cannot\nhelp."}), r"it refused: I cannot help\.$"),
+        (Reply("", message={"content": None, "refusal": "\ud800 no"}), r"it refused: \? no$"),
+        (Reply("", message={"content": None}), "not one of the two"),
+        (Reply("", message={"content": None, "refusal": 7}, ended=""), "not one of the two"),
+    ],
+)
+def test_why_a_reply_holds_no_verdict(server: FakeJudge, tmp_path: Path, reply: Reply, words: str) -> None:
+    server.behave = lambda _: reply
+    with pytest.raises(NoVerdict, match=words):
+        verdict_of(judge(server, tmp_path))
+    assert len(server.asked) == 1
+
+
+def test_a_verdict_that_ends_at_the_limit_is_one(server: FakeJudge, tmp_path: Path) -> None:
+    server.behave = lambda _: Reply('{"verdict": "correct"}', ended="length")
+    assert verdict_of(judge(server, tmp_path))
 
 
 @pytest.mark.parametrize(
@@ -292,7 +354,7 @@ def test_nobody_there_and_then_not_asked_for_a_while(server: FakeJudge, tmp_path
 
 @pytest.mark.parametrize(("concurrency", "refusals"), [(1, 2), (9, 9)])
 def test_a_quota_is_waited_for(server: FakeJudge, tmp_path: Path, concurrency: int, refusals: int) -> None:
-    """3 of 9 in each of three windows. Of all at once 6 and 3 are refused; one by one, a refusal keeps back the rest."""
+    """3 of 9 in each of three windows. Of all at once 6 and 3 are refused; one by one, a refusal keeps back others."""
     server.behave = quota = fakes.Quota(3, seconds=1)
     clients = [judge(server, tmp_path, concurrency=concurrency, retries=0) for _ in range(9)]  # as of 9 processes
     with ThreadPoolExecutor(9) as threads:
@@ -430,6 +492,12 @@ def test_waiting_for_a_turn_ends_with_the_deadline(server: FakeJudge, tmp_path: 
         ({"allow_http": "yes"}, "allow_http must be true or false"),
         ({"api_key_env": "NO_SUCH_VARIABLE_HERE"}, "NO_SUCH_VARIABLE_HERE"),
         ({"cache": "/dev/null/x"}, "is no folder that can be written to"),
+        ({"body": "max_tokens: 9"}, "body must be a mapping"),
+        ({"body": {1: 2}}, "body must be a mapping"),
+        ({"body": {"messages": [], "stream": None}}, "body has messages, stream: without"),
+        ({"body": {"model": "n"}}, "body has model: without"),
+        ({"body": {"n": 2}}, "body has n: without"),
+        ({"body": {"top_p": float("nan")}}, "cannot be written as JSON"),
         ({"urls": "x"}, "unexpected keyword argument 'urls'"),
     ],
 )
@@ -447,6 +515,8 @@ def test_settings_that_cannot_be_meant_are_refused(tmp_path: Path, change: dict[
         {"url": "https://judge.example/v1"},
         {"url": "http://judge.example/v1", "allow_http": True},
         {"canary_limit": 0},
+        {"body": {}},
+        {"body": REASONING},
     ],
 )
 def test_settings_that_can(tmp_path: Path, change: dict[str, Any]) -> None:

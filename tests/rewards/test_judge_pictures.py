@@ -261,7 +261,8 @@ def test_the_canaries_with_a_picture() -> None:
 
 def test_another_prompt_is_another_judge(monkeypatch: pytest.MonkeyPatch) -> None:
     text, pictures = prompt.prompt_identity(False), prompt.prompt_identity(True)
-    assert text != pictures and prompt.prompt_identity(False) == text
+    assert text != pictures and prompt.prompt_identity(False) == text == prompt.prompt_identity(False, {})
+    assert len({text, *(prompt.prompt_identity(False, {"max_tokens": n}) for n in (None, 65, 66))}) == 4
     with monkeypatch.context() as patch:
         patch.setattr(prompt, "_PICTURED", prompt._PICTURED + " Look.")
         assert prompt.prompt_identity(False) == text and prompt.prompt_identity(True) != pictures

@@ -42,6 +42,8 @@ class Reply:
     content: str
     status: int = 200
     headers: dict[str, str] = field(default_factory=dict)
+    message: dict[str, Any] = field(default_factory=dict)  # what else the message says, or in place of it
+    ended: str = "stop"
 
 
 def verdict(right: bool) -> Reply:
@@ -111,7 +113,8 @@ class FakeJudge:
                 self.at_once -= 1
         content = reply.content
         if reply.status == 200:
-            content = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]})
+            message = {"role": "assistant", "content": content} | reply.message
+            content = json.dumps({"choices": [{"message": message, "finish_reason": reply.ended}]})
         try:
             http.send_response(reply.status)
             for name, value in {**reply.headers, "Content-Length": str(len(content.encode()))}.items():
