@@ -1,14 +1,17 @@
 """What the processes that ask a judge share through a folder: its verdicts, limits on requests, an outage.
 
 All of it survives the death of any process at any moment: files are replaced as a whole, and locks end with the
-process that holds them.
+process that holds them. A disk that fails costs what would have been kept, with one warning, and no verdict that was
+had.
 """
 
 from __future__ import annotations
 
 import contextlib
 import fcntl
+import functools
 import json
+import logging
 import os
 import random
 import tempfile
@@ -16,6 +19,8 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
+
+log = logging.getLogger(__name__)
 
 OUTAGE = 5  # responses without an answer, one after the other, after which the judge counts as down
 _LOOK_S = 0.02  # how often a process that waits for its turn looks
@@ -49,7 +54,10 @@ class Gate:
 
     @contextlib.contextmanager
     def slot(self, deadline: float) -> Iterator[bool]:
-        """Waits for a turn until `deadline` (of time.monotonic), holds it inside; False if there was none."""
+        """Waits for a turn until `deadline` (of time.monotonic), holds it inside; False if there was none.
+
+        Raises OSError if no slot can be opened and locked.
+        """
         self._slots.mkdir(parents=True, exist_ok=True)
         while True:
             wait = self.refused()[0]
@@ -81,7 +89,7 @@ class Gate:
             count = failures + 1 if isinstance(failures, int) else 1
             _write_json(self._state, {"failures": count, "last": time.time(), "why": failure})
         elif failures:
-            self._state.unlink(missing_ok=True)
+            _remove(self._state)
 
     def refused(self) -> tuple[float, str]:
         """(Seconds for which the server takes no request, what it said); (0, ...) if it takes one."""
@@ -99,34 +107,72 @@ class Gate:
 
     def forget(self) -> None:
         """Whatever went wrong before, ask again."""
-        self._state.unlink(missing_ok=True)
-        self._quota.unlink(missing_ok=True)
+        _remove(self._state)
+        _remove(self._quota)
 
     def _take(self) -> int | None:
         """The descriptor of a locked slot file; closing it, also by the death of the process, frees the slot."""
+        failures: list[OSError] = []
         for number in random.sample(range(self._concurrency), self._concurrency):
-            lock = os.open(self._slots / str(number), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return _locked(self._slots / str(number))
             except BlockingIOError:
-                os.close(lock)
-            else:
-                return lock
+                continue
+            except OSError as error:  # on a full disk those slots serve that are there already
+                failures.append(error)
+        if len(failures) == self._concurrency:
+            raise failures[0]
         return None
 
 
+def _locked(path: Path) -> int:
+    """A descriptor that holds the lock of `path`, which is made. BlockingIOError: somebody else holds it."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        os.close(lock)
+        raise
+    return lock
+
+
 def _read_json(path: Path) -> dict[str, Any]:
-    """The object in a file; {} if there is none, or the file is damaged."""
+    """The object in a file; {} if there is none, or the file is damaged or cannot be read."""
     try:
         found = json.loads(path.read_bytes())
     except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    except OSError as error:
+        _warn("read", error.strerror or str(error))
         return {}
     return found if isinstance(found, dict) else {}
 
 
 def _write_json(path: Path, value: dict[str, Any]) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
-    with os.fdopen(handle, "w") as file:
-        json.dump(value, file)
-    os.replace(name, path)
+    """Nothing is written, and nothing left behind, where the disk does not let it."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".")
+        try:
+            with os.fdopen(handle, "w") as file:
+                json.dump(value, file)
+            os.replace(name, path)
+        except OSError:
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+            raise
+    except OSError as error:
+        _warn("written", error.strerror or str(error))
+
+
+def _remove(path: Path) -> None:
+    try:
+        path.unlink(missing_ok=True)
+    except OSError as error:
+        _warn("removed", error.strerror or str(error))
+
+
+@functools.cache
+def _warn(done: str, why: str) -> None:
+    """Once a process for each kind of failure."""
+    log.warning("files in the folder rewards.params.judge.cache cannot be %s: %s", done, why)

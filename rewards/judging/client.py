@@ -91,6 +91,8 @@ class Judge:
             if fault.outage:
                 self._gate.report(why)
             raise NoVerdict(why) from None
+        except OSError as error:  # of the slots, mostly: the disk of the cache
+            raise NoVerdict(f"this machine failed to ask it: {error}") from None
         self._gate.report("")
         correct = read_verdict(reply.text)
         if correct is None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import ipaddress
 import json
 import os
@@ -87,12 +88,26 @@ def judge_problem(params: Mapping[str, Any], timeout_s: float) -> str:
         )
     if problem := _key_problem(values):
         return f"judge: {problem}"
+    if problem := _cache_problem(values):
+        return f"judge: {problem}"
+    return _url_problem(values)
+
+
+def _cache_problem(values: JudgeSettings) -> str:
+    """Why its folder, which is made, cannot be used, or ""."""
     try:
         Path(values.cache).mkdir(parents=True, exist_ok=True)
-        tempfile.TemporaryFile(dir=values.cache).close()
+        with tempfile.TemporaryFile(dir=values.cache) as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                return (
+                    f"cache={values.cache!r} is on a disk without file locks ({error}), which hold judge.concurrency "
+                    "over all processes; name a folder on another disk"
+                )
     except OSError as error:
-        return f"judge: cache={values.cache!r} is no folder that can be written to: {error}"
-    return _url_problem(values)
+        return f"cache={values.cache!r} is no folder that can be written to: {error}"
+    return ""
 
 
 def api_key(values: JudgeSettings) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
+import os
+import shutil
 import threading
 import time
 from collections.abc import Iterator
@@ -17,6 +20,7 @@ from fake_judge import FakeJudge, Reply, in_turn, verdict
 from reward_helpers import respond, say
 
 from rewards import REWARDS, RewardOutput, Unscorable
+from rewards.judging import cache
 from rewards.judging.cache import OUTAGE
 from rewards.judging.canaries import RIGHT, WRONG, chosen
 from rewards.judging.client import Judge, NoVerdict
@@ -466,6 +470,78 @@ def test_waiting_for_a_turn_ends_with_the_deadline(server: FakeJudge, tmp_path: 
     server.released.set()
     holder.join()
     assert found == [True]
+
+
+# --- a disk that fails
+
+
+def no_space(*_: Any, **__: Any) -> Any:
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+
+def on_full_disk(handle: int, _: str) -> Any:
+    os.close(handle)
+    return open("/dev/full", "w")  # what is written fails when it is closed
+
+
+@pytest.mark.parametrize(
+    ("target", "failing"), [("os.fdopen", on_full_disk), ("os.replace", no_space), ("tempfile.mkstemp", no_space)]
+)
+def test_a_verdict_that_cannot_be_kept_counts(
+    server: FakeJudge,
+    ask: Any,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    target: str,
+    failing: Any,
+) -> None:
+    cache._warn.cache_clear()
+    with monkeypatch.context() as full:
+        full.setattr(target, failing)
+        assert [ask(answer, "red").score for answer in ("crimson", "green", "crimson")] == [1.0, 0.0, 1.0]
+        server.behave = lambda _: Reply("", 500)
+        with pytest.raises(NoVerdict, match="status 500"):  # nor can the failure be noted
+            ask("navy", "red", retries=0)
+    assert len(server.asked) == 4
+    assert [record.getMessage() for record in caplog.records] == [
+        "files in the folder rewards.params.judge.cache cannot be written: No space left on device"
+    ]
+    assert {path.name for path in tmp_path.rglob("*") if path.is_file()} <= {str(slot) for slot in range(8)}
+
+
+def test_the_slots_that_are_there_serve_on_a_full_disk(
+    server: FakeJudge, ask: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ask("crimson", "red", concurrency=1)
+    opened = os.open
+
+    def no_new_file(path: Any, flags: int, *args: Any, **more: Any) -> int:
+        return no_space() if flags & os.O_CREAT and not os.path.exists(path) else opened(path, flags, *args, **more)
+
+    with monkeypatch.context() as full:
+        full.setattr("os.open", no_new_file)
+        for i in range(8):
+            assert ask(f"shade {i}", "red", concurrency=4).score == 0.0
+        shutil.rmtree(tmp_path / "cache" / "slots")
+        with pytest.raises(NoVerdict, match=r"this machine failed to ask it: .*No space left"):
+            ask("navy", "red")
+    assert len(server.asked) == 9
+
+
+@pytest.mark.parametrize("number", [errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP])
+def test_a_disk_without_locks_is_named_before_training(
+    server: FakeJudge, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    def flock(*_: Any) -> None:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    problem = setting_problem("judge", fakes.params(server.url, tmp_path), 10.0)
+    assert problem.startswith(f"judge: cache='{tmp_path}' is on a disk without file locks ([Errno {number}]")
+    assert "\n" not in problem
+    with pytest.raises(NoVerdict, match="this machine failed to ask it"):  # if nobody looked before
+        verdict_of(judge(server, tmp_path))
 
 
 # --- settings

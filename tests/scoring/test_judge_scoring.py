@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -106,6 +107,18 @@ def test_a_quota_that_is_used_up_is_named_for_every_response(server: FakeJudge, 
         assert (len(had), len(told)) == (1 + 7, 13) and all("status 429 slow down" in why for why in told)
         assert (scorer.judge_metrics["judge/failures"], scorer.judge_metrics["judge/canary_failures"]) == (13, 4)
     assert not (tmp_path / "outage.json").exists()
+
+
+def test_a_folder_that_goes_away_costs_verdicts_and_raises_nothing(server: FakeJudge, tmp_path: Path) -> None:
+    folder = tmp_path / "cache"
+    with Scorer(scoring(params(server.url, folder), max_failure_share=1.0)) as scorer:
+        scorer.check(TASKS, "data")
+        shutil.rmtree(folder)
+        folder.write_text("no folder")
+        [scored] = scorer.score(answers("red", "crimson"), max_tokens=9)
+        assert [r.reward for r in scored.rollouts] == [1.0, None]
+        assert scored.rollouts[1].score_detail.startswith("the judge gave no verdict: this machine failed to ask it: ")
+        assert (scorer.judge_metrics["judge/failures"], scorer.judge_metrics["judge/canary_failures"]) == (1, 4)
 
 
 # --- canaries
