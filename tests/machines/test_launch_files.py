@@ -212,6 +212,9 @@ def test_kubernetes(config: Path, tmp_path: Path) -> None:
     assert server_name["metadata"]["name"] == "rollouts" and server_name["spec"]["ports"] == [{"port": 8000}]
     labels = server["spec"]["template"]["metadata"]["labels"]
     assert labels == server_name["spec"]["selector"] == server["spec"]["selector"]["matchLabels"]
+    # Else a server named vllm would put VLLM_PORT=tcp://IP:8000 into every pod.
+    for pods in (d["spec"]["template"]["spec"] for d in (job, server)):
+        assert pods["enableServiceLinks"] is False
     (serving,) = server["spec"]["template"]["spec"]["containers"]
     wanted = ["sapo-vl", "serve", "--config", "/launch/config.yaml", "--host", "0.0.0.0", "--port", "8000"]
     assert serving["command"] == wanted
