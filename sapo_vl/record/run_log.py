@@ -10,7 +10,8 @@ import math
 import numbers
 import os
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -60,7 +61,7 @@ class RunLog:
     """Writes metrics on the main rank and does nothing on the others. Usable as a context manager.
 
     metrics.jsonl is the record of a run. Trackers keep whatever they were sent: after a resume they show the
-    repeated steps twice (wandb and trackio: as a second run of the same name).
+    repeated steps twice (wandb and trackio: as a second run of the same name). One that fails costs no run: `_Guarded`.
 
     Raises ModuleNotFoundError, on every rank, for a tracker whose package is not installed.
     """
@@ -71,12 +72,14 @@ class RunLog:
         self._gate_bound = gate_bound(run_config)
         self.notices = Notices(self._gate_bound)
         self._path = Path(out_dir) / METRICS_FILE
-        self._trackers: list[Tracker] = []
+        self._trackers: list[_Guarded] = []
         if not self._is_main:
             return
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._continue(read_metrics(self._path) if self._path.exists() else [])
-        self._trackers = [_start_tracker(name, Path(out_dir), config, run_config) for name in config.trackers]
+        self._trackers = [
+            _Guarded(name, partial(_start_tracker, name, Path(out_dir), config, run_config)) for name in config.trackers
+        ]
 
     def metrics(self, step: int, phase: Phase, values: Mapping[str, Any]) -> None:
         """Appends one line: step, phase, time (seconds since the start of the run), then `values`.
@@ -107,12 +110,7 @@ class RunLog:
         numbers_only = {name: v for name, v in plain.items() if isinstance(v, int | float)}
         scalars = {f"{phase}/{name}": v for name, v in numbers_only.items() if math.isfinite(v)}
         for tracker in self._trackers:
-            # wandb's own step may only grow, ours starts over with each phase.
-            own = isinstance(tracker, WandBTracker)
-            try:
-                tracker.log({f"{phase}/step": step, **scalars} if own else scalars, step=None if own else step)
-            except OSError as error:
-                log.warning("%s did not take step %d: %s", tracker.name, step, error)
+            tracker.log(phase, step, scalars, room=not self._unwritten)
 
     def truncate_from(self, step: int, phases: Collection[Phase] = ("train", "eval")) -> None:
         """Drops the lines of these phases of `step` and later; the file is replaced as a whole.
@@ -134,14 +132,19 @@ class RunLog:
 
     def _write(self) -> None:
         """Writes what is to be written; what the disk does not take now is kept for the next time, whole lines."""
-        before = os.fstat(self._file.fileno()).st_size
         data = memoryview(self._unwritten.encode())
+        before = None
         try:
+            before = os.fstat(self._file.fileno()).st_size
             while data:
                 data = data[self._file.write(data) :]
         except OSError as error:
-            with contextlib.suppress(OSError):
-                os.truncate(self._path, before)
+            with contextlib.suppress(OSError):  # then it is as bad the next time, and told then
+                if before is not None:
+                    os.truncate(self._path, before)
+                # On a network's disk a handle may be stale for good.
+                stale, self._file = self._file, self._path.open("ab", buffering=0)
+                stale.close()
             log.warning("%s could not be written (%s); its lines are kept for later", self._path, error)
             return
         self._unwritten = ""
@@ -229,6 +232,68 @@ def check_trackers(config: LogConfig) -> None:
             raise ModuleNotFoundError(
                 f"log.trackers asks for {name}, which is not installed: pip install '{package}'", name=name
             )
+
+
+class _Guarded:
+    """A tracker whose faults cost no run: the first one is a warning, and metrics.jsonl has every step all the same.
+
+    A service that has failed gets nothing more. TensorBoard's writer, whose thread ends when a write fails, is replaced
+    by one with an event file of its own once there is room; what fails after that is told again.
+    """
+
+    def __init__(self, name: TrackerName, start: Callable[[], Tracker]) -> None:
+        """Raises ImportError if the package is not there, or not whole."""
+        self._name, self._start = name, start
+        self._tracker: Tracker | None = None
+        self._told = False
+        try:
+            self._tracker = start()
+        except ImportError:
+            raise
+        except Exception as error:
+            self._lose("start", error)
+
+    def log(self, phase: Phase, step: int, scalars: Mapping[str, float], *, room: bool) -> None:
+        """`room`: whether the disk takes what is written; an event file that cannot be filled is not begun."""
+        may_begin = room and self._name == "tensorboard"
+        # A thread writes: the fault of a step may show with the next one, which is not to be lost for that.
+        tries = 2 if self._tracker is not None and may_begin else 1
+        for _ in range(tries):
+            if self._tracker is None and not may_begin:
+                return
+            try:
+                self._send(phase, step, scalars)
+                self._told = False
+                return
+            except Exception as error:
+                self._lose(f"take step {step}", error)
+
+    def finish(self) -> None:
+        if self._tracker is None:
+            return
+        try:
+            self._tracker.finish()
+        except Exception as error:
+            self._lose("finish", error)
+
+    def _send(self, phase: Phase, step: int, scalars: Mapping[str, float]) -> None:
+        if self._tracker is None:
+            self._tracker = self._start()
+        # wandb's own step may only grow, ours starts over with each phase.
+        own = isinstance(self._tracker, WandBTracker)
+        self._tracker.log({f"{phase}/step": step, **scalars} if own else dict(scalars), step=None if own else step)
+
+    def _lose(self, what: str, error: Exception) -> None:
+        """Whatever the error: each service has its own classes, and none is worth a training."""
+        self._tracker = None
+        if not self._told:
+            goes_on = self._name == "tensorboard" and what != "finish"
+            then = "a new event file follows" if goes_on else "it gets nothing more of this run"
+            log.warning(
+                "%s did not %s (%s: %s); %s, and %s has every step",
+                self._name, what, type(error).__name__, error, then, METRICS_FILE,
+            )  # fmt: skip
+        self._told = True
 
 
 def _start_tracker(name: TrackerName, out_dir: Path, config: LogConfig, run_config: Mapping[str, Any]) -> Tracker:

@@ -1,6 +1,7 @@
 """metrics.jsonl, trackers, rollouts on disk, phase times and progress lines."""
 
 import dataclasses
+import errno
 import io
 import json
 import math
@@ -14,13 +15,16 @@ import pytest
 import torch
 import torch.distributed as dist
 from accelerate.state import PartialState
+from accelerate.tracking import TensorBoardTracker
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 from rich.console import Console
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from sapo_vl.distributed import World
+from sapo_vl.record import run_log
 from sapo_vl.record.progress import PhaseTimer, Progress, describe, duration
 from sapo_vl.record.rollout_log import RolloutLog, image_hash, prompt_text, read_rollouts
 from sapo_vl.record.run_log import LogConfig, RunLog, check_trackers, read_metrics, write_json
@@ -166,6 +170,151 @@ def test_tensorboard_gets_the_finite_scalars(tmp_path: Path):
         "train/loss": [(1, 0.5), (2, 0.25)],
         "eval/acc": [(2, 1.0)],
     }
+
+
+class Failing(TensorBoardTracker):
+    """A service with an error of its own, which is no OSError, in what `fails` names."""
+
+    fails = ("log", "finish")
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+
+    def start(self) -> None:
+        self.act("start")
+
+    def log(self, values: dict, step: int | None = None, **_: object) -> None:
+        self.act("log")
+
+    def finish(self) -> None:
+        self.act("finish")
+
+    def act(self, what: str) -> None:
+        self.calls.append(what)
+        if what in self.fails:
+            raise Exception(f"no {what} here")
+
+
+@pytest.mark.parametrize(
+    ("fails", "calls"),
+    [
+        (("start", "log", "finish"), ["start"]),
+        (("log", "finish"), ["start", "log"]),
+        (("finish",), ["start", "log", "log", "log", "finish"]),
+    ],
+)
+def test_a_service_that_fails_is_told_once_and_costs_nothing(
+    fails: tuple[str, ...], calls: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+):  # fmt: skip
+    service = Failing()
+    monkeypatch.setattr(Failing, "fails", fails)
+
+    def start(*_: object) -> Failing:
+        service.start()
+        return service
+
+    monkeypatch.setattr(run_log, "_start_tracker", start)
+    monkeypatch.setattr(run_log, "check_trackers", lambda _: None)
+    with RunLog(tmp_path, LogConfig(trackers=("trackio",)), {}, ALONE) as log:
+        for step in (1, 2, 3):
+            log.metrics(step, "train", {"loss": step / 4})
+    assert service.calls == calls
+    (warning,) = caplog.messages
+    assert warning.startswith("trackio did not ") and f"(Exception: no {fails[0]} here)" in warning
+    assert [row["loss"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [0.25, 0.5, 0.75]
+
+
+def test_a_package_that_is_not_whole_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def start(*_: object) -> None:
+        raise ImportError("a part of it is missing")
+
+    monkeypatch.setattr(run_log, "_start_tracker", start)
+    with pytest.raises(ImportError, match="a part of it"):
+        RunLog(tmp_path, LogConfig(), {}, ALONE)
+
+
+def event_scalars(folder: Path) -> set[tuple[int, float]]:
+    """(step, loss) of all event files; each on its own, since TensorBoard follows one folder by name and clock."""
+    return {pair for file in folder.iterdir() for pairs in scalars(file).values() for pair in pairs}
+
+
+# The thread in which TensorBoard writes ends with the error, as it is meant to here.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_goes_on_after_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    full = False
+
+    def write(self: RecordWriter, data: bytes) -> None:
+        nonlocal full
+        if full:
+            full = False
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        as_it_is(self, data)
+
+    as_it_is = RecordWriter.write
+    monkeypatch.setattr(RecordWriter, "write", write)
+    log = RunLog(tmp_path, LogConfig(), {}, ALONE)
+    for step in range(1, 6):
+        full = step == 2
+        log.metrics(step, "train", {"loss": step / 4})
+        assert not full
+    (warning,) = caplog.messages
+    assert warning.startswith("tensorboard did not take step ") and "No space left on device" in warning
+    log.close()
+    assert caplog.messages == [warning]
+    kept = {(1, 0.25), (3, 0.75), (4, 1.0), (5, 1.25)}
+    assert event_scalars(tmp_path / "tensorboard") - {(2, 0.5)} == kept
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_on_a_disk_that_stays_full_tensorboard_is_told_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """And begins no event file a step while metrics.jsonl says that there is no room."""
+    log = RunLog(tmp_path, LogConfig(), {}, ALONE)
+    log.metrics(1, "train", {"loss": 0.25})
+    begun = len(list((tmp_path / "tensorboard").iterdir()))
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    with monkeypatch.context() as disk:
+        disk.setattr(RecordWriter, "write", refuse)
+        disk.setattr(run_log.os, "fstat", refuse)
+        for step in (2, 3, 4):
+            log.metrics(step, "train", {"loss": step / 4})
+    assert len(list((tmp_path / "tensorboard").iterdir())) == begun
+    log.metrics(5, "train", {"loss": 1.25})
+    log.close()
+    assert sum(message.startswith("tensorboard did not take step ") for message in caplog.messages) == 1
+    assert event_scalars(tmp_path / "tensorboard") == {(1, 0.25), (5, 1.25)}
+    assert [row["step"] for row in read_metrics(tmp_path / "metrics.jsonl")] == [1, 2, 3, 4, 5]
+
+
+def test_a_stale_handle_costs_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    """The handle stays stale, as on a network's disk whose server was replaced: the lines go through a new one."""
+    path, fstat = tmp_path / "metrics.jsonl", os.fstat
+    with RunLog(tmp_path, NO_TRACKERS, {}, ALONE) as log:
+        log.metrics(1, "train", {"loss": 0.5})
+        handle = log._file.fileno()
+
+        def stale(number: int) -> os.stat_result:
+            if number == handle:
+                raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+            return fstat(number)
+
+        with monkeypatch.context() as disk:
+            disk.setattr(run_log.os, "fstat", stale)
+            log.metrics(2, "train", {"loss": 0.25})
+            assert [row["step"] for row in read_metrics(path)] == [1]
+            assert "its lines are kept for later" in caplog.text
+            log.metrics(3, "train", {"loss": 0.125})
+            assert [row["step"] for row in read_metrics(path)] == [1, 2, 3]
 
 
 def test_missing_tracker_is_an_error_before_anything_is_written(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
