@@ -216,7 +216,7 @@ def _contradictions(c: RunConfig) -> list[tuple[bool, str]]:
 
 
 # Around a config that was saved: cut off, it would still be YAML, and settings that are lost would take their defaults.
-_WHOLE, _END = "# every setting, as it was resolved\n", "...\n"
+WHOLE, END = "# every setting, as it was resolved\n", "...\n"
 
 
 def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunConfig:
@@ -238,7 +238,7 @@ def load_config(path: str | Path | None, overrides: Sequence[str] = ()) -> RunCo
             raise ConfigError(f"{path}: no such config file; the shipped ones are in configs/") from None
         except (OSError, UnicodeDecodeError, RecursionError, yaml.YAMLError) as e:
             raise ConfigError(f"{path} cannot be read as YAML: {' '.join(str(e).split())}") from None
-        if text.startswith(_WHOLE) and not text.endswith(_END):
+        if text.startswith(WHOLE) and not text.endswith(END):
             raise ConfigError(f"{path} is cut off: it was written with every setting and '...' at its end")
         if not isinstance(raw, dict):
             what = "empty" if raw is None else f"a {type(raw).__name__}"
@@ -300,7 +300,7 @@ class _UniqueKeys(yaml.SafeLoader):
 def save_config(config: RunConfig, path: Path) -> None:
     """Writes the resolved config, every default included, so that it can be read back with `load_config`."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_text(path, _WHOLE + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False) + _END)
+    write_text(path, WHOLE + yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False) + END)
 
 
 def _number(value: Any) -> Any:

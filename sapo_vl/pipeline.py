@@ -5,15 +5,15 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
-import yaml
+from pydantic import BaseModel
 
 from data_recipes import find_recipe
 from data_recipes.arguments import build_recipe, recipe_arguments
-from sapo_vl.config import ColdStartConfig, ConfigError, RunConfig, save_config
+from sapo_vl.config import END, WHOLE, ColdStartConfig, ConfigError, RunConfig, save_config
 from sapo_vl.data.folder import DataError, split_names
 from sapo_vl.data.problem_set import BadRow, ProblemSet
 from sapo_vl.launching import launch
@@ -21,25 +21,32 @@ from sapo_vl.learning.checkpoint import CHECKPOINTS
 from sapo_vl.lengths import fitted
 from sapo_vl.model.tiny import init_tiny
 from sapo_vl.planning.plan import summary_here
-from sapo_vl.record.files import delete, sweep, write_text
-from sapo_vl.record.identity import differing_settings
+from sapo_vl.record.files import delete, sweep
+from sapo_vl.record.identity import BOUND, CONFIG_FILES, differing_settings
 from sapo_vl.record.report import write_report
 from sapo_vl.record.run_lock import hold_folder
 from sapo_vl.record.run_log import write_json
 from sapo_vl.room import check_room
 from sapo_vl.session import quiet_libraries
 from sapo_vl.sft import COLD_START_MODEL
-from sapo_vl.stages import COLD_START_RESULT, preflight
+from sapo_vl.stages import COLD_START_RESULT, check_run_folder, preflight
 from sapo_vl.strict import Unreadable, read_mapping
 from sapo_vl.types import Problem
 from sapo_vl.viewing.collecting import default_page, write_page
 
 log = logging.getLogger(__name__)
+RUN_CONFIG = "run.yaml"  # as it was asked for
 PREPARED_CONFIG = "prepared.yaml"
 TOKENIZER_ROWS = 2000  # rows of each split whose texts train a tiny tokenizer
-MADE = ("data", "init", "run.yaml", PREPARED_CONFIG, CHECKPOINTS["sft"])  # what is written here, other than by stages
-# Settings that may change between two calls on one run folder.
-FREE_KEYS = ("steps", "resume", "log", "eval", "checkpoint", "processes")
+MADE = ("data", "init", RUN_CONFIG, PREPARED_CONFIG, CHECKPOINTS["sft"])  # what is written here, other than by stages
+# What is made here once -> the settings that it is made of. All others may change between two calls on one run folder:
+# they are of what is still to come, and identity.json says which of them the results of that are bound to.
+MADE_OF: dict[str, tuple[str, ...]] = {
+    "data/dataset_dict.json": ("seed", "recipe"),
+    "init": ("seed", "recipe", "data.path", "model.tiny"),
+    COLD_START_RESULT: (*BOUND["sft"], "recipe", "model.tiny", "model.revision", "cold_start"),
+    CHECKPOINTS["train"]: ("cold_start",),  # one that is made now would come too late
+}
 
 
 def build_tiny_model(kind: Literal["dense", "moe"], data: Path, out: Path, seed: int) -> Path:
@@ -75,6 +82,7 @@ def run(config: RunConfig, out: Path) -> str:
 def _run(config: RunConfig, out: Path) -> str:
     seconds: dict[str, float] = {}
     config = _prepare(config, out, seconds)
+    check_run_folder(config, "train", out)
     print(summary_here(config), flush=True)
     _timed(seconds, "rl", lambda: launch("train", config, out))
     summary = read_mapping(out / "summary.json")
@@ -183,20 +191,59 @@ def _with_model(config: RunConfig, folder: Path) -> RunConfig:
 
 
 def _same_settings(config: RunConfig, out: Path) -> None:
-    """A run folder belongs to one configuration: mixing two would pass one's stages off as the other's."""
-    path = out / "run.yaml"
-    asked = config.model_dump(mode="json")
-    # A folder in which no stage has left anything yet is free: the first attempt was refused.
-    if path.exists() and any(p != path and not p.name.startswith(".") for p in out.iterdir()):
-        try:
-            made = read_mapping(path)
-        except Unreadable as error:
-            raise ConfigError(f"{error}; give another run folder (OUT_DIR), or delete this one") from error
-        differ = [k for k in asked if k not in FREE_KEYS and asked[k] != made.get(k)]
-        if differ:
-            each = differing_settings({k: asked[k] for k in differ}, made)
+    """A run folder belongs to one run: what was made in it of other settings would pass for that of these.
+
+    Raises ConfigError that names what differs."""
+    path = out / RUN_CONFIG
+    bound = dict.fromkeys(key for name, keys in MADE_OF.items() if (out / name).exists() for key in keys)
+    if path.exists() and bound:
+        ours, theirs = config.model_dump(mode="json"), _with_defaults(config, _asked_before(path))
+        differ = differing_settings(*({key: _at(settings, key) for key in bound} for settings in (ours, theirs)))
+        if told := "; ".join(dict.fromkeys(differ)):
+            there = ", ".join(name for name in MADE_OF if (out / name).exists())
             raise ConfigError(
-                f"{out} was started with other settings ({', '.join(differ)}): {'; '.join(each)}. Give another run "
-                "folder (OUT_DIR), or delete this one"
+                f"{out} has what was made with other settings ({there}): {told}. Give another run "
+                f"folder (OUT_DIR){_alone(out)}"
             )
-    write_text(path, yaml.safe_dump(asked, sort_keys=False))
+    save_config(config, path)
+
+
+def _asked_before(path: Path) -> dict[str, Any]:
+    try:
+        settings = read_mapping(path)
+        text = path.read_text(encoding="utf-8")
+        if text.startswith(WHOLE) and not text.endswith(END):
+            raise Unreadable(f"{path} is cut off")
+        return settings
+    except Unreadable as error:
+        raise ConfigError(
+            f"{error}: what this folder was made with is not known. Give another run folder (OUT_DIR)"
+            f"{_alone(path.parent)}"
+        ) from error
+
+
+def _alone(out: Path) -> str:
+    """Another way out, if the run has come to its training."""
+    resolved = out / CONFIG_FILES["train"]
+    way = f"sapo-vl train --config {resolved} --out {out}"
+    return f", or go on with the training of this one alone: {way}" if resolved.exists() else ""
+
+
+def _with_defaults(config: BaseModel, before: Mapping[str, Any]) -> dict[str, Any]:
+    """`before`, an earlier config as plain JSON, with the defaults of settings that its version did not have; without
+    those that there are no longer."""
+    found = type(config).model_construct().model_dump(mode="json")
+    for name in type(config).model_fields:
+        if name not in before:
+            continue
+        section, value = getattr(config, name), before[name]
+        nested = isinstance(section, BaseModel) and isinstance(value, Mapping)
+        found[name] = _with_defaults(section, value) if nested else value
+    return found
+
+
+def _at(settings: Any, key: str) -> Any:
+    """The value under a dotted key; None if there is none."""
+    for name in key.split("."):
+        settings = settings.get(name) if isinstance(settings, Mapping) else None
+    return settings

@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-import yaml
 from evaluation_helpers import record, response
 
 from data_recipes import RECIPES
@@ -268,7 +267,7 @@ def run(data: Path, model: Path, tmp_path: Path) -> tuple[Path, RunConfig]:
     config = load_config(None, [f"data.path={data}", f"model.path={model}", "cold_start.batch_size=6", *shape])
     out = tmp_path / "whole" / "run"
     out.mkdir(parents=True)
-    (out / "run.yaml").write_text(yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False))
+    save_config(config, out / "run.yaml")
     write_identity(out, "train", identity_of("train", config.model_dump(mode="json"), {}))
     lines = [{"step": i, "phase": "train", "time": 1.0 * i, "loss": 0.5} for i in range(1, 4)]
     (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))

@@ -85,7 +85,7 @@ def read_identity(out: Path, stage: str) -> Identity | None:
         path = config
         return identity_of(stage, read_mapping(path), {}) if path.exists() else None
     except Unreadable as error:
-        raise ValueError(f"{error}; give another --out, or delete this one") from error
+        raise ValueError(f"{error}; give another --out, or delete this file alone") from error
 
 
 def _identity_in(found: Any, path: Path) -> Identity:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,7 @@ from transformers import AutoModelForImageTextToText
 from data_recipes import RECIPES
 from data_recipes.arguments import UsageError, recipe_arguments
 from sapo_vl.commands.cli import BAD_INPUT, main
-from sapo_vl.config import ConfigError, RunConfig, load_config
+from sapo_vl.config import ConfigError, RunConfig, load_config, save_config
 from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.model.chat import load_processor
 from sapo_vl.pipeline import run
@@ -216,35 +215,105 @@ def test_run_wants_problems_and_a_model(refused, tmp_path):
     assert not Path(out).exists()
 
 
-def test_a_run_folder_belongs_to_one_configuration(tmp_path, data):
-    """A model folder that does not exist ends each call right after the folder was compared."""
-    out, given = tmp_path / "r", [f"data.path={data}", "model.path=./none"]
+FINISHED = ("cold_start.steps=3", "cold_start.optim.lr=0.5", "batch.tokens_per_micro_batch=5000", "zero.stage=2")
 
-    def attempt(*more: str) -> str:
+
+@pytest.fixture
+def attempt(tmp_path: Path, data: Path) -> Callable[..., str]:
+    """A run in tmp_path/r, and what it says. That there is no such model ends it once the folder was compared."""
+
+    def call(*words: str) -> str:
         with pytest.raises(ValueError) as error:
-            run(load_config(None, [*given, *more]), out)
+            run(load_config(None, [f"data.path={data}", "model.path=./none", *words]), tmp_path / "r")
         return str(error.value)
 
-    absent = "model.path='./none': there is no such folder"
-    assert attempt() == absent
-    assert attempt("optim.lr=1") == absent  # nothing was made yet: the folder is free
-    (out / "cold_start.json").write_text("{}")
-    message = attempt("optim.lr=2", "seed=5")
-    assert message.startswith(f"{out} was started with other settings (seed, optim)")
-    assert attempt("optim.lr=1") == absent
-    # These say how far and how closely watched, not what is run.
-    assert attempt("optim.lr=1", "steps=3", "eval.every=1", "checkpoint.every=2", "resume=no") == absent
+    return call
 
 
-def test_a_refused_folder_is_left_as_it_was(tmp_path, data):
+ABSENT = "model.path='./none': there is no such folder"
+
+
+def test_what_was_made_in_a_run_folder_is_of_one_configuration(tmp_path, attempt):
     out = tmp_path / "r"
-    out.mkdir()
-    (out / "run.yaml").write_text(yaml.safe_dump(load_config(None, ["seed=1"]).model_dump(mode="json")))
-    (out / "init").mkdir()
+    assert attempt(*FINISHED) == ABSENT
+    assert attempt(*FINISHED, "seed=7", "cold_start.steps=9") == ABSENT  # nothing was made yet: the folder is free
+    assert attempt(*FINISHED) == ABSENT
+    (out / "cold_start.json").write_text("{}")
     before = (out / "run.yaml").read_bytes()
-    with pytest.raises(ConfigError, match=r"other settings \(seed, model, data\)"):
-        run(load_config(None, [f"data.path={data}", "model.tiny=moe"]), out)
-    assert (out / "run.yaml").read_bytes() == before and os.listdir(out / "init") == []
+    message = attempt(*FINISHED, "seed=5", "cold_start.optim.lr=0.25", "model.dtype=bfloat16", "steps=9")
+    assert message == (
+        f"{out} has what was made with other settings (cold_start.json): seed=5 here, 0 there; "
+        "model.dtype=bfloat16 here, float32 there; cold_start.optim.lr=0.25 here, 0.5 there. "
+        "Give another run folder (OUT_DIR)"
+    )
+    for other, key in (("model.path=./other", "model.path"), ("data.quotas.count=2", "data.quotas")):
+        assert f"(cold_start.json): {key}=" in attempt(*FINISHED, other)
+    (out / "config.yaml").write_text("")  # it has come to its training
+    assert attempt("zero.stage=1").endswith(f"this one alone: sapo-vl train --config {out}/config.yaml --out {out}")
+    assert (out / "run.yaml").read_bytes() == before
+
+
+def test_what_is_still_to_come_may_be_of_other_settings(tmp_path, attempt):
+    """A cold start has ended, and the training runs out of memory or scorers: what its errors say to change."""
+    out = tmp_path / "r"
+    assert attempt(*FINISHED) == ABSENT
+    (out / "cold_start.json").write_text("{}")
+    (out / "checkpoints").mkdir()
+    changed = (
+        *("batch.tokens_per_micro_batch=4000", "zero.stage=3", "zero.offload_optimizer=true"),
+        *("rewards.params.overlong.buffer=64", "rewards.max_failure_share=0.75", "rollout.max_new_tokens=100"),
+        *("rollout.vllm.gpu_memory_utilization=0.25", "loss.name=grpo", "optim.lr=0.125", "model.max_pixels=9999"),
+        *("model.gradient_checkpointing=true", "steps=3", "eval.every=1", "checkpoint.every=2", "resume=no"),
+    )
+    assert attempt(*FINISHED, *changed) == ABSENT
+    assert attempt(*FINISHED) == ABSENT
+    # Without a cold start before it, the training has begun from another model.
+    (out / "cold_start.json").unlink()
+    assert attempt().startswith(f"{out} has what was made with other settings (checkpoints): cold_start=null here, ")
+
+
+def test_a_run_of_a_version_with_fewer_settings_goes_on(tmp_path, attempt):
+    out = tmp_path / "r"
+    assert attempt(*FINISHED) == ABSENT
+    (out / "cold_start.json").write_text("{}")
+    older = yaml.safe_load((out / "run.yaml").read_text())
+    del (
+        older["zero"],
+        older["model"]["dtype"],
+        older["cold_start"]["measure_every"],
+        older["cold_start"]["optim"]["name"],
+    )
+    older["cold_start"]["warmth"] = 3  # a setting that there is no longer
+    for words, said in (
+        (FINISHED, ABSENT),
+        ((*FINISHED, "cold_start.measure_every=7"), "measure_every=7 here, 25 there"),
+    ):
+        (out / "run.yaml").write_text(yaml.safe_dump(older))
+        assert said in attempt(*words)
+
+
+@pytest.mark.parametrize(
+    ("there", "other", "said"),
+    [
+        ("data/dataset_dict.json", "recipe.args.n_train=8", "recipe.args.n_train=8 here, 9 there"),
+        ("data/dataset_dict.json", "recipe.name=geometry3k", "recipe.name=geometry3k here, visual_puzzles there"),
+        ("data/dataset_dict.json", "seed=1", "seed=1 here, 0 there"),
+        ("init/config.json", "model.tiny=dense", "model.tiny=dense here, moe there"),
+        ("init/config.json", "seed=2", "seed=2 here, 0 there"),
+    ],
+)
+def test_data_and_a_tiny_model_are_not_taken_for_those_of_other_settings(there, other, said, tmp_path):
+    out, given = tmp_path / "r", ["recipe.name=visual_puzzles", "recipe.args.n_train=9", "model.tiny=moe"]
+    (out / there).parent.mkdir(parents=True)
+    (out / there).write_text("{}")
+    save_config(load_config(None, given), out / "run.yaml")
+    if other == "recipe.name=geometry3k":
+        given.remove("recipe.args.n_train=9")
+    before = (out / "run.yaml").read_bytes(), sorted(path.name for path in out.rglob("[a-z]*"))
+    with pytest.raises(ConfigError) as error:
+        run(load_config(None, [*given, other]), out)
+    assert said in str(error.value) and f"({there.removesuffix('/config.json')})" in str(error.value)
+    assert ((out / "run.yaml").read_bytes(), sorted(path.name for path in out.rglob("[a-z]*"))) == before
 
 
 # --- report
