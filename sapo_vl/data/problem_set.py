@@ -176,6 +176,8 @@ def _messages_from_json(text: str) -> tuple[Mapping[str, Any], ...]:
     if not isinstance(turns, list) or not turns:
         raise ValueError("messages is not a non-empty JSON list of chat turns")
     for index, turn in enumerate(turns):
+        if isinstance(turn, dict) and _calls_tools(index, turn) and turn.get("content") is None:
+            turn["content"] = ""  # as it is usual beside tool_calls
         if not isinstance(turn, dict) or turn.get("role") not in ROLES or "content" not in turn:
             raise ValueError(f"turn {index} needs a role out of {ROLES} and a content: {str(turn)[:80]}")
         if not isinstance(turn["content"], str | list):
@@ -187,6 +189,21 @@ def _messages_from_json(text: str) -> tuple[Mapping[str, Any], ...]:
     if turns[-1]["role"] == "assistant":
         raise ValueError("the last turn is the assistant's: there is nothing left to answer")
     return tuple(turns)
+
+
+def _calls_tools(index: int, turn: Mapping[str, Any]) -> bool:
+    """Whether turn `index` has tool_calls. Raises ValueError if they are not in OpenAI's form, which templates read:
+    they would write an empty name for another one, and say nothing."""
+    calls = turn.get("tool_calls") or []
+    for call in calls if isinstance(calls, list) else [calls]:
+        called = call.get("function", call) if isinstance(call, dict) else {}
+        said = (called.get("name"), called.get("arguments")) if isinstance(called, dict) else (None, None)
+        if not isinstance(said[0], str) or not isinstance(said[1], str | dict):
+            raise ValueError(
+                f"tool_calls of turn {index} must be a list of "
+                f'{{"function": {{"name": ..., "arguments": ...}}}}: {str(call)[:80]}'
+            )
+    return bool(calls)
 
 
 # --- reading --------------------------------------------------------------------------------------

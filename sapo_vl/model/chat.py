@@ -9,6 +9,8 @@ would leave image tokens without features.
 from __future__ import annotations
 
 import copy
+import functools
+import json
 import logging
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -26,6 +28,7 @@ from sapo_vl.model.folder import EMBEDDING, ModelError, ModelFolder
 from sapo_vl.model.hf_config import eos_ids
 from sapo_vl.model.loading import ModelConfig, base_model
 from sapo_vl.model.prompt_errors import (
+    CallsNotWritten,
     NoSolution,
     PromptError,
     PromptTooLong,
@@ -196,8 +199,7 @@ class Chat:
             )
         messages = _with_images(problem, self.config.min_pixels, self.config.max_pixels)
         self._check_texts(problem, messages)
-        with _library(problem, "the chat template cannot write it"):
-            text = self.processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+        text = self._text(problem, messages)
         with _library(problem, "its images cannot be resized"):
             images = process_vision_info(messages, image_patch_size=self.patch_size)[0]
         for image in images or ():
@@ -269,11 +271,31 @@ class Chat:
         found = self._special.search(text)
         return found[0] if found else ""
 
+    def _text(self, problem: Problem, messages: Sequence[Mapping[str, Any]]) -> str:
+        """What the chat template writes. Raises CallsNotWritten if the tool_calls of a turn are not in it."""
+        unwritten: list[int] = []
+        with _library(problem, "the chat template cannot write it"):
+            write = functools.partial(self.processor.apply_chat_template, tokenize=False, add_generation_prompt=True)
+            text = write(messages)
+            for index, turn in enumerate(messages):
+                if turn.get("tool_calls"):
+                    without = {key: value for key, value in turn.items() if key != "tool_calls"}
+                    if write([*messages[:index], without, *messages[index + 1 :]]) == text:
+                        unwritten.append(index)
+        if unwritten:
+            raise CallsNotWritten(
+                f"problem {problem.id!r}: the chat template does not write the tool_calls of turn {unwritten[0]}; "
+                "write them into its content, or leave the row out"
+            )
+        return text
+
     def _check_texts(self, problem: Problem, messages: Sequence[Mapping[str, Any]]) -> None:
         """Raises SpecialToken if a turn spells one out; parts between two images are one text to the tokenizer."""
         for turn in messages:
             said = "".join(part.get("text", "\0") for part in turn["content"])
-            if token := self.special_token(said) or self.special_token(str(turn["role"])):
+            with _library(problem, "a turn is no JSON"):
+                further = json.dumps({**turn, "content": ""}, ensure_ascii=False)  # the role, and the words of calls
+            if token := self.special_token(said) or self.special_token(further):
                 raise SpecialToken(
                     f"problem {problem.id!r}: a turn of the {turn['role']!r} contains the special token {token}, which "
                     "the model would not read as text; take it out or leave the row out"
@@ -336,7 +358,7 @@ def _eos_ids(inner: Any, tokenizer: Any) -> tuple[int, ...]:
 
 
 def _with_images(problem: Problem, min_pixels: int, max_pixels: int) -> list[dict[str, Any]]:
-    """The chat turns with the problem's images put into their image parts.
+    """The chat turns with the problem's images put into their image parts; further keys (tool_calls) are passed on.
 
     Only images that came with the row are used: a path or an address inside a message is refused, since the
     helper library would open or fetch it.
@@ -347,8 +369,12 @@ def _with_images(problem: Problem, min_pixels: int, max_pixels: int) -> list[dic
         content = turn.get("content")
         if not isinstance(turn.get("role"), str) or not isinstance(content, str | Sequence):
             raise PromptError(f"problem {problem.id!r}: turn {str(turn)[:80]!r} needs a role and a content")
+        # Without nulls: tables have them where a key is missing, and some templates write "None".
+        further = {key: value for key, value in turn.items() if value is not None}
         if isinstance(content, str):
-            turns.append({"role": turn["role"], "content": [{"type": "text", "text": content}]})
+            # Beside calls no part where nothing is said: a template would end a text that is not there by a new line.
+            silent = not content and further.get("tool_calls")
+            turns.append({**further, "content": [] if silent else [{"type": "text", "text": content}]})
             continue
         filled: list[dict[str, Any]] = []
         for part in content:
@@ -371,7 +397,7 @@ def _with_images(problem: Problem, min_pixels: int, max_pixels: int) -> list[dic
                     f"problem {problem.id!r}: message part {str(part)[:80]!r}; allowed are "
                     '{"type": "text", "text": ...} and {"type": "image"} (images go into the images column)'
                 )
-        turns.append({"role": turn["role"], "content": filled})
+        turns.append({**further, "content": filled})
     if images:
         raise PromptError(f"problem {problem.id!r}: {len(images)} of {len(problem.images)} images are in no message")
     return turns

@@ -39,6 +39,12 @@ class TooManyImages(PromptError):
     kind = "too many images"
 
 
+class CallsNotWritten(PromptError):
+    """The chat template knows no tool_calls: the model would see an answer to a question that nobody asked."""
+
+    kind = "tool calls not in the chat template"
+
+
 class RefusedByLibrary(PromptError):
     """The chat template, the processor, the tokenizer or the model's position index raised."""
 

@@ -121,13 +121,14 @@ def image_hash(image: Image.Image) -> str:
 
 
 def prompt_text(messages: Sequence[Mapping[str, Any]]) -> str:
-    """The chat turns as text to read, "role: content", with IMAGE_MARK where an image is."""
+    """The chat turns as text to read, "role: content", with IMAGE_MARK where an image is, and tool_calls as JSON."""
     turns = []
     for message in messages:
         content = message["content"]
         if not isinstance(content, str):
             content = "".join(part["text"] if part["type"] == "text" else IMAGE_MARK for part in content)
-        turns.append(f"{message['role']}: {content}")
+        calls = message.get("tool_calls")
+        turns.append(f"{message['role']}: {content}" + (f" {json.dumps(calls, ensure_ascii=False)}" if calls else ""))
     return "\n".join(turns)
 
 

@@ -75,8 +75,8 @@ def broken(**cells) -> dict:
     return {**row_from_problem(random_problem(np.random.default_rng(0))), **cells}
 
 
-def turns(content, role="user") -> str:
-    return json.dumps([{"role": role, "content": content}])
+def turns(content, role="user", **more) -> str:
+    return json.dumps([{"role": role, "content": content, **more}])
 
 
 @pytest.mark.parametrize(
@@ -93,6 +93,14 @@ def turns(content, role="user") -> str:
         ({"messages": turns(["words"])}, "part that is neither text nor image"),
         ({"messages": turns("yes", role="assistant")}, "last turn is the assistant's"),
         ({"messages": turns([{"type": "image"}])}, "1 image parts and the row 2 images"),
+        ({"messages": turns(None)}, "content of turn 0 is neither text nor a list"),
+        ({"messages": turns(None, tool_calls=[])}, "content of turn 0 is neither text nor a list"),
+        ({"messages": turns("hi", tool_calls="look")}, "tool_calls of turn 0 must be a list of"),
+        ({"messages": turns("hi", tool_calls={"name": "look"})}, "tool_calls of turn 0 must be a list of"),
+        ({"messages": turns("hi", tool_calls=[None])}, "tool_calls of turn 0 must be a list of"),
+        ({"messages": turns("hi", tool_calls=[{"function": "look"}])}, '{"function": {"name": ..., "arguments": ...}}'),
+        ({"messages": turns("hi", tool_calls=[{"name": "look", "arguments": 3}])}, "tool_calls of turn 0 must be"),
+        ({"messages": turns("hi", tool_calls=[{"function": {"arguments": {}}}])}, "tool_calls of turn 0 must be"),
         ({"meta": "3"}, "meta is a JSON int, not an object"),
         ({"images": [None, None]}, "image 0 is missing"),
         ({"images": [{"bytes": None, "path": "a/b.png"}] * 2}, "image 0 has no bytes (path 'a/b.png')"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import json
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -16,9 +17,10 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from rewards.answers.extract import last_answer
+from sapo_vl.data.problem_set import problem_from_row
 from sapo_vl.model.chat import Chat, load_processor
 from sapo_vl.model.loading import ModelConfig, ModelError
-from sapo_vl.model.prompt_errors import PromptError
+from sapo_vl.model.prompt_errors import CallsNotWritten, PromptError, SpecialToken
 from sapo_vl.model.tiny import tiny_processor
 from sapo_vl.types import Problem
 
@@ -127,6 +129,102 @@ def test_several_turns(chat: Chat) -> None:
     prompt = chat.prompt(Problem(id="p", task="t", messages=turns))
     text = tokenizer().decode(prompt.ids, skip_special_tokens=False)
     assert text.startswith("<|im_start|>system\ncount<|im_end|>\n<|im_start|>user\nred<|im_end|>")
+
+
+# As the template of Qwen3-VL writes calls and what tools give, without its words on the tools themselves.
+CALLING = (
+    "{%- macro said(content) %}{% if content is string %}{{ content }}{% else %}{% for c in content %}{{ c.text }}"
+    "{% endfor %}{% endif %}{% endmacro %}"
+    "{%- for m in messages %}{% if m.role == 'tool' %}<|im_start|>user\n<tool_response>\n{{ said(m.content) }}\n"
+    "</tool_response><|im_end|>\n{% else %}<|im_start|>{{ m.role }}\n{{ said(m.content) }}"
+    "{% for call in m.tool_calls or [] if m.role == 'assistant' %}{% if m.content or not loop.first %}{{ '\n' }}"
+    "{% endif %}{% if call.function %}{% set call = call.function %}{% endif %}"
+    '<tool_call>\n{"name": "{{ call.name }}", "arguments": '
+    "{% if call.arguments is string %}{{ call.arguments }}{% else %}{{ call.arguments | tojson }}{% endif %}"
+    "}\n</tool_call>{% endfor %}<|im_end|>\n{% endif %}{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+@pytest.fixture(scope="module")
+def calling(model: Any) -> Chat:
+    """A chat whose template knows tool_calls."""
+    made = copy.deepcopy(processor())
+    made.chat_template = CALLING
+    return Chat(made, model, MODEL)
+
+
+def call(name: str, arguments: Any) -> dict[str, Any]:
+    return {"id": "c1", "type": "function", "function": {"name": name, "arguments": arguments}}
+
+
+def talk(*turns: dict[str, Any]) -> Problem:
+    """A problem of these turns, as it is read from a row."""
+    row = {"id": "p1", "task": "t", "images": [], "answer": "5", "solution": "", "reward": "", "meta": "{}"}
+    return problem_from_row({**row, "messages": json.dumps(turns)})
+
+
+def test_the_model_sees_the_calls_of_a_row(calling: Chat) -> None:
+    asked = talk(
+        {"role": "user", "content": "red?", "tool_calls": None, "name": None},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [call("count", {"of": "red \u00e9"}), call("b", '{"x":1}')],
+        },
+        {"role": "tool", "content": "3", "tool_call_id": "c1"},
+        {"role": "assistant", "content": "so", "tool_calls": [{"name": "add", "arguments": {}}]},
+        {"role": "tool", "content": [{"type": "text", "text": "5"}], "name": "add"},
+    )
+    assert calling.tokenizer.decode(calling.prompt(asked).ids, skip_special_tokens=False) == (
+        "<|im_start|>user\nred?<|im_end|>\n"
+        '<|im_start|>assistant\n<tool_call>\n{"name": "count", "arguments": {"of": "red \u00e9"}}\n</tool_call>\n'
+        '<tool_call>\n{"name": "b", "arguments": {"x":1}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n3\n</tool_response><|im_end|>\n"
+        '<|im_start|>assistant\nso\n<tool_call>\n{"name": "add", "arguments": {}}\n</tool_call><|im_end|>\n'
+        "<|im_start|>user\n<tool_response>\n5\n</tool_response><|im_end|>\n"
+        "<|im_start|>assistant\n"
+    )
+
+
+def test_calls_that_the_template_leaves_out_are_refused(chat: Chat, calling: Chat) -> None:
+    asks, answers = {"role": "user", "content": "red?"}, {"role": "tool", "content": "3"}
+    calls = [call("count", {"of": "red"})]
+    called = {"role": "assistant", "content": "", "tool_calls": calls}
+    for one, turns, index in (
+        (chat, (asks, {**called, "content": "so"}, answers), 1),  # knows no calls
+        (calling, ({**asks, "tool_calls": calls}, answers), 0),  # writes those of the assistant
+        (
+            calling,
+            (asks, {"role": "assistant", "content": "", "tool_calls": calls}, {**answers, "tool_calls": calls}),
+            2,
+        ),
+    ):
+        with pytest.raises(CallsNotWritten, match=rf"'p1': .* tool_calls of turn {index};"):
+            one.prompt(talk(*turns))
+
+
+def test_no_call_and_nulls_are_as_if_they_were_not_there(chat: Chat, calling: Chat) -> None:
+    plain = ({"role": "assistant", "content": ""}, {"role": "user", "content": "red?"})
+    nulls = tuple({**turn, "tool_calls": empty, "name": None} for turn, empty in zip(plain, (None, []), strict=True))
+    for one in (chat, calling):
+        assert one.prompt(talk(*plain)).ids.tolist() == one.prompt(talk(*nulls)).ids.tolist()
+
+
+@pytest.mark.parametrize(
+    "further",
+    [
+        {"tool_calls": [call("a<|im_end|>", {})]},
+        {"tool_calls": [call("a", {"x": ["y", {"z": "<|im_end|>"}]})]},
+        {"tool_calls": [call("a", {"<|im_end|>": 1})]},
+        {"tool_calls": [call("a", '{"x": "<|im_end|>"}')]},
+        {"reasoning_content": "<|im_end|>"},
+    ],
+)
+def test_a_call_with_a_special_token_is_refused(calling: Chat, further: dict[str, Any]) -> None:
+    turns = ({"role": "assistant", "content": "so", **further}, {"role": "tool", "content": "3"})
+    with pytest.raises(SpecialToken, match=r"the 'assistant' contains the special token <\|im_end\|>"):
+        calling.prompt(talk(*turns))
 
 
 def test_images_go_to_their_places(chat: Chat, seed: int) -> None:

@@ -510,6 +510,8 @@ def test_prompt_text_of_plain_turns():
         {"role": "assistant", "content": [{"type": "text", "text": "b"}]},
     ]
     assert prompt_text(turns) == "user: a\nassistant: b"
+    called = [{"role": "assistant", "content": "", "tool_calls": [{"name": "look", "arguments": {"at": "\u00e9"}}]}]
+    assert prompt_text(called) == 'assistant:  [{"name": "look", "arguments": {"at": "\u00e9"}}]'
 
 
 def test_phases_are_exclusive_and_add_up(monkeypatch: pytest.MonkeyPatch):
