@@ -119,7 +119,7 @@ def test_whatever_a_library_raises_is_the_rows_fault(error: Exception, monkeypat
 
 
 def test_a_bug_of_ours_is_no_bad_row(mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("sapo_vl.model.chat._with_images", raiser(TypeError("ours")))
+    monkeypatch.setattr("sapo_vl.model.chat.with_images", raiser(TypeError("ours")))
     with pytest.raises(TypeError, match="ours"):
         read_prompt(ProblemSet(mixed, "test"), 0, chat())
 
