@@ -14,10 +14,10 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 if TYPE_CHECKING:
     from sapo_vl.distributed import World
@@ -138,13 +138,17 @@ class StoppedRanks:
 class StopRequest:
     """Whether this run was told to stop: by SIGTERM, SIGINT, SIGUSR1 or SIGHUP to any of its ranks.
 
-    A rank that is not done `grace_s` seconds later ends at once, as it does on a second signal, with status CUT_OFF.
-    The signals are its own inside `with`, in the main thread; one that is ignored, as by nohup, stays so. A thread sees
-    them, so that a main thread in the middle of a collective does not delay it.
+    A rank that is not done `grace_s` seconds later ends at once, as it does on a second signal: with status CUT_OFF, or
+    STOPPED where nothing is lost by that (`between_steps`). The signals are its own inside `with`, in the main thread;
+    one that is ignored, as by nohup, stays so. A thread sees them, so that a main thread in the middle of a collective
+    does not delay it.
     """
 
-    def __init__(self, grace_s: float) -> None:
+    def __init__(self, grace_s: float, tell: Callable[[Stopped], None] = lambda _: None) -> None:
+        """`tell` leaves for the launcher what a rank says that ends with nothing lost. It may raise OSError."""
         self._grace_s, self._name, self._until = grace_s, "", math.inf
+        self._tell = tell
+        self._between: Callable[[str], Stopped] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -171,6 +175,17 @@ class StopRequest:
     def agreed(self, world: World) -> str:
         """The name of the signal if any rank was told to stop, on all of them; else "". All ranks call it together."""
         return next(filter(None, world.gather(self._name)), "") if world.any(bool(self._name)) else ""
+
+    @contextlib.contextmanager
+    def between_steps(self, stopped: Callable[[str], Stopped]) -> Iterator[None]:
+        """Around what may last long and is done again anyway, as an evaluation: a rank that must end inside `with` ends
+        as `stopped` says for the name of the signal. All ranks are inside together, but for the way in and out; none
+        may begin a step before all are out."""
+        self._between = stopped
+        try:
+            yield
+        finally:
+            self._between = None
 
     def too_late(self, world: World, rest_s: float) -> str:
         """As `agreed`, if on any rank less time is left than the step still needs, with a margin; else "".
@@ -206,13 +221,27 @@ class StopRequest:
                 return
             if found is not None and time.monotonic() > told_at + _ONE_S:
                 log.error("a second signal: this run ends at once")
-                os._exit(CUT_OFF)
+                self._end()
         log.error(
             "the step was not done %g s after %s (checkpoint.grace_s): this run ends, and goes on from its newest "
             "checkpoint when it is started again",
             self._grace_s, self._name,
         )  # fmt: skip
-        os._exit(CUT_OFF)
+        self._end()
+
+    def _end(self) -> NoReturn:
+        """Ends this process. The main thread may be anywhere: it is not waited for."""
+        between = self._between
+        said = between(self._name) if between else None
+        if said is None or said.status != STOPPED:
+            os._exit(CUT_OFF)
+        try:
+            log.warning("%s", said)
+            self._tell(said)
+        except OSError as error:
+            log.error("the launcher could not be told so: %s", error)
+        finally:
+            os._exit(STOPPED)
 
     def _next(self, timeout_s: float | None) -> int | None:
         """The number of a signal of ours, or _CLOSED; None if another one came, or none in so many seconds."""

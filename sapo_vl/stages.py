@@ -6,6 +6,7 @@ import contextlib
 import logging
 import os
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -280,7 +281,8 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
         # Under a launcher of the user's own nobody has done so; after `launch` it costs a second.
         preflight(config, stage, world.size)
     watched = machines_watched(world, config.checkpoint.silent_s)
-    with StopRequest(config.checkpoint.grace_s) as stop, _watched(config), watched, _held(out, stage, world):
+    asked = StopRequest(config.checkpoint.grace_s, partial(_leave, out))
+    with asked as stop, _watched(config), watched, _held(out, stage, world):
         if world.is_main:
             _swept(out, stage)
             _take_run_folder(config, stage, out)
@@ -292,12 +294,17 @@ def run_stage(stage: str, config: RunConfig, out: Path) -> None:
                 {"sft": _sft, "train": _train, "eval": _eval}[stage](config, out, world, scorer, stop)
             except Stopped as stopped:
                 if world.is_main:
-                    write_json(out / STOPPED_FILE, {"message": str(stopped), "status": stopped.status})
+                    _leave(out, stopped)
                 world.barrier()
                 said = LAUNCHER in os.environ or not world.is_main  # by another process
                 raise Stopped("" if said else str(stopped), stopped.status) from None
         world.barrier()
     shutdown_world()
+
+
+def _leave(out: Path, stopped: Stopped) -> None:
+    """For the launcher to say."""
+    write_json(out / STOPPED_FILE, {"message": str(stopped), "status": stopped.status})
 
 
 def _held(out: Path, stage: str, world: World) -> contextlib.AbstractContextManager[None]:

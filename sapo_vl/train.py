@@ -108,8 +108,12 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     )
     session.rollouts.sync(step)
     gate.after_sync(step)
+
+    def say(told: str) -> Stopped:
+        return stopped(told, step, f"of {config.steps}", saver.last, out)
+
     if accuracy_before is None and config.eval.before:
-        with timer("eval"):
+        with timer("eval"), stop.between_steps(say):
             accuracy_before = _evaluate(config, session, scorer, run_log, out, step)
 
     def ended(told: str, state: dict[str, Any]) -> Stopped:
@@ -119,7 +123,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
         feed.close()
         session.rollouts.close()
         run_log.close()
-        return stopped(told, step, f"of {config.steps}", saver.last, out)
+        return say(told)
 
     constant = ConstantWatch()
     rest_s = 0.0  # what a step takes from its first update to its save, by the latest one
@@ -132,7 +136,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
             held = _state(source, scorer, accuracy_before)
         # Behind the save, before which it could cost what was done.
         if evaluates and not told:
-            with timer("eval"), source.exclusive():
+            with timer("eval"), source.exclusive(), stop.between_steps(say):
                 _evaluate(config, session, scorer, run_log, out, step)
             told = stop.agreed(world)  # it may be longer than a step
         if told and held is not None:
@@ -197,7 +201,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     if step > first:
         with timer("checkpoint"):  # behind the model, which takes a fraction of the room
             saver.save(step, _state(source, scorer, accuracy_before), at_the_end=True)
-    with timer("eval"):
+    with timer("eval"), stop.between_steps(say):
         accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()
     timer.take()

@@ -21,6 +21,7 @@ import pytest
 from helpers_launch import Started, environment, run_python, start_python
 from helpers_runs import digests, rows, steps, write_config, write_inputs
 
+from sapo_vl.data.problem_set import ProblemSet
 from sapo_vl.lifeline import CUT_OFF, STOPPED
 
 pytestmark = pytest.mark.slow
@@ -154,6 +155,51 @@ def test_a_run_that_is_told_to_stop_goes_on_where_it_was(
         assert not (cut / "cold_start_checkpoints").exists()
 
 
+HELD_UP = """
+import time
+from pathlib import Path
+from rewards.base import RewardOutput
+
+def by_tokens(x):
+    while x.id in {ids} and Path({hold!r}).exists():
+        Path({held!r}).touch()
+        time.sleep(0.05)
+    return RewardOutput(sum(x.token_ids) % 7 / 6)
+"""
+
+
+@pytest.mark.parametrize(("length", "step"), [(("steps=8", "eval.every=3"), 3), (("steps=2",), 2)])
+def test_a_long_evaluation_loses_nothing_when_the_time_is_up(
+    setup: Path, tmp_path: Path, length: tuple[str, ...], step: int
+) -> None:
+    """One behind a checkpoint, and the last one: the score of a held-out response never comes."""
+    whole, cut, hold, held = (tmp_path / name for name in ("whole", "cut", "hold", "held"))
+    held_out = ProblemSet(setup / "data", "test")
+    ids = {held_out.get(i).id for i in range(len(held_out))}
+    train = ProblemSet(setup / "data", "train")
+    assert ids.isdisjoint(train.get(i).id for i in range(len(train)))
+    (tmp_path / "reward.py").write_text(HELD_UP.format(ids=ids, hold=str(hold), held=str(held)))
+    words = (*length, f"rewards.path={tmp_path / 'reward.py'}:by_tokens", "rewards.timeout_s=100000")
+    run_python(*command(setup, "train", whole, *words))
+    hold.touch()
+    with started(*command(setup, "train", cut, *words, "checkpoint.grace_s=0.5")) as process:
+        wait_for(held.exists, process)
+        process.send_signal(signal.SIGTERM)
+        status = process.wait(LIMIT_S)
+        hold.unlink()  # what scores holds on to the output
+        printed, _ = process.communicate(timeout=LIMIT_S)
+    assert status == STOPPED, printed
+    said = (
+        f"stopped by SIGTERM after step {step} of {length[0].removeprefix('steps=')}, which is saved; the same command"
+    )
+    assert said in printed
+    assert len(steps(cut)) == step and saved(cut)[-1:] == [f"step_{step:08d}"]
+    assert json.loads((cut / ".stopped.json").read_text())["status"] == STOPPED
+
+    run_python(*command(setup, "train", cut, *words))
+    assert rows(cut) == rows(whole) and digests(cut / "final") == digests(whole / "final")
+
+
 # SIGINT is as it is at a terminal, or ignored: what a shell starts in the background has it so, these tests too.
 BUSY = """
 import signal, sys, time
@@ -179,6 +225,54 @@ def test_a_second_signal_or_a_step_that_takes_too_long_ends_it_at_once() -> None
                     break
             assert process.wait(LIMIT_S) == CUT_OFF
             assert "SIGINT: this run stops after this step" in told.read()
+
+
+BETWEEN = """
+import signal, sys, time
+from pathlib import Path
+from sapo_vl.lifeline import StopRequest, stopped
+grace_s, saved, tells, out = float(sys.argv[1]), int(sys.argv[2]), sys.argv[3], Path(sys.argv[4])
+def tell(said):
+    if tells == "no room":
+        raise OSError(28, "No space left on device")
+    out.write_text(f"{said.status} {said}")
+with StopRequest(grace_s, tell) as stop:
+    with stop.between_steps(lambda told: stopped(told, 7, "of 9", saved, out)):
+        if tells != "outside":
+            print("ready", flush=True)
+            time.sleep(600)
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+
+
+@pytest.mark.parametrize(
+    ("grace_s", "signals", "saved", "tells", "status"),
+    [
+        (0.5, 1, 7, "told", STOPPED),
+        (600.0, 2, 7, "told", STOPPED),
+        (0.5, 1, 7, "no room", STOPPED),
+        (0.5, 1, 6, "told", CUT_OFF),
+        (0.5, 1, 7, "outside", CUT_OFF),
+    ],
+)
+def test_a_rank_that_must_end_says_whether_that_loses_anything(
+    grace_s: float, signals: int, saved: int, tells: str, status: int, tmp_path: Path
+) -> None:
+    said = tmp_path / "said"
+    with started("-c", BETWEEN, str(grace_s), str(saved), tells, str(said)) as process:
+        assert process.stdout is not None and process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGUSR1)
+        for _ in range(LIMIT_S if signals == 2 else 0):
+            time.sleep(1.2)  # closer together they are one
+            process.send_signal(signal.SIGTERM)
+            if process.poll() is not None:
+                break
+        assert process.wait(LIMIT_S) == status
+    text = (
+        f"{STOPPED} stopped by SIGUSR1 after step 7 of 9, which is saved; the same command goes on from there: {said}"
+    )
+    assert (said.read_text() if said.exists() else "") == (text if status == STOPPED and tells == "told" else "")
 
 
 def test_a_signal_that_is_ignored_stays_so() -> None:
