@@ -148,7 +148,7 @@ class StopRequest:
         """`tell` leaves for the launcher what a rank says that ends with nothing lost. It may raise OSError."""
         self._grace_s, self._name, self._until = grace_s, "", math.inf
         self._tell = tell
-        self._between: Callable[[str], Stopped] | None = None
+        self._between: Callable[[str], Stopped | None] | None = None
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> StopRequest:
@@ -177,10 +177,10 @@ class StopRequest:
         return next(filter(None, world.gather(self._name)), "") if world.any(bool(self._name)) else ""
 
     @contextlib.contextmanager
-    def between_steps(self, stopped: Callable[[str], Stopped]) -> Iterator[None]:
+    def between_steps(self, stopped: Callable[[str], Stopped | None]) -> Iterator[None]:
         """Around what may last long and is done again anyway, as an evaluation: a rank that must end inside `with` ends
-        as `stopped` says for the name of the signal. All ranks are inside together, but for the way in and out; none
-        may begin a step before all are out."""
+        as `stopped` says for the name of the signal, with CUT_OFF where that is None. All ranks are inside together,
+        but for the way in and out; none may begin a step before all are out."""
         self._between = stopped
         try:
             yield

@@ -82,7 +82,6 @@ def run(config: RunConfig, out: Path) -> str:
 def _run(config: RunConfig, out: Path) -> str:
     seconds: dict[str, float] = {}
     config = _prepare(config, out, seconds)
-    check_run_folder(config, "train", out)
     print(summary_here(config), flush=True)
     _timed(seconds, "rl", lambda: launch("train", config, out))
     summary = read_mapping(out / "summary.json")
@@ -121,12 +120,19 @@ def _prepare(config: RunConfig, out: Path, seconds: dict[str, float]) -> RunConf
     out.mkdir(parents=True, exist_ok=True)
     sweep(out, MADE)
     _same_settings(config, out)
+    asked, trained = config, (out / CHECKPOINTS["train"]).exists()
+    if not trained:
+        save_config(asked, out / RUN_CONFIG)
     config = _timed(seconds, "data", lambda: _data(config, out))
     config = _timed(seconds, "init", lambda: _model(config, out))
     config = fitted(config)
     preflight(config, "train")  # before the cold start, which would take its time first
     check_room(config, "train", out)
-    return _timed(seconds, "cold_start", lambda: _cold_start(config, out))
+    config = _timed(seconds, "cold_start", lambda: _cold_start(config, out))
+    check_run_folder(config, "train", out)
+    if trained:  # a folder that is refused keeps the settings that it was made with
+        save_config(asked, out / RUN_CONFIG)
+    return config
 
 
 def _check_given(config: RunConfig) -> None:
@@ -205,7 +211,6 @@ def _same_settings(config: RunConfig, out: Path) -> None:
                 f"{out} has what was made with other settings ({there}): {told}. Give another run "
                 f"folder (OUT_DIR){_alone(out)}"
             )
-    save_config(config, path)
 
 
 def _asked_before(path: Path) -> dict[str, Any]:

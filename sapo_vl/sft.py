@@ -17,7 +17,7 @@ import numpy as np
 from sapo_vl.config import ColdStartConfig, RunConfig
 from sapo_vl.data.feed import ProblemFeed
 from sapo_vl.data.problem_set import ProblemSet
-from sapo_vl.data.sampler import QuotaSampler
+from sapo_vl.data.sampler import QuotaError, QuotaSampler
 from sapo_vl.evaluation.accuracy import evaluate
 from sapo_vl.evaluation.config import EvalConfig
 from sapo_vl.learning.checkpoint import (
@@ -149,15 +149,19 @@ def cold_start_sampler(config: RunConfig, sft: ColdStartConfig, tasks: Sequence[
 
     data.quotas are of the training split, whose tasks need not all have solutions.
     """
-    own = set(tasks)
-    quotas = sft.quotas or {task: quota for task, quota in config.data.quotas.items() if task in own}
+    own, given = set(tasks), config.data.quotas
+    quotas = sft.quotas or {task: quota for task, quota in given.items() if task in own}
+    if given and not quotas:
+        raise QuotaError(
+            f"data.quotas name {sorted(given)}, and the split {sft.split!r} has only the tasks {sorted(own)}; give "
+            "cold_start.quotas"
+        )
     return QuotaSampler(tasks, quotas, sft.batch_size, config.seed)
 
 
 def pass_rate_of(measured: Mapping[str, Any], quotas: Mapping[str, float]) -> float | None:
     """The mean of a measurement, tasks weighed as in a batch of the training; None where nothing could be scored."""
-    if not quotas:
-        return measured["mean"]
+    quotas = quotas or dict.fromkeys(measured["by_task"], 1.0)
     means = {task: found["mean"] for task, found in measured["by_task"].items() if quotas.get(task)}
     known = {task: mean for task, mean in means.items() if mean is not None}
     if not known:

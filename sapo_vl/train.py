@@ -112,8 +112,11 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     def say(told: str) -> Stopped:
         return stopped(told, step, f"of {config.steps}", saver.last, out)
 
+    def say_in_evaluation(told: str) -> Stopped | None:
+        return say(told) if step > first else None  # began with it: a scheduler would begin it again, for ever
+
     if accuracy_before is None and config.eval.before:
-        with timer("eval"), stop.between_steps(say):
+        with timer("eval"), stop.between_steps(say_in_evaluation):
             accuracy_before = _evaluate(config, session, scorer, run_log, out, step)
 
     def ended(told: str, state: dict[str, Any]) -> Stopped:
@@ -136,7 +139,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
             held = _state(source, scorer, accuracy_before)
         # Behind the save, before which it could cost what was done.
         if evaluates and not told:
-            with timer("eval"), source.exclusive(), stop.between_steps(say):
+            with timer("eval"), source.exclusive(), stop.between_steps(say_in_evaluation):
                 _evaluate(config, session, scorer, run_log, out, step)
             told = stop.agreed(world)  # it may be longer than a step
         if told and held is not None:
@@ -201,7 +204,7 @@ def train(config: RunConfig, out: Path, world: World, scorer: Scorer, stop: Stop
     if step > first:
         with timer("checkpoint"):  # behind the model, which takes a fraction of the room
             saver.save(step, _state(source, scorer, accuracy_before), at_the_end=True)
-    with timer("eval"), stop.between_steps(say):
+    with timer("eval"), stop.between_steps(say_in_evaluation):
         accuracy_after = _evaluate(config, session, scorer, run_log, out, step)
     session.rollouts.close()
     timer.take()

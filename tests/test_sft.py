@@ -50,10 +50,17 @@ def test_a_task_with_solutions_alone_needs_a_quota_of_its_own() -> None:
         cold_start_sampler(config, config.cold_start, ["geo", "warm"] * 10)
 
 
+def test_quotas_that_name_no_task_of_the_split_are_refused() -> None:
+    config = load_config(None, ["data.quotas={math: 1, code: 2}", "cold_start.batch_size=4"])
+    assert config.cold_start is not None
+    with pytest.raises(QuotaError, match=r"name \['code', 'math'\].*only the tasks \['geo'\]; give cold_start.quotas"):
+        cold_start_sampler(config, config.cold_start, ["geo"] * 10)
+
+
 def test_the_pass_rate_is_that_of_a_batch_of_the_training() -> None:
     by_task = {"easy": {"mean": 0.9}, "hard": {"mean": 0.1}, "unscored": {"mean": None}}
-    measured = {"mean": 0.5, "by_task": by_task}
-    assert pass_rate_of(measured, {}) == 0.5
+    measured = {"mean": 0.8, "by_task": by_task}  # over rows, of which "easy" has more
+    assert pass_rate_of(measured, {}) == pytest.approx(0.5)
     assert pass_rate_of(measured, {"easy": 1, "hard": 0}) == pytest.approx(0.9)
     assert pass_rate_of(measured, {"easy": 3, "hard": 1, "unscored": 9}) == pytest.approx((3 * 0.9 + 0.1) / 4)
     assert pass_rate_of(measured, {"unscored": 1}) is None

@@ -118,11 +118,14 @@ def problem_from_row(row: Mapping[str, Any]) -> Problem:
     )
 
 
+BLANK_SUFFIX = "#blank"  # of the id of an item's twin
+
+
 def blank_twin(problem: Problem) -> Problem:
     """The same item with uniform images of the same size: what can be had without looking."""
     blanks = (blank_like(image) for image in problem.images)
     images = Pictures.of((blank, functools.partial(encode_png, blank)) for blank in blanks)
-    return dataclasses.replace(problem, id=f"{problem.id}#blank", images=images)
+    return dataclasses.replace(problem, id=problem.id + BLANK_SUFFIX, images=images)
 
 
 def _pictures(cells: Sequence[Any]) -> Iterator[tuple[Image.Image, Callable[[], bytes]]]:

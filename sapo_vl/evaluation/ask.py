@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from sapo_vl.data.problem_set import blank_twin
+from sapo_vl.data.problem_set import BLANK_SUFFIX, blank_twin
 from sapo_vl.evaluation.items import Item, Items, prompt_hash
 from sapo_vl.evaluation.pictures import PictureFolder
 from sapo_vl.evaluation.records import UNREADABLE, Record, make_record
@@ -73,9 +73,10 @@ def _ask_batch(asking: Asking, items: Sequence[Item], each: int) -> tuple[list[R
             problem, scored_as = asking.problem(item)
         except ValueError as error:  # it could be read a moment ago: a file is gone
             log.warning("%s leaves out item %s: %s", name, item.id, error)
-            problem = Problem(id=item.id, task=item.task, messages=(), reward=item.reward)
-            places[item.id] = item
-            records[item.id] = _record(asking, problem, item, skipped=UNREADABLE)
+            id = f"{item.id}{BLANK_SUFFIX}" if asking.blank else item.id
+            places[id] = item
+            unread = Problem(id=id, task=item.task, messages=(), reward=item.reward)
+            records[id] = _record(asking, unread, item, skipped=UNREADABLE)
             continue
         places[problem.id], to_score[problem.id] = item, scored_as
         copies |= asking.pictures.new(problem, item.prompt) if asking.pictures else {}

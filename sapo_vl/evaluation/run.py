@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from sapo_vl.benchmarks import Benchmark
+from sapo_vl.data.problem_set import BLANK_SUFFIX
 from sapo_vl.evaluation.ask import Asking, ask
 from sapo_vl.evaluation.config import BenchmarkConfig, EvalConfig, EvaluationSections
 from sapo_vl.evaluation.errors import EvaluationError
@@ -159,7 +160,7 @@ class _Run:
 
     def _ask(self, name: str, items: Sequence[Item], params: SamplingParams, *, blank: bool) -> None:
         file = RecordFile(self.folder / name)
-        suffix = "#blank" if blank else ""
+        suffix = BLANK_SUFFIX if blank else ""
         done = self._on_main(file.done)
         pending = [item for item in items if item.id + suffix not in done]
         if len(pending) < len(items):
@@ -194,9 +195,11 @@ class _Run:
         head = {"benchmark": self.items.benchmark.name, "harness": hash_of(harness), "rule": self.judges.headline}
         summary: dict[str, Any] = {**head, **with_items(figures, self.items)}
         write_json(self.folder / SUMMARY, summary)
-        might_lack = summary["responses"].get("failed") or UNREADABLE in summary["items"]["skipped"]
-        if self.step is None and might_lack:
-            lacking = sum(record.is_lacking for record in read_records(self.folder / RECORDS))
+        might_lack = self.step is None and (
+            summary["responses"].get("failed") or UNREADABLE in summary["items"]["skipped"]
+        )
+        lacking = might_lack and sum(record.is_lacking for record in read_records(self.folder / RECORDS))
+        if lacking:
             log.warning(
                 "%s: %d items had no answer or no row; the same command asks them again",
                 self.items.benchmark.name, lacking,

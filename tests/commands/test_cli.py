@@ -265,7 +265,9 @@ def test_what_is_still_to_come_may_be_of_other_settings(tmp_path, attempt):
         *("rollout.vllm.gpu_memory_utilization=0.25", "loss.name=grpo", "optim.lr=0.125", "model.max_pixels=9999"),
         *("model.gradient_checkpointing=true", "steps=3", "eval.every=1", "checkpoint.every=2", "resume=no"),
     )
+    before = (out / "run.yaml").read_bytes()
     assert attempt(*FINISHED, *changed) == ABSENT
+    assert (out / "run.yaml").read_bytes() == before  # what was refused has trained nothing here
     assert attempt(*FINISHED) == ABSENT
     # Without a cold start before it, the training has begun from another model.
     (out / "cold_start.json").unlink()

@@ -113,12 +113,14 @@ def test_what_had_no_answer_is_asked_again(
         assert (out / "aime25" / name).read_bytes() == (whole / "aime25" / name).read_bytes()
 
 
-def test_what_the_engine_refuses_is_not_asked_again(make: Make, tmp_path: Path) -> None:
+def test_what_the_engine_refuses_is_not_asked_again(
+    make: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     """A function of the prompt: it would be refused again, for ever."""
     evaluate_benchmarks(make(), session(ScriptedEngine(away, "http://node-1:8000: status 400: too long")), tmp_path)
     engine = ScriptedEngine(half_right)
     evaluate_benchmarks(make(), session(engine), tmp_path)
-    assert engine.asked == []
+    assert engine.asked == [] and "again" not in caplog.text
 
 
 def test_another_try_takes_nothing_away(make: Make, tmp_path: Path) -> None:
@@ -273,7 +275,7 @@ def test_a_benchmark_of_the_users(own: str, tmp_path: Path) -> None:
 
 
 def test_a_row_that_was_gone_for_a_while_is_asked_again(own: str, tmp_path: Path) -> None:
-    given = [f'eval.benchmarks=["{own}"]', "eval.batch=2", "eval.blank=false"]  # one item at a time
+    given = [f'eval.benchmarks=["{own}"]', "eval.batch=2"]  # one item at a time, but for the blank ones
     config = load_config(None, given).model_copy(update={"model": MODEL})
     picture, away = tmp_path / "mine/1.png", tmp_path / "away.png"
 
@@ -287,7 +289,10 @@ def test_a_row_that_was_gone_for_a_while_is_asked_again(own: str, tmp_path: Path
     away.rename(picture)
     engine = ScriptedEngine(lambda *_: "\\boxed{1}")
     found = evaluate_benchmarks(config, session(engine), tmp_path / "out")["squares"]
-    assert engine.asked == ["squares-1"] and found["items"]["skipped"] == {} and found["pass@1"]["n"] == 3
+    assert engine.asked == ["squares-1", "squares-1#blank"]
+    assert found["items"]["skipped"] == {} and found["pass@1"]["n"] == found["blank"]["n"] == 3
+    blank = [record.id for record in read_records(tmp_path / "out/squares/blank.jsonl")]
+    assert blank == [f"squares-{i}#blank" for i in range(3)]
 
 
 @pytest.mark.parametrize(
