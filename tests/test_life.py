@@ -181,20 +181,23 @@ def test_a_long_evaluation_loses_nothing_when_the_time_is_up(
     (tmp_path / "reward.py").write_text(HELD_UP.format(ids=ids, hold=str(hold), held=str(held)))
     words = (*length, f"rewards.path={tmp_path / 'reward.py'}:by_tokens", "rewards.timeout_s=100000")
     run_python(*command(setup, "train", whole, *words))
-    hold.touch()
-    with started(*command(setup, "train", cut, *words, "checkpoint.grace_s=0.5")) as process:
-        wait_for(held.exists, process)
-        process.send_signal(signal.SIGTERM)
-        status = process.wait(LIMIT_S)
-        hold.unlink()  # what scores holds on to the output
-        printed, _ = process.communicate(timeout=LIMIT_S)
-    assert status == STOPPED, printed
     said = (
         f"stopped by SIGTERM after step {step} of {length[0].removeprefix('steps=')}, which is saved; the same command"
     )
-    assert said in printed
-    assert len(steps(cut)) == step and saved(cut)[-1:] == [f"step_{step:08d}"]
-    assert json.loads((cut / ".stopped.json").read_text())["status"] == STOPPED
+    for expected in (STOPPED, CUT_OFF):  # the second run begins with it: begun again, it would come no further
+        hold.touch()
+        with started(*command(setup, "train", cut, *words, "checkpoint.grace_s=0.5")) as process:
+            wait_for(held.exists, process)
+            process.send_signal(signal.SIGTERM)
+            status = process.wait(LIMIT_S)
+            hold.unlink()  # what scores holds on to the output
+            printed, _ = process.communicate(timeout=LIMIT_S)
+        held.unlink()
+        assert status == expected, printed
+        assert (said in printed) == (expected == STOPPED)
+        assert len(steps(cut)) == step and saved(cut)[-1:] == [f"step_{step:08d}"]
+        if expected == STOPPED:
+            assert json.loads((cut / ".stopped.json").read_text())["status"] == STOPPED
 
     run_python(*command(setup, "train", cut, *words))
     assert rows(cut) == rows(whole) and digests(cut / "final") == digests(whole / "final")
