@@ -81,7 +81,9 @@ def run(config: RunConfig, out: Path) -> str:
 
 def _run(config: RunConfig, out: Path) -> str:
     seconds: dict[str, float] = {}
-    config = _prepare(config, out, seconds)
+    asked, config = config, _prepare(config, out, seconds)
+    check_run_folder(config, "train", out)
+    save_config(asked, out / RUN_CONFIG)  # not before: a folder that is refused keeps what it was made with
     print(summary_here(config), flush=True)
     _timed(seconds, "rl", lambda: launch("train", config, out))
     summary = read_mapping(out / "summary.json")
@@ -109,7 +111,8 @@ def prepare(config: RunConfig, out: Path) -> Path:
     Returns the config of such a training, `out`/prepared.yaml: the given one with the paths of what was made."""
     _check_given(config)
     with hold_folder(out, "sapo-vl run --prepare"):
-        config = _prepare(config, out, {})
+        asked, config = config, _prepare(config, out, {})
+        save_config(asked, out / RUN_CONFIG)
         save_config(config, out / PREPARED_CONFIG)
     return out / PREPARED_CONFIG
 
@@ -120,19 +123,14 @@ def _prepare(config: RunConfig, out: Path, seconds: dict[str, float]) -> RunConf
     out.mkdir(parents=True, exist_ok=True)
     sweep(out, MADE)
     _same_settings(config, out)
-    asked, trained = config, (out / CHECKPOINTS["train"]).exists()
-    if not trained:
-        save_config(asked, out / RUN_CONFIG)
+    if not (out / CHECKPOINTS["train"]).exists():  # what is made from here on is made with these
+        save_config(config, out / RUN_CONFIG)
     config = _timed(seconds, "data", lambda: _data(config, out))
     config = _timed(seconds, "init", lambda: _model(config, out))
     config = fitted(config)
     preflight(config, "train")  # before the cold start, which would take its time first
     check_room(config, "train", out)
-    config = _timed(seconds, "cold_start", lambda: _cold_start(config, out))
-    check_run_folder(config, "train", out)
-    if trained:  # a folder that is refused keeps the settings that it was made with
-        save_config(asked, out / RUN_CONFIG)
-    return config
+    return _timed(seconds, "cold_start", lambda: _cold_start(config, out))
 
 
 def _check_given(config: RunConfig) -> None:

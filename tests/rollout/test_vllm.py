@@ -6,6 +6,10 @@ One launch a case runs everything (vllm_worker.py) and writes down what it saw; 
 from __future__ import annotations
 
 import functools
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -19,7 +23,27 @@ FAR = 0.01  # no planted fault may come near the tolerance of 1e-5
 
 
 @pytest.fixture(scope="module")
-def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest) -> Any:
+def left_behind() -> Iterator[None]:
+    """Shared memory under the names that vLLM would take, as a run that was killed leaves it."""
+    files = [Path("/dev/shm", f"-tp:0-[{ranks}]-cpushm_{i}") for ranks in ("0-1", "2-3") for i in (0, 1)]
+    before = set(Path("/dev/shm").glob("*cpushm*"))
+    made = {file: secrets.token_hex(8) for file in files if file not in before}
+    for file, content in made.items():
+        file.write_text(content)
+    yield
+    for file, content in made.items():
+        assert file.read_text() == content, "somebody else's memory was written to"
+        file.unlink()
+    for _ in range(300):  # other tests' engines take theirs away once they are open
+        if set(Path("/dev/shm").glob("*cpushm*")) <= before:
+            break
+        time.sleep(0.2)
+    else:
+        pytest.fail("memory outlasts its processes")
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest, left_behind: None) -> Any:
     seed = int(request.config.option.seed)
     folder = tmp_path_factory.mktemp("vllm")
     for kind in ("dense", "moe"):

@@ -6,14 +6,18 @@ tests/rollout/test_vllm.py and `sapo-vl doctor` passed with it.
 
 from __future__ import annotations
 
+import contextlib
+import glob
 import math
 import os
+import secrets
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from sapo_vl.model.loading import ModelConfig
@@ -26,6 +30,7 @@ from sapo_vl.types import Prompt
 
 # Far below any logit: e^-100 is nothing, and vLLM takes no bias beyond it.
 BAN = -100.0
+SHARED_MEMORY = Path("/dev/shm")
 BLOCK = 32  # pixels to a side of a vision token of Qwen3-VL
 THINNEST = 200  # sapo_vl.model.chat refuses pictures whose sides differ by a larger factor
 WORKER = "sapo_vl.rollout.vllm.worker.WorkerExtension"
@@ -80,12 +85,13 @@ def open_engine(
 
     # At its end an engine would destroy torch's default process group, which is the trainer's.
     core.cleanup_dist_env_and_memory = _drop_own_groups
-    return LLM(
-        **engine_settings(path, model, config, max_model_len, on_cpu=on_cpu, routes=routes),
-        distributed_executor_backend="external_launcher" if distributed else None,
-        enable_sleep_mode=config.sleep and not on_cpu,
-        disable_log_stats=True,
-    )
+    with _own_shared_memory() if on_cpu and distributed else contextlib.nullcontext():
+        return LLM(
+            **engine_settings(path, model, config, max_model_len, on_cpu=on_cpu, routes=routes),
+            distributed_executor_backend="external_launcher" if distributed else None,
+            enable_sleep_mode=config.sleep and not on_cpu,
+            disable_log_stats=True,
+        )
 
 
 def engine_settings(
@@ -132,6 +138,34 @@ def _drop_own_groups(shutdown_ray: bool = False) -> None:
     from vllm.distributed.parallel_state import destroy_model_parallel
 
     destroy_model_parallel()
+
+
+@contextlib.contextmanager
+def _own_shared_memory() -> Iterator[None]:
+    """An engine made inside has shared memory of its own, which is gone with its processes. All ranks call it together.
+
+    vLLM's CPU build names it by the ranks alone where torchrun started them: two runs of a machine would meet in it,
+    and what a killed one leaves there would keep every later one from starting.
+    """
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed as Shared
+
+    drawn = [secrets.token_hex(8)]
+    dist.broadcast_object_list(drawn, src=0)
+    given, names = Shared.make_group_name, set[str]()
+
+    def named(communicator: Any) -> str:
+        name = f"{drawn[0]}{given(communicator).replace('/', '')}"
+        names.add(name)
+        return name
+
+    Shared.make_group_name = staticmethod(named)
+    try:
+        yield
+    finally:
+        Shared.make_group_name = staticmethod(given)
+        for name in names:  # every rank of the group has it open by now
+            for file in SHARED_MEMORY.glob(f"{glob.escape(name)}_*"):
+                file.unlink(missing_ok=True)
 
 
 def sampling_fields(params: SamplingParams, seed: int, eos: Sequence[int], banned: Sequence[int]) -> dict[str, Any]:
