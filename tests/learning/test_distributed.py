@@ -6,6 +6,7 @@ work out what is right with the padded layout, autograd and torch's own AdamW.
 
 from __future__ import annotations
 
+import copy
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -117,13 +118,17 @@ def work_out(name: str, ranks: int, folder: Path, seed: int, start: Path | None)
     steps = len(SPLITS[ranks])
     case = make_case(variant.kind, seed)
     groups = with_old_logprobs(case, noise=0.3, temperature=TEMPERATURE)
-    policy = PolicyModule(load_model(variant.config(folder)), case.chat.banned_ids)
+    settings = variant.config(folder).model_copy(update={"experts_implementation": "eager"})  # takes float64, too
+    policy = PolicyModule(load_model(settings), case.chat.banned_ids)
     if start is not None:  # adapters are drawn by the worker
         policy.hf.load_state_dict(load_file(start), strict=False)
     before = {n: p.detach().clone() for n, p in policy.named_parameters()}
     batch = naive(case.chat, groups)
     objective = policy_objective(LossConfig(), global_denominators([batch], ONE), UpdateStats())
-    loss, gradient = gradients(policy, [batch], lambda mb, lp, e: objective(mb, lp, e).loss, TEMPERATURE)
+    # In float64: of two results in float32 each has errors of its own, which adapters far from 0 enlarge.
+    exact = copy.deepcopy(policy).double()
+    loss, found = gradients(exact, [batch], lambda mb, lp, e: objective(mb, lp, e).loss, TEMPERATURE)
+    gradient = {n: g.float() for n, g in found.items()}
 
     learning = {n: p for n, p in policy.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(learning.values(), lr=0.0, betas=OPTIM.betas, eps=OPTIM.eps, weight_decay=0.0)
